@@ -1,0 +1,87 @@
+"""The one table of functions and constants: arity, meaning, and a sentence for the reference and the prompts.
+
+A generation's folder holds the lowering of each under the same name; a test demands that the keys agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qimeng_attention.tl.numerics import Array
+
+
+def _quiet(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Let infinities and NaN arise without a warning, as on the device."""
+
+    def call(*args: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return f(*args)
+
+    return call
+
+
+def _f32(f: Callable[[Array], Array]) -> Callable[..., Any]:
+    return _quiet(lambda x: np.asarray(f(np.asarray(x, np.float32)), np.float32))
+
+
+def _tanh(x: Array) -> Array:
+    return np.tanh(x)
+
+
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(np.float32(0), x)
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of TL expressions."""
+
+    name: str
+    arity: tuple[int, int]  # least and most arguments
+    meaning: Callable[..., Any]
+    result: str  # "float", "int" (integers only), "same" (as its arguments), "bool"
+    doc: str
+
+
+def _ceildiv(a: Any, b: Any) -> Any:
+    return -((-a) // b)
+
+
+_TABLE = [
+    Function("exp", (1, 1), _f32(np.exp), "float", "e to the x"),
+    Function("exp2", (1, 1), _f32(np.exp2), "float", "2 to the x: one instruction of the special-function unit"),
+    Function("ln", (1, 1), _f32(np.log), "float", "natural logarithm; -inf at 0"),
+    Function("log2", (1, 1), _f32(np.log2), "float", "logarithm to base 2; -inf at 0"),
+    Function("tanh", (1, 1), _f32(_tanh), "float", "hyperbolic tangent"),
+    Function("sigmoid", (1, 1), _f32(lambda x: 1 / (1 + np.exp(-x))), "float", "1 / (1 + exp(-x))"),
+    Function("softplus", (1, 1), _f32(_softplus), "float", "ln(1 + exp(x))"),
+    Function("sqrt", (1, 1), _f32(np.sqrt), "float", "square root"),
+    Function("rsqrt", (1, 1), _f32(lambda x: 1 / np.sqrt(x)), "float", "1 / sqrt(x)"),
+    Function("abs", (1, 1), np.abs, "same", "absolute value"),
+    Function("min", (2, 8), lambda *a: _fold(np.minimum, a), "same", "least of its arguments"),
+    Function("max", (2, 8), lambda *a: _fold(np.maximum, a), "same", "greatest of its arguments"),
+    Function("clamp", (3, 3), lambda x, a, b: np.minimum(np.maximum(x, a), b), "same", "x held within [a, b]; b wins"),
+    Function("where", (3, 3), np.where, "same", "its second argument where the first holds, else its third"),
+    Function("ceildiv", (2, 2), _ceildiv, "int", "integer division rounded up"),
+    Function("RowMax", (1, 1), np.max, "float", "greatest element of each row of a tile"),
+    Function("RowSum", (1, 1), np.sum, "float", "sum of each row of a tile"),
+    Function("LaneSum", (1, 1), np.sum, "float", "sum of the elements of each row that one lane holds: four partial sums a row"),
+]
+
+
+def _fold(f: Callable[[Any, Any], Any], values: tuple[Any, ...]) -> Any:
+    result = values[0]
+    for value in values[1:]:
+        result = f(result, value)
+    return result
+
+
+FUNCTIONS: dict[str, Function] = {f.name: f for f in _TABLE}
+REDUCTIONS = frozenset({"RowMax", "RowSum", "LaneSum"})
+CONSTANTS: dict[str, float] = {"log2e": float(np.log2(np.e)), "ln2": float(np.log(2.0)), "inf": float("inf")}
+WORD_OPERATORS = {"Add": "+", "Subtract": "-", "Multiply": "*", "Divide": "/"}  # the paper's word forms
+LANES_A_ROW = 4  # lanes of a warp that share a row of an MMA accumulator (PTX ISA, mma.m16n8 and wgmma fragments)
