@@ -1,7 +1,7 @@
 """CUDA C++ text to a cubin, in this process, through NVRTC; its errors mapped back to lines of TL.
 
-Generated sources carry `// tl:12 Copy K ...` before each group of statements; an error belongs to the nearest such
-mark above the line that it, or the instantiation it came from, names.
+Generated sources carry `// tl:12 Copy K ...` before each group of statements; an error belongs to the nearest
+such mark above the line that it, or the instantiation it came from, names.
 
 Not here: where NVRTC and its headers are (toolchain.py), keeping cubins (cache.py), reading them (sass.py).
 """
@@ -26,8 +26,8 @@ _TAIL_LINES = 20
 _ALWAYS = (
     "-std=c++17",
     "--device-as-default-execution-space",  # CUTLASS's plain constexpr functions are host functions otherwise
-    # NOTE: from 13.2 on, that CCCL header declares std::tuple_size in a way that clashes with CUTLASS 4.2's own
-    # declaration; its include guard skips it, and nothing in CuTe misses it.
+    # NOTE: from 13.2 on, that CCCL header declares std::tuple_size in a way that clashes with CUTLASS 4.2's
+    # own declaration; its include guard skips it, and nothing in CuTe misses it.
     "-D_CUDA_STD___TUPLE_STRUCTURED_BINDINGS_H",
     "--ptxas-options=-v",  # registers and spills go to the log
 )
@@ -77,7 +77,9 @@ class CompileError(BuildError):
     ) -> None:
         self.log, self.diagnostics = log, tuple(diagnostics)
         tail = "\n".join(log.splitlines()[-_TAIL_LINES:])
-        super().__init__(message, hint=hint, tail=tail, log=log, diagnostics=[d.to_json() for d in diagnostics])
+        super().__init__(
+            message, hint=hint, tail=tail, log=log, diagnostics=[d.to_json() for d in diagnostics]
+        )
 
 
 def compile_cubin(
@@ -113,7 +115,7 @@ def compile_cubin(
     with _program(nvrtc, source, f"{name}.cu", headers or {}) as program:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
         log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace")
-        log = log.strip("\0 \n")
+        log = log.replace("\0", "").strip()
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise _refusal(f"{name}.cu", arch, source, log or status.name)
         cubin = _text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
@@ -121,25 +123,31 @@ def compile_cubin(
 
 
 def _import_nvrtc() -> Any:
-    """Import the bindings and load the library; here and not above, so that importing the package needs neither."""
+    """Import the bindings and load the library, here, so that importing the package needs neither."""
     try:
         from cuda.bindings import nvrtc
 
         nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError, OSError) as error:
-        raise EnvironmentMissing(
-            f"NVRTC cannot be loaded: {str(error).splitlines()[0]}", hint=f"run: {INSTALL}"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EnvironmentMissing(f"NVRTC cannot be loaded: {reason}", hint=f"run: {INSTALL}") from error
     return nvrtc
 
 
 @contextmanager
 def _program(nvrtc: Any, source: str, file: str, headers: Mapping[str, str]) -> Iterator[Any]:
-    texts = [text.encode() for text in headers.values()]
+    try:
+        text = source.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, as a careless JSON string may hold
+        hint = f"remove the character at offset {error.start}"
+        raise CompileError(f"{file} holds a character that is no Unicode text", hint=hint) from error
+    texts = [header.encode() for header in headers.values()]
     names = [name.encode() for name in headers]
-    status, program = nvrtc.nvrtcCreateProgram(source.encode(), file.encode(), len(texts), texts, names)
+    status, program = nvrtc.nvrtcCreateProgram(text, file.encode(), len(texts), texts, names)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise CompileError(f"NVRTC cannot take {file}: {status.name}", hint="see the log of the compiler", log=status.name)
+        raise CompileError(
+            f"NVRTC cannot take {file}: {status.name}", hint="see the log of the compiler", log=status.name
+        )
     try:
         yield program
     finally:
@@ -148,35 +156,43 @@ def _program(nvrtc: Any, source: str, file: str, headers: Mapping[str, str]) -> 
 
 def _text(size_of: Any, read: Any, program: Any) -> bytes:
     _, size = size_of(program)
-    buffer = b" " * size  # the bindings write into it
+    buffer = bytearray(size)  # the bindings write into it
     read(program, buffer)
-    return buffer
+    return bytes(buffer)
 
 
 def _refusal(file: str, arch: str, source: str, log: str) -> CompileError:
     diagnostics = diagnose(log, source, file)
     first = diagnostics[0].message if diagnostics else (log.splitlines() or ["no reason given"])[0]
     hint = diagnostics[0].hint if diagnostics else "see the log of the compiler"
-    return CompileError(f"NVRTC refused {file} for {arch}: {first}", hint=hint, log=log, diagnostics=diagnostics)
+    return CompileError(
+        f"NVRTC refused {file} for {arch}: {first}", hint=hint, log=log, diagnostics=diagnostics
+    )
 
 
-_ERROR = re.compile(r"^(?P<file>[^\n(]+?)\((?P<line>\d+)\): (?:catastrophic )?error(?: #[\w-]+)?: (?P<text>.*)$")
+_ERROR = re.compile(
+    r"^(?P<file>[^\n(]+?)\((?P<line>\d+)\): (?:catastrophic )?error(?: #[\w-]+)?: (?P<text>.*)$"
+)
 _FRAME = re.compile(r"at line (?P<line>\d+)(?: of \"?(?P<file>[^\"\n]+?)\"?)?\s*$")
-_PTXAS = re.compile(r"^ptxas (?:error|fatal)\s*: (?P<text>.*)$")
+_PTXAS = re.compile(r"^(?:ptxas (?:error|fatal)|nvrtc: error)\s*: (?P<text>.*)$")
 _MARK = re.compile(r"^\s*// tl:(\d+)\b", re.MULTILINE)
 
 
 def diagnose(log: str, source: str, file: str) -> list[Diagnostic]:
-    """Read a compiler's log: CU001 for errors of the front end, CU002 for those of ptxas, at most 20.
+    """Read a compiler's log: CU001 for errors of the front end, CU002 for those of ptxas and of options, at
+    most 20.
 
-    The span's line is the line of TL, or NOWHERE where the place has no `// tl:N` mark above it; the hint names the
-    line of C++. Of the errors that one line raises in headers only the first is given: the others follow from it.
+    The span's line is the line of TL, or NOWHERE where the place has no `// tl:N` mark above it; the hint
+    names the line of C++. Of the errors that one line raises in headers only the first is given: the others
+    follow from it.
     """
     found: list[Diagnostic] = []
     lines_seen: set[int] = set()
     for error, context in _errors(log):
         if "line" not in error:
-            found.append(Diagnostic("CU002", error["text"], "lower what the kernel asks of the GPU"))
+            found.append(
+                Diagnostic("CU002", error["text"], "change what the message names: a size, or an option")
+            )
             continue
         line, span = _origin(error, context, source, file)
         if error["file"] != file and line in lines_seen:
@@ -199,8 +215,8 @@ def _errors(log: str) -> Iterator[tuple[dict[str, str], list[str]]]:
 def _origin(error: Mapping[str, str], context: Sequence[str], source: str, file: str) -> tuple[int, Span]:
     """Give the line of the generated text that an error comes from (0 if none is named) and that of TL.
 
-    Of the error's own line and those of the instantiations, innermost first, the first one below a mark is taken: a
-    helper at the top of the text is not where the fault is.
+    Of the error's own line and those of the instantiations, innermost first, the first one below a mark is
+    taken: a helper at the top of the text is not where the fault is.
     """
     frames = [frame for text in context if (frame := _FRAME.search(text))]
     # A frame that names no file lies in the file of the error itself.
@@ -212,7 +228,7 @@ def _origin(error: Mapping[str, str], context: Sequence[str], source: str, file:
 
 
 def _place(header: str, header_line: int, line: int, source: str, file: str) -> str:
-    """Say where in the C++ the compiler stopped; folders are left out, they differ from machine to machine."""
+    """Say where in the C++ the compiler stopped, without folders: they differ from machine to machine."""
     lines = source.splitlines()
     quoted = f"{file} line {line}: {lines[line - 1].strip()}" if 1 <= line <= len(lines) else ""
     if header == file and header_line == line:

@@ -1,8 +1,8 @@
 """Where the compiler, the headers and the disassembler are, and of which versions: pip wheels only.
 
-Two layouts of NVIDIA's wheels are known: one folder `nvidia/cu13`, and one folder per component (`nvidia/cuda_nvrtc`,
-...) of the 12 series; the installed cuda-bindings decide which one is taken. Finding imports neither a CUDA module nor
-`cutlass_library` (whose import pulls in a dozen others).
+Two layouts of NVIDIA's wheels are known: one folder `nvidia/cu13`, and one folder per component
+(`nvidia/cuda_nvrtc`, ...) of the 12 series; the installed cuda-bindings decide which one is taken. Finding
+imports neither a CUDA module nor `cutlass_library` (whose import pulls in a dozen others).
 
 Not here: compiling (nvrtc.py).
 """
@@ -108,7 +108,12 @@ def _locations(package: str) -> list[Path]:
 def _cuda_folders(major: str) -> tuple[list[Path], list[Path]]:
     """Give the folders of headers, in search order, and of programs."""
     if major == "12":
-        headers = ["cuda_runtime/include", "cuda_nvrtc/include", "cuda_cccl/include", "cuda_cccl/include/cccl"]
+        headers = [
+            "cuda_runtime/include",
+            "cuda_nvrtc/include",
+            "cuda_cccl/include",
+            "cuda_cccl/include/cccl",
+        ]
         programs = ["cuda_nvdisasm/bin", "cuda_cuobjdump/bin", "cuda_nvcc/bin"]
     else:
         headers = ["cu13/include", "cu13/include/cccl"]

@@ -1,7 +1,7 @@
 """Facts of each GPU, as data: the table `gpus.toml` in, one frozen `Target` per GPU out.
 
-What a generation can do is a set of names (`capabilities`) that later stages ask for; a GPU that lacks one refuses
-by that name, nothing is emulated. MMA and copy atoms are in `atoms.py`.
+What a generation can do is a set of names (`capabilities`) that later stages ask for; a GPU that lacks one
+refuses by that name, nothing is emulated. MMA and copy atoms are in `atoms.py`.
 
 Not here: what a kernel uses of all this (the build report says so), and any measured rate.
 """
@@ -87,7 +87,7 @@ def get(name: str) -> Target:
 
 
 def for_arch(arch: str) -> tuple[Target, ...]:
-    """Find the GPUs that run cubins of `arch`: "sm_90" and "sm_90a" give H100 and H200; SpecError if there is none."""
+    """Find the GPUs of `arch`, with or without its suffix: "sm_90" gives H100 and H200; else SpecError."""
     found = tuple(t for t in _table().values() if arch in (t.arch, t.arch.rstrip("a")))
     if not found:
         raise _unknown("arch", arch, dict.fromkeys(t.arch for t in _table().values()))

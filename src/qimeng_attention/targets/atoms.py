@@ -1,11 +1,12 @@
 """MMA and copy atoms of each generation: shapes, CuTe names and thread-value layouts, as data.
 
-A layout is a `Fragment`: which element of a tile a thread holds as its value number v. Its modes are those of CuTe's
-thread-value layouts, fastest first, with a stride for the row and one for the column instead of a single index, so
+A layout is a `Fragment`: which element of a tile a thread holds as its value number v. Its modes are those of
+CuTe's thread-value layouts, fastest first, with a stride for the row and one for the column instead of a
+single index, so
 for C of m16n8k16: row = lane // 4 + 8 * (v // 2), column = (lane % 4) * 2 + v % 2.
 
-Source: PTX ISA, "Matrix Fragments" of mma.sync, wgmma.mma_async and ldmatrix; CUTLASS 4.2, cute/atom/mma_traits_*.hpp,
-which the tests compare with.
+Source: PTX ISA, "Matrix Fragments" of mma.sync, wgmma.mma_async and ldmatrix; CUTLASS 4.2,
+cute/atom/mma_traits_*.hpp, which the tests compare with.
 
 Not here: tilings of atoms over warps and swizzles (translation chooses those).
 """
@@ -122,7 +123,8 @@ _LDMATRIX_TRANSPOSED = Fragment(32, 8, ((4, 2, 0), (8, 0, 1)), ((2, 1, 0), (4, 8
 COPY_ATOMS: tuple[CopyAtom, ...] = (
     CopyAtom("ldmatrix x4", "SM75_U32x4_LDSM_N", "ldmatrix", "shared", "register", 16, 16, _LDMATRIX),
     CopyAtom(
-        "ldmatrix x4 transposed", "SM75_U16x8_LDSM_T", "ldmatrix", "shared", "register", 16, 16, _LDMATRIX_TRANSPOSED
+        "ldmatrix x4 transposed", "SM75_U16x8_LDSM_T", "ldmatrix",
+        "shared", "register", 16, 16, _LDMATRIX_TRANSPOSED,
     ),
     CopyAtom("cp.async 16", "SM80_CP_ASYNC_CACHEGLOBAL<uint128_t>", "async copy", "global", "shared", 16, 16),
     CopyAtom("cp.async 16 or zero", "SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>", "async copy",
@@ -135,7 +137,7 @@ _WGMMA_TYPES = {"fp16": ("F16F16", 16), "bf16": ("BF16BF16", 16), "fp8": ("E4M3E
 
 
 def wgmma(n: int, dtype: str, *, a_in_registers: bool) -> MmaAtom:
-    """Give the warpgroup's atom of 64 x n x (32 bytes of k); n is a multiple of 8 from 8 to 256, else ValueError."""
+    """Give the warpgroup's atom of 64 x n x (32 bytes of k); ValueError unless n is 8, 16, ..., 256."""
     if n % 8 or not 8 <= n <= 256:
         raise ValueError(f"wgmma needs n in 8, 16, ..., 256, not {n}")
     types, k = _WGMMA_TYPES[dtype]

@@ -241,7 +241,8 @@ class Scope:
     # -------------------------------------------------------------- tiles
     def axes_of_tiles(self, names: set[str]) -> dict[str, int]:
         """Give the axes of the named register tiles, usable as global indices in an expression over them."""
-        return {a.name: a.size for n in sorted(names) if n in self.tiles for a in self.tiles[n].axes if a.name != LANE}
+        sizes = {LANE, *self.fixed, *self.sizes}  # an axis named after a size is whole: the name means the size
+        return {a.name: a.size for n in sorted(names) if n in self.tiles for a in self.tiles[n].axes if a.name not in sizes}
 
     def merge_origins(self, out: str, names: set[str]) -> None:
         """Let a computed tile begin where its operands begin, and be as ragged as they are."""

@@ -48,16 +48,13 @@ struct SharedTile {
     return row * kCols + (chunk / kSpan) * (kSpan * kChunk) +
            ((chunk % kSpan) ^ (row % kSpan)) * kChunk;
   }
-  __device__ Vector16B& chunk(int row, int chunk) const {
-    return *reinterpret_cast<Vector16B*>(data + offset(row, chunk));
-  }
-  /// Chunk (row0 + row, chunk0 + half) with `row0` (multiple of 8) and `chunk0` (even) known to the
-  /// compiler, `row` and `half` (0 or 1) lane by lane: four address registers a lane pattern, all
-  /// other differences between chunks are immediates.
-  __device__ Vector16B const& chunk(int row0, int chunk0, int row, int half) const {
-    Element const* lane = data + row * kCols + ((chunk0 % kSpan) ^ (half ^ (row % kSpan))) * kChunk;
-    return *reinterpret_cast<Vector16B const*>(lane + row0 * kCols +
-                                               chunk0 / kSpan * (kSpan * kChunk));
+  /// Chunk (row0 + row, chunk0 + chunk). The compiler knows `row0`, a multiple of 8, and `chunk0`;
+  /// `row` and `chunk` (under 8, no bit shared with chunk0 % 8) differ lane by lane. Addresses of
+  /// one lane pattern then differ by immediates, and take at most four registers.
+  __device__ Vector16B& chunk(int row0, int chunk0, int row, int chunk) const {
+    Element* lane = data + row * kCols + ((chunk0 % kSpan) ^ (chunk ^ (row % kSpan))) * kChunk;
+    return *reinterpret_cast<Vector16B*>(lane + row0 * kCols +
+                                         chunk0 / kSpan * (kSpan * kChunk));
   }
   __device__ Element& operator()(int row, int col) const {
     return data[offset(row, col / kChunk) + col % kChunk];
@@ -210,7 +207,7 @@ __device__ inline void copy_async(Tile tile, typename Tile::Element const* sourc
     for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span) {
       cute::SM80_CP_ASYNC_CACHEGLOBAL<Vector16B>::copy(
           *reinterpret_cast<Vector16B const*>(from + span * (kSpan * kChunk)),
-          tile.chunk(row + i * kPassRows, chunk + span * kSpan));
+          tile.chunk(i * kPassRows, span * kSpan, row, chunk));
     }
     from += kPassRows * stride;
   }
@@ -231,7 +228,7 @@ __device__ inline void copy_async_bounded(Tile tile, typename Tile::Element cons
     for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span) {
       cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<Vector16B>::copy(
           *reinterpret_cast<Vector16B const*>(from + span * (kSpan * kChunk)),
-          tile.chunk(row + i * kPassRows, chunk + span * kSpan), row + i * kPassRows < rows);
+          tile.chunk(i * kPassRows, span * kSpan, row, chunk), row + i * kPassRows < rows);
     }
     from += kPassRows * stride;
   }
@@ -449,11 +446,10 @@ __device__ inline void store_staged(Element* target, int64_t stride,
     int const row = warp_index() * kRows + 4 * i + lane / kSpan;
     if (row < rows) {
 #pragma unroll
-      for (int span = 0; span < kCols / (kSpan * kChunk); ++span) {
-        int const chunk = span * kSpan + lane % kSpan;
-        *reinterpret_cast<Vector16B*>(target + row * stride + chunk * kChunk) =
-            stage.chunk(row, chunk);
-      }
+      for (int span = 0; span < kCols / (kSpan * kChunk); ++span)
+        *reinterpret_cast<Vector16B*>(target + row * stride +
+                                      (span * kSpan + lane % kSpan) * kChunk) =
+            stage.chunk(0, span * kSpan, row, lane % kSpan);
     }
   }
 }

@@ -1,0 +1,141 @@
+"""CuTe C++ to a cubin: NVRTC from pip wheels, a cache of cubins, a report on what the kernel asks of the GPU.
+
+No GPU and no toolkit are needed, and importing this imports no CUDA module. Sources include the package's own
+headers by name (`#include "sm80.cuh"`); their texts are given to the compiler, and to the cache's key, as
+they are.
+
+Not here: making the source (translate), loading and launching the cubin (runtime).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from qimeng_attention.build.cache import Cache, CacheEntry, CacheStats, cache_key
+from qimeng_attention.build.disassembly import Loop
+from qimeng_attention.build.nvrtc import CompileError, CompileOptions, CompileResult, compile_cubin, diagnose
+from qimeng_attention.build.occupancy import Occupancy, occupancy
+from qimeng_attention.build.sass import ResourceReport, entries, report
+from qimeng_attention.build.toolchain import Toolchain, find_toolchain
+from qimeng_attention.errors import BuildError
+from qimeng_attention.targets import Target
+
+__all__ = [
+    "Built",
+    "Cache",
+    "CacheEntry",
+    "CacheStats",
+    "CompileError",
+    "CompileOptions",
+    "CompileResult",
+    "Loop",
+    "Occupancy",
+    "ResourceReport",
+    "Toolchain",
+    "build",
+    "cache_key",
+    "compile_cubin",
+    "diagnose",
+    "find_toolchain",
+    "occupancy",
+    "prelude",
+    "report",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished kernel: what runs, what it was made from, and by what."""
+
+    name: str  # of the kernel in the cubin
+    cubin: bytes
+    arch: str
+    source: str
+    report: ResourceReport
+    seconds: float  # that compiling took, when it was compiled
+    cached: bool
+    versions: Mapping[str, str]  # nvrtc, cuda, cccl, cutlass
+    log: str  # the compiler's
+    notes: tuple[str, ...] = ()  # a cache that could not be used
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything but the cubin and the texts."""
+        return {
+            "name": self.name, "arch": self.arch, "report": self.report.to_json(), "seconds": self.seconds,
+            "cached": self.cached, "versions": dict(self.versions), "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def build(
+    source: str,
+    *,
+    name: str,
+    arch: str,
+    threads: int,
+    shared_bytes: int,
+    target: Target,
+    cache: Cache | None = None,
+    options: CompileOptions | None = None,
+    toolchain: Toolchain | None = None,
+) -> Built:
+    """Compile a kernel, or take it from the cache, and report on it.
+
+    Args:
+        source: CUDA C++ that exports `name` as `extern "C" __global__`.
+        name: the kernel's name.
+        arch: what to compile for, "sm_90a"; mostly the target's own.
+        threads: per block.
+        shared_bytes: dynamic shared memory per block.
+        target: the GPU whose limits the report's occupancy is computed with.
+        cache: None opens the user's; `Cache.disabled()` keeps nothing.
+        options: None takes the defaults.
+        toolchain: None finds the installed one.
+
+    Raises:
+        CompileError: the compiler refused; its diagnostics name lines of TL.
+        BuildError: the source has no kernel of that name.
+        EnvironmentMissing: a part of the tool chain is not there.
+    """
+    tools, chosen, kept = toolchain or find_toolchain(), options or CompileOptions(), cache or Cache.open()
+    headers = prelude()
+
+    def compiled() -> CacheEntry:
+        result = compile_cubin(source, arch=arch, name=name, toolchain=tools, headers=headers, options=chosen)
+        _require_kernel(name, result.log)
+        facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}
+        return CacheEntry(source, result.cubin, facts)
+
+    key = cache_key(
+        source, name=name, prelude=headers, arch=arch, options=chosen.flags(), toolchain=tools.key()
+    )
+    entry, cached = kept.get_or_build(key, compiled)
+    log = entry.facts["log"]
+    resources_used = report(
+        entry.cubin, kernel=name, threads=threads, shared_dynamic_bytes=shared_bytes, target=target,
+        toolchain=tools, log=log,
+    )  # fmt: skip
+    return Built(
+        name=name, cubin=entry.cubin, arch=arch, source=source, report=resources_used,
+        seconds=entry.facts["seconds"], cached=cached, versions=entry.facts["versions"], log=log,
+        notes=(kept.note,) if kept.note else (),
+    )  # fmt: skip
+
+
+def prelude() -> dict[str, str]:
+    """Give the package's own headers, text by name; the translator, whose data they are, is not imported."""
+    folder = resources.files("qimeng_attention") / "translate" / "prelude"
+    found = [file for file in folder.iterdir() if file.name.endswith(".cuh")] if folder.is_dir() else []
+    return {file.name: file.read_text(encoding="utf-8") for file in sorted(found, key=lambda file: file.name)}
+
+
+def _require_kernel(name: str, log: str) -> None:
+    exported = entries(log)
+    if name not in exported:
+        raise BuildError(
+            f"the source exports no kernel named {name}; it has {', '.join(exported) or 'none'}",
+            hint=f'declare it extern "C" __global__ void {name}(...)',
+            log=log,
+        )

@@ -1,0 +1,55 @@
+"""Shared memory and registers of a block, against the target's budget.
+
+Shared memory is exact. Registers are a lower bound: fragments only, spread over the block's threads; a vector along the
+rows is held by every lane that shares a row. What addresses and temporaries take is left to ptxas, whose report counts.
+"""
+
+from __future__ import annotations
+
+from qimeng_attention.errors import Span
+from qimeng_attention.tl.functions import LANES_A_ROW
+from qimeng_attention.tl.numerics import BYTES
+from qimeng_attention.tl.scope import LANE, Scope
+from qimeng_attention.tl.types import TileType
+
+THREADS_A_WARP = 32
+ROWS_AN_ACCUMULATOR = 8  # rows of an MMA fragment between which a column vector is repeated
+
+
+def shared_bytes(tiles: dict[str, TileType]) -> int:
+    """Count the bytes of shared memory: views and tiles that lie over others take none of their own."""
+    return sum(t.bytes for t in tiles.values() if t.space == "shared" and t.view is None and t.over is None)
+
+
+def registers_a_thread(tiles: dict[str, TileType], threads: int) -> int:
+    """Estimate the registers a thread needs to hold all register tiles at once."""
+    return sum(_registers(t, threads) for t in tiles.values() if t.space == "register")
+
+
+def _registers(tile: TileType, threads: int) -> int:
+    words = -(-tile.elements * BYTES[tile.dtype] // 4)
+    if len(tile.axes) == 1:
+        words *= LANES_A_ROW
+    elif tile.axis_names[1] == LANE:
+        words = tile.elements
+    return -(-words // threads)
+
+
+def check_budget(scope: Scope, span: Span, threads: int) -> None:
+    """Report TL501 and TL502 where the block does not fit the target."""
+    if scope.target is None:
+        return
+    used = shared_bytes(scope.tiles)
+    if used > scope.target.shared_per_block_bytes:
+        largest = max((t for t in scope.tiles.values() if t.space == "shared"), key=lambda t: t.bytes)
+        scope.report("TL501", span, f"the block needs {used:,} bytes of shared memory, {scope.target.name} has {scope.target.shared_per_block_bytes:,}",
+                     f"{largest.name} takes {largest.bytes:,}: fewer stages or a smaller tile")  # fmt: skip
+    needed = registers_a_thread({n: t for n, t in scope.tiles.items() if n in _held_together(scope)}, threads)
+    if needed > scope.target.max_registers_per_thread:
+        scope.report("TL502", span, f"the register tiles alone take {needed} registers a thread, {scope.target.name} has "
+                     f"{scope.target.max_registers_per_thread}", "take smaller tiles or more warps")  # fmt: skip
+
+
+def _held_together(scope: Scope) -> set[str]:
+    """Give the f32 accumulators and vectors: an operand made by Reshape takes the place of what it was made from."""
+    return {n for n, t in scope.tiles.items() if t.space == "register" and t.dtype == "f32"}

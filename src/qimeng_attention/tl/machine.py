@@ -1,0 +1,283 @@
+"""The machine that runs TL: blocks of threads, their shared memory, and strands (roles) that meet at barriers.
+
+A strand runs statements in order; strands of a block interleave at random, and asynchronous copies complete at random
+moments, so that a lost wait, an early refill or a deadlock shows on the CPU, at a line. Every fault is a `Fault`.
+
+Not here: what each statement does (statements/), whole runs over a grid (interpreter.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qimeng_attention.errors import Diagnostic, Span
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.evaluate import Environment, Value, boolean, integer
+from qimeng_attention.tl.numerics import Array, round_to
+from qimeng_attention.tl.types import Checked, TileType
+
+STEPS_BETWEEN_PROGRESS = 10_000  # strands asked in vain before the block counts as deadlocked
+
+
+class Fault(Exception):
+    """Something a correct program never does, found while running; carries its diagnostic."""
+
+    def __init__(self, code: str, span: Span, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.diagnostic = Diagnostic(code, message, hint, span)
+
+
+@dataclass
+class Slot:
+    """One stage of a shared tile: its content, and how far its fill and its readers are."""
+
+    data: Array | None = None
+    origin: dict[str, int] = field(default_factory=dict)
+    state: str = "empty"  # "in flight", "landed" (not every warp may look yet), "ready"
+    group: int = -1  # the group of asynchronous copies that fills it
+    read: bool = False  # since the last barrier
+    fills: int = 0  # rings: completed fills
+    releases: int = 0  # rings: releases by consumers
+    reading: int = 0  # asynchronous GEMMs that still read it
+
+
+@dataclass
+class Register:
+    """A register tile's content; `pending` counts asynchronous GEMMs that have not been waited for."""
+
+    data: Array | None
+    origin: dict[str, int] = field(default_factory=dict)
+    pending: bool = False
+
+
+@dataclass
+class Block:
+    """One block of threads at one point of the grid."""
+
+    machine: Machine
+    index: dict[str, int]
+    shared: dict[str, list[Slot]] = field(default_factory=dict)
+    open_group: int = 0
+    groups_done: int = 0
+    arrivals: list[Callable[[], None]] = field(default_factory=list)  # asynchronous copies on their way
+    turn: int = 0
+    turns: int = 1
+    consumers: dict[str, int] = field(default_factory=dict)  # ring: how many strands release it
+    at_barrier: int = 0
+    barrier_phase: int = 0
+    strands: int = 1
+    issued_groups: bool = False
+
+
+@dataclass
+class Strand:
+    """A thread of statements: the block itself, or one instance of a role."""
+
+    machine: Machine
+    block: Block
+    ints: dict[str, int]
+    registers: dict[str, Register] = field(default_factory=dict)
+    cursor: dict[tuple[str, str], int] = field(default_factory=dict)  # (ring, end): uses so far
+    waited: dict[str, int] = field(default_factory=dict)  # ring: fills this strand has waited for
+    gemms: list[tuple[str, list[Slot]]] = field(default_factory=list)  # in flight, oldest first
+    instance: int = 0
+    name: str = ""
+
+    # -------------------------------------------------------------- values
+    def integer(self, e: s.Expr, span: Span) -> int:
+        """Evaluate an integer expression; elements of named tensors may take part."""
+        try:
+            return integer(e, self.ints)
+        except KeyError as missing:
+            raise Fault("TL101", span, f"unknown name {missing}", "declare it before this line") from None
+        except ZeroDivisionError:
+            raise Fault("TL107", span, "division by zero", "guard the divisor") from None
+        except ValueError:
+            return int(self.environment().evaluate(e).data)
+
+    def boolean(self, e: s.Expr, span: Span) -> bool:
+        """Evaluate a condition that the whole role agrees on."""
+        try:
+            return boolean(e, self.ints)
+        except (ValueError, KeyError):
+            return bool(np.all(self.environment().evaluate(e).data))
+        except ZeroDivisionError:
+            raise Fault("TL107", span, "division by zero", "guard the divisor") from None
+
+    def environment(self, names: set[str] | None = None, span: Span | None = None) -> Environment:
+        """Give what an expression over the named register tiles may read, with the global indices of their axes."""
+        tiles: dict[str, Value] = {}
+        indices: dict[str, Array] = {}
+        for name in sorted(names or ()):
+            if name not in self.registers:
+                continue
+            register = self.read_register(name, span or Span())
+            kind = self.machine.checked.tiles[name]
+            if register.data is not None:
+                tiles[name] = Value(register.data, kind.axis_names)
+            for axis in kind.axes:
+                if axis.name in register.origin:
+                    start = register.origin[axis.name]
+                    known = indices.get(axis.name)
+                    if known is not None and (len(known) == 0 or known[0] != start):
+                        raise Fault("TL105", span or Span(), f"axis {axis.name} begins at {known[0]} in one operand and at {start} in another",
+                                    "combine tiles that lie at the same place")  # fmt: skip
+                    indices[axis.name] = start + np.arange(axis.size)
+        return Environment(self.ints, self.machine.scalars, tiles, indices, self.machine.named)
+
+    def read_register(self, name: str, span: Span) -> Register:
+        """Give a register tile, whose GEMM must be over."""
+        register = self.registers[name]
+        if register.pending:
+            raise Fault("TL406", span, f"{name} is read while the asynchronous GEMM that makes it may still run",
+                        "put `Wait gemm pending ...` before this line")  # fmt: skip
+        return register
+
+    def write_register(self, name: str, data: Array | None, origin: dict[str, int], span: Span) -> None:
+        """Replace a register tile's content."""
+        if name in self.registers and self.registers[name].pending:
+            raise Fault("TL406", span, f"{name} is overwritten while an asynchronous GEMM may still write it",
+                        "put `Wait gemm pending ...` before this line")  # fmt: skip
+        kind = self.machine.checked.tiles[name]
+        if data is not None:
+            data = round_to(data, kind.dtype)
+        self.registers[name] = Register(data, origin)
+
+    # -------------------------------------------------------------- shared memory
+    def slot(self, name: str, e: s.Expr | None, span: Span, end: str = "consumer") -> Slot:
+        """Give the stage of a shared tile that a statement means."""
+        kind = self.machine.checked.tiles[name]
+        slots = self.block.shared[kind.view or name]
+        if e is not None:
+            n = self.integer(e, span)
+            if not 0 <= n < len(slots):
+                raise Fault("TL408", span, f"slot {n} of {name} does not exist, it has {len(slots)} stage(s)",
+                            f"take the slot modulo {len(slots)}")  # fmt: skip
+            return slots[n]
+        return slots[self.cursor.get((kind.view or name, end), 0) % len(slots)]
+
+
+@dataclass
+class Machine:
+    """A checked program with the values of one call."""
+
+    checked: Checked
+    sizes: dict[str, int]
+    scalars: dict[str, float]
+    tensors: dict[str, Array]  # inputs and outputs by name
+    seed: int = 0
+    numeric: bool = True  # False: control flow, memory states and coverage only
+    written: dict[str, Array] = field(default_factory=dict)  # how often each output element was stored
+    contracted: list[tuple[Span, str, int, int]] = field(default_factory=list)  # this block's accumulating GEMMs
+
+    def __post_init__(self) -> None:
+        """Prepare what all blocks share."""
+        self.random = random.Random(self.seed)
+        self.concurrent = self.checked.level == "scheduled"
+        self.named = {n: (a, self.checked.tensors[n].dtype) for n, a in self.tensors.items()}
+
+    def run_block(self, index: dict[str, int]) -> None:
+        """Run one block of threads to its end."""
+        block = Block(self, index)
+        for tile in self.checked.tiles.values():
+            if tile.space == "shared" and tile.view is None:
+                block.shared[tile.name] = [Slot() for _ in range(tile.stages)]
+        self.contracted.clear()
+        main = Strand(self, block, {**self.sizes, **self.checked.fixed, **index})
+        roles = [n for n in self.checked.kernel.body if isinstance(n, s.Role)]
+        before = tuple(n for n in self.checked.kernel.body if not isinstance(n, s.Role))
+        self._drive(block, [(main, execute(before, main))])
+        if roles:
+            block.strands = 0
+            runs = [self._start(role, strand) for role in roles for strand in self._instances(role, main)]
+            block.strands = len(runs)
+            self._drive(block, runs)
+
+    def persistent_tiles(self, _: dict[str, int]) -> list[dict[str, int]]:
+        """Give the points of the grid that a persistent block visits; here one block visits all, in the grid's order."""
+        ints = {**self.sizes, **self.checked.fixed}
+        points: list[dict[str, int]] = [{}]
+        for d in reversed(self.checked.grid.dims):  # the first index varies fastest
+            values = list(range(integer(d.start, ints), integer(d.stop, ints)))
+            points = [{**p, d.name: v} for p in points for v in (reversed(values) if d.down else values)]
+        return points
+
+    def _instances(self, role: s.Role, main: Strand) -> list[Strand]:
+        span = role.range
+        numbers = range(main.integer(span.start, role.span), main.integer(span.stop, role.span)) if span else range(1)
+        strands = []
+        for n in numbers:
+            ints = {**main.ints, **({role.var: n} if role.var else {})}
+            registers = {k: Register(v.data, dict(v.origin)) for k, v in main.registers.items()}
+            strands.append(Strand(self, main.block, ints, registers, instance=n, name=role.name))
+        rings = {n.ring for n in _inside(role.body) if isinstance(n, s.Release)}
+        for ring in rings:
+            main.block.consumers[ring] = main.block.consumers.get(ring, 0) + len(strands)
+        if any(isinstance(n, s.PassTurn) for n in _inside(role.body)):
+            main.block.turns = len(strands)
+        return strands
+
+    def _start(self, role: s.Role, strand: Strand) -> tuple[Strand, Generator[Span | None, None, None]]:
+        return strand, execute(role.body, strand)
+
+    def _drive(self, block: Block, runs: list[tuple[Strand, Generator[Span | None, None, None]]]) -> None:
+        """Advance the strands in random order until all are done; a block in which none can move is deadlocked."""
+        waiting: dict[int, Span] = {}
+        idle = 0
+        alive = list(range(len(runs)))
+        while alive:
+            pick = self.random.choice(alive) if len(alive) > 1 else alive[0]
+            try:
+                place = next(runs[pick][1])
+            except StopIteration:
+                alive.remove(pick)
+                idle = 0
+                continue
+            if place is None:
+                idle = 0
+            else:
+                waiting[pick] = place
+                idle += 1
+            if block.arrivals and (idle > 2 * len(alive) or self.random.random() < 0.3):
+                block.arrivals.pop(self.random.randrange(len(block.arrivals)))()
+                idle = 0
+            if idle > STEPS_BETWEEN_PROGRESS or (idle > 0 and len(alive) == 1 and not block.arrivals):
+                where = waiting.get(pick, Span())
+                others = ", ".join(f"line {waiting[n].line}" for n in alive if n in waiting)
+                raise Fault("TL409", where, f"deadlock: every strand waits ({others})",
+                            "signal or release what is waited for, on every path")  # fmt: skip
+
+
+def _inside(body: tuple[s.Statement, ...]) -> list[s.Statement]:
+    from qimeng_attention.tl.traverse import statements
+
+    return list(statements(body))
+
+
+def execute(body: tuple[s.Statement, ...], strand: Strand) -> Generator[Span | None, None, None]:
+    """Run statements; yields a place while blocked there, and None between statements where strands interleave."""
+    from qimeng_attention.tl.statements import TABLE
+
+    for n in body:
+        result = TABLE[type(n)].run(n, strand)
+        if result is not None:
+            yield from result
+        if strand.block.strands > 1:
+            yield None
+
+
+RunResult = Generator[Span | None, None, None] | None
+
+
+def tile_type(strand: Strand, name: str) -> TileType:
+    """Give the type of a tile."""
+    return strand.machine.checked.tiles[name]
+
+
+def no_value(*_: Any) -> None:
+    """Stand for the run of a declaration."""

@@ -1,0 +1,111 @@
+"""Allocate: tensors in global memory, tiles in shared memory and registers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.machine import Register, Strand
+from qimeng_attention.tl.numerics import BYTES, FLOAT_TYPES, round_to
+from qimeng_attention.tl.printer import expression
+from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.statements.rule import Rule
+from qimeng_attention.tl.types import Axis, TensorType, TileType
+
+SWIZZLES = (32, 64, 128)  # bytes of a row over which 16-byte pieces are exchanged
+
+
+def axis_name(d: s.Dim) -> str:
+    """Give the axis a dimension carries: the one written, else the dimension's own name."""
+    return d.axis or expression(d.size)
+
+
+def _check(n: s.Allocate, scope: Scope) -> None:
+    dtype = n.dtype
+    if dtype is None:
+        scope.report("TL104", n.span, f"{n.name} has no type", f"write one behind its shape: {', '.join(BYTES)}")
+        dtype = "f32"
+    elif dtype not in BYTES:
+        scope.unknown(dtype, n.span, list(BYTES), "type")
+        dtype = "f32"
+    if n.space == "global":
+        _check_tensor(n, dtype, scope)
+    else:
+        _check_tile(n, dtype, scope)
+
+
+def _check_tensor(n: s.Allocate, dtype: str, scope: Scope) -> None:
+    if n.name in scope.tensors:
+        scope.report("TL102", n.span, f"tensor {n.name} is allocated twice", "choose another name")
+    for d in n.dims:
+        if scope.type_of(d.size, n.span).kind != "int":
+            scope.report("TL107", n.span, f"the dimension {expression(d.size)} is no integer", "use `//` or ceildiv")
+    if n.stages or n.swizzle or n.view or n.over:
+        scope.report("TL207", n.span, f"{n.name} lies in global memory, which has no stages, swizzle or views",
+                     "stages belong to tiles in shared memory")  # fmt: skip
+    if not n.dims:
+        scope.report("TL110", n.span, f"tensor {n.name} has no dimension", "use Scalar for a single number")
+    dims = tuple(d.size for d in n.dims)
+    scope.tensors[n.name] = TensorType(n.name, dtype, dims, tuple(axis_name(d) for d in n.dims))
+
+
+def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
+    axes = tuple(Axis(axis_name(d), scope.extent(d.size, n.span, f"extent {expression(d.size)} of {n.name}")) for d in n.dims)
+    if len({a.name for a in axes}) != len(axes):
+        scope.report("TL105", n.span, f"two axes of {n.name} have the same name", "name each: `(BM q, BN k)`")
+    if not 1 <= len(axes) <= 2:
+        scope.report("TL106", n.span, f"tile {n.name} has {len(axes)} axes, expected one or two", "tiles are vectors or matrices")
+    known = scope.tiles.get(n.name)
+    stages = 1 if n.stages is None else scope.extent(n.stages, n.span, f"the stages of {n.name}")
+    if n.space == "register" and (n.stages or n.swizzle or n.view or n.over):
+        scope.report("TL207", n.span, f"{n.name} lies in registers, which have no stages, swizzle or views", "remove them")
+    if n.swizzle is not None and n.swizzle not in SWIZZLES:
+        scope.report("TL503", n.span, f"swizzle {n.swizzle} is unknown, expected one of {SWIZZLES}", "take 128")
+    for other in (n.view, n.over):
+        if other is not None and (other not in scope.tiles or scope.tiles[other].space != "shared"):
+            scope.unknown(other, n.span, [t.name for t in scope.tiles.values() if t.space == "shared"], "shared tile")
+    tile = TileType(n.name, n.space, dtype, axes, "MMA_C", stages, n.swizzle, n.view, n.over, n.init)
+    if known is not None and (known.space, known.axes, known.dtype) != (tile.space, tile.axes, tile.dtype):
+        scope.report("TL102", n.span, f"{n.name} is already a tile {known.describe()} in {known.space} memory", "choose another name")
+    scope.tiles[n.name] = tile
+    scope.filled.discard(n.name)
+    if n.init is not None:
+        t = scope.type_of(n.init, n.span)
+        if t.axes or t.kind == "bool":
+            scope.report("TL106", n.span, f"the initial value of {n.name} must be one number", "compute the tile instead")
+        if n.space != "register" or dtype not in FLOAT_TYPES:
+            scope.report("TL207", n.span, f"only register tiles take an initial value, {n.name} lies in {n.space} memory",
+                         "fill it with Copy")  # fmt: skip
+        scope.filled.add(n.name)
+    if n.view is not None and n.view in scope.tiles:
+        _check_view(n, tile, scope.tiles[n.view], scope)
+
+
+def _check_view(n: s.Allocate, tile: TileType, whole: TileType, scope: Scope) -> None:
+    fits = len(tile.axes) == len(whole.axes) and all(a.size <= b.size for a, b in zip(tile.axes, whole.axes, strict=True))
+    if not fits or tile.dtype != whole.dtype:
+        scope.report("TL106", n.span, f"{n.name} {tile.describe()} is no part of {n.view} {whole.describe()}",
+                     "a view takes the first rows and columns, in the same type")  # fmt: skip
+    if n.view in scope.filled:
+        scope.filled.add(n.name)
+
+
+def _run(n: s.Allocate, t: Strand) -> None:
+    if n.space != "register":
+        return
+    kind = t.machine.checked.tiles[n.name]
+    if not t.machine.numeric:
+        t.registers[n.name] = Register(None)
+        return
+    value = float("nan") if n.init is None else float(t.environment().evaluate(n.init).data)
+    data = round_to(np.full([a.size for a in kind.axes], value, np.float32), kind.dtype)
+    t.registers[n.name] = Register(data)
+
+
+RULES = {
+    s.Allocate: Rule(
+        "Allocate", "Allocate", "Allocate K in global (B, Sk, Hk, D) bf16",
+        "Names a tensor in global memory, or a tile in shared memory (with stages, swizzle) or in registers (with an initial value).",
+        _check, _run,
+    ),
+}  # fmt: skip

@@ -1,0 +1,97 @@
+"""Compute: elementwise expressions and row reductions on register tiles; macros and word operators."""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.evaluate import align
+from qimeng_attention.tl.functions import WORD_OPERATORS
+from qimeng_attention.tl.machine import Strand
+from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.statements.rule import Rule
+from qimeng_attention.tl.traverse import names_in
+from qimeng_attention.tl.types import TileType
+
+
+def _check(n: s.Compute, scope: Scope) -> None:
+    names = names_in(n.value)
+    context = names | ({n.out} if n.new and n.out in scope.filled else set())
+    kind = scope.type_of(n.value, n.span, scope.axes_of_tiles(context))
+    if kind.kind == "bool":
+        scope.report("TL104", n.span, "Compute makes numbers, found a condition", "use where(condition, a, b)")
+    known = scope.tiles.get(n.out)
+    if known is None and n.new:
+        scope.unknown(n.out, n.span, list(scope.tiles), "tile")
+    if known is None:
+        if not kind.axes:
+            scope.report("TL106", n.span, f"{n.out} would be a single number, Compute makes tiles",
+                         "use Let for an integer of the block, or allocate the tile first")  # fmt: skip
+            return
+        scope.tiles[n.out] = TileType(n.out, "register", "f32", kind.axes)
+    elif known.space != "register":
+        scope.report("TL207", n.span, f"{n.out} lies in {known.space} memory, Compute writes registers", "choose another name")
+    elif not {a.name for a in kind.axes} <= set(known.axis_names):
+        found = ", ".join(a.name for a in kind.axes)
+        scope.report("TL105", n.span, f"the value has the axes ({found}), but {n.out} is {known.describe()}",
+                     "reduce the value over the axis that the tile lacks, or write to another tile")  # fmt: skip
+    elif any(a not in known.axes for a in kind.axes):
+        scope.report("TL106", n.span, f"the value's extents differ from {n.out}, which is {known.describe()}", "give both the same extents")
+    before = dict(scope.origins.get(n.out, {})), set(scope.ragged.get(n.out, set()))
+    scope.merge_origins(n.out, names)
+    if not names & set(scope.tiles) and known is not None:
+        scope.origins[n.out], scope.ragged[n.out] = before
+    scope.filled.add(n.out)
+
+
+def _run(n: s.Compute, t: Strand) -> None:
+    names = names_in(n.value)
+    kind = t.machine.checked.tiles[n.out]
+    kept = {a.name for a in kind.axes}
+    tiles = names & t.registers.keys()
+    origin = {a: o for name in sorted(tiles) for a, o in t.registers[name].origin.items() if a in kept}
+    if n.out in t.registers and not tiles:
+        origin = t.registers[n.out].origin
+    if not t.machine.numeric:
+        for name in sorted(tiles):
+            t.read_register(name, n.span)
+        t.write_register(n.out, None, origin, n.span)
+        return
+    context = names | ({n.out} if n.new else set())
+    value = t.environment(context, n.span).evaluate(n.value)
+    shape = tuple(a.size for a in kind.axes)
+    t.write_register(n.out, np.array(align(value, kind.axis_names, shape), np.float32), origin, n.span)
+
+
+def _check_apply(n: s.Apply, scope: Scope) -> None:
+    """Macros are written out before the checker walks: what is left has no definition."""
+    from qimeng_attention.tl.macros import library
+
+    known = [*library(), *WORD_OPERATORS]
+    if n.operator == "Softmax":
+        scope.report("TL109", n.span, "Softmax over a whole row cannot be computed tile by tile",
+                     "write `Compute OnlineSoftmax S, O, m, l with scale * log2e`, which keeps the running maximum and sum")  # fmt: skip
+        return
+    near = difflib.get_close_matches(n.operator, known, n=1, cutoff=0.4)
+    scope.report("TL109", n.span, f"unknown operator '{n.operator}'",
+                 f"did you mean '{near[0]}'?" if near else f"define it with Define, or use one of {', '.join(known)}")  # fmt: skip
+
+
+def _run_apply(n: s.Apply, t: Strand) -> None:
+    raise AssertionError("macros are written out before a program runs")
+
+
+RULES = {
+    s.Compute: Rule(
+        "Compute", "Compute", "Compute exp2(S * c - m * c) and get new S",
+        "Computes an elementwise expression or a row reduction of register tiles; vectors broadcast along the axis they lack, by name.",
+        _check, _run, "sketch",
+    ),
+    s.Apply: Rule(
+        "Apply", "Compute", "Compute OnlineSoftmax S, O, m, l with scale * log2e",
+        "Uses a macro that is itself defined in TL (Define), or an operator in its word form (Add, Subtract, Multiply, Divide).",
+        _check_apply, _run_apply, "sketch",
+    ),
+}  # fmt: skip

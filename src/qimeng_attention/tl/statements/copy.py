@@ -1,0 +1,350 @@
+"""Copy: moves a tile between memories. A tile past its tensor's end is filled with 0 and never written there (rule 4)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.coordinates import CoordinateError, Place, copy_target, copy_tensor, places
+from qimeng_attention.tl.machine import Block, Fault, Slot, Strand
+from qimeng_attention.tl.numerics import BYTES, Array, round_to
+from qimeng_attention.tl.printer import expression
+from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.statements.gemm import check_readable
+from qimeng_attention.tl.statements.rule import Rule
+from qimeng_attention.tl.types import Axis, Origin, TensorType, TileType
+
+LEGAL = {("global", "shared"), ("global", "register"), ("shared", "register"), ("register", "shared"),
+         ("register", "global"), ("shared", "global")}  # fmt: skip
+
+
+# ------------------------------------------------------------------ legality
+
+
+def _check(n: s.Copy, scope: Scope) -> None:
+    if (n.source, n.target) not in LEGAL:
+        scope.report("TL207", n.span, f"no Copy goes from {n.source} to {n.target} memory", "copy between different memories")
+        return
+    for e in [n.slot]:
+        if e is not None and scope.type_of(e, n.span).kind != "int":
+            scope.report("TL107", n.span, "a slot is an integer", "use integer arithmetic")
+    if n.asynchronous and (n.source, n.target) not in (("global", "shared"), ("shared", "global")):
+        scope.report("TL207", n.span, f"a Copy from {n.source} to {n.target} cannot be asynchronous", "remove `async`")
+    if n.asynchronous and scope.target is not None and "async copy" not in scope.target.capabilities:
+        scope.report("TL504", n.span, f"{scope.target.name} has no asynchronous copy", "remove the choice `copies async`")
+    if n.signals is not None:
+        scope.rings.add(n.signals.split(".")[0])
+    if n.source == "global":
+        _check_load(n, scope)
+    elif n.target == "global":
+        _check_store(n, scope)
+    else:
+        _check_on_chip(n, scope)
+
+
+def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | None:
+    """Read the coordinate of a Copy to or from global memory, or report TL110."""
+    if not n.dims:
+        scope.report("TL110", n.span, f"Copy {n.name} has no shape and coordinate", "write `(BM, D) in coordinate [batch, q = block * BM, head]`")
+        return None
+    extents = [scope.extent(d.size, n.span, f"extent {expression(d.size)}") for d in n.dims]
+    try:
+        found = places(n, extents, tensor.axis_names)
+    except CoordinateError as error:
+        scope.report("TL110", n.span, str(error), error.hint)
+        return None
+    for p, dim in zip(found, tensor.dims, strict=True):
+        for e in (p.start, p.stop):
+            if e is not None and scope.type_of(e, n.span).kind != "int":
+                scope.report("TL107", n.span, f"the coordinate {expression(e)} is no integer", "use `//` for integer division")
+        if p.at is not None:
+            scope.type_of(p.at, n.span, {p.axis: p.size})
+        whole = scope.constant(dim)
+        if p.kind == "whole" and whole is not None and whole != p.size:
+            scope.report("TL106", n.span, f"{tensor.name} has {whole} elements along {p.axis}, the Copy takes {p.size}",
+                         "take the whole axis, or name it in the coordinate; a tile lies as its tensor does: `.T` is symbolic")  # fmt: skip
+    return found
+
+
+def _axes(found: list[Place]) -> tuple[Axis, ...]:
+    return tuple(Axis(p.axis, p.size) for p in found if p.kind != "index")
+
+
+def _check_load(n: s.Copy, scope: Scope) -> None:
+    tensor = scope.tensors.get(n.name)
+    if tensor is None:
+        scope.unknown(n.name, n.span, list(scope.tensors), "tensor")
+        return
+    if n.name not in scope.read:
+        scope.read.append(n.name)
+    found = tile_places(n, tensor, scope)
+    if found is None:
+        return
+    name, axes = copy_target(n), _axes(found)
+    tile = scope.tiles.get(name)
+    if tile is None:
+        tile = scope.tiles[name] = TileType(name, n.target, tensor.dtype, axes)
+    elif tile.axes != axes or tile.space != n.target:
+        code = "TL105" if tile.axis_names != tuple(a.name for a in axes) else "TL106"
+        shape = f"({', '.join(f'{a.size} {a.name}' for a in axes)})"
+        scope.report(code, n.span, f"this Copy brings {shape} to {n.target}, but {name} is {tile.describe()} in {tile.space} memory",
+                     "allocate the tile as its tensor lies in memory; `.T` at the GEMM turns it")  # fmt: skip
+    elif tile.dtype != tensor.dtype:
+        scope.report("TL104", n.span, f"{tensor.name} is {tensor.dtype}, the tile {name} is {tile.dtype}",
+                     "only Reshape and a Copy out of registers change type")  # fmt: skip
+    scope.filled.add(name)
+    for view in [t.name for t in scope.tiles.values() if t.view == name]:
+        scope.filled.add(view)
+    for target in [name, *[t.name for t in scope.tiles.values() if t.view == name]]:
+        pairs = [(p, d) for p, d in zip(found, tensor.dims, strict=True) if p.kind != "index"]
+        scope.origins[target] = {p.axis: Origin(p.start, p.stop or d) for p, d in pairs}
+        scope.ragged[target] = {p.axis for p, d in pairs if _may_be_ragged(p, d, scope)}
+
+
+def _may_be_ragged(p: Place, dim: s.Expr, scope: Scope) -> bool:
+    whole, start = scope.constant(dim), scope.constant(p.start)
+    if p.stop is None and whole is not None and start is not None:
+        return start + p.size > whole
+    divides = whole is not None and whole % p.size == 0 and p.stop is None
+    multiple = isinstance(p.start, s.Binary) and p.start.op == "*" and scope.constant(p.start.right) == p.size
+    return p.kind != "whole" and not (divides and multiple)
+
+
+def _check_source(n: s.Copy, scope: Scope) -> TileType | None:
+    tile = scope.tiles.get(n.name)
+    if tile is None or tile.space != n.source:
+        scope.unknown(n.name, n.span, [t.name for t in scope.tiles.values() if t.space == n.source], f"tile in {n.source} memory")
+        return None
+    if n.name not in scope.filled:
+        scope.report("TL204", n.span, f"tile {n.name} is read before anything fills it", f"compute {n.name} before this line")
+    return tile
+
+
+def _check_store(n: s.Copy, scope: Scope) -> None:
+    tile, tensor = _check_source(n, scope), scope.tensors.get(copy_tensor(n))
+    if tensor is None:
+        scope.unknown(copy_tensor(n), n.span, list(scope.tensors), "tensor")
+        return
+    if tensor.name not in scope.written:
+        scope.written.append(tensor.name)
+    found = tile_places(n, tensor, scope)
+    if tile is None or found is None:
+        return
+    axes = _axes(found)
+    if axes != tile.axes:
+        code = "TL105" if {a.name for a in axes} != set(tile.axis_names) else "TL106"
+        shape = f"({', '.join(f'{a.size} {a.name}' for a in axes)})"
+        scope.report(code, n.span, f"this Copy stores {shape}, but {n.name} is {tile.describe()}", "store the tile with its own axes")
+    if n.source == "shared" and tile.dtype != tensor.dtype:
+        scope.report("TL104", n.span, f"{n.name} is {tile.dtype} in shared memory, {tensor.name} is {tensor.dtype}",
+                     "stage it in the tensor's type")  # fmt: skip
+    _check_place(n, found, scope)
+
+
+def _check_place(n: s.Copy, found: list[Place], scope: Scope) -> None:
+    """A result must go where it was computed: its axis begins where the coordinate says."""
+    for p in found:
+        origin = scope.origins.get(n.name, {}).get(p.axis)
+        if p.kind == "axis" and origin is not None and not same_place(origin.start, p.start, scope):
+            scope.report("TL105", n.span, f"{n.name} was computed at {p.axis} = {expression(origin.start)}, "
+                         f"this Copy stores it at {p.axis} = {expression(p.start)}", "store it where it belongs")  # fmt: skip
+
+
+def same_place(a: s.Expr, b: s.Expr, scope: Scope) -> bool:
+    """Tell whether two coordinates are equal, by trying values: they are polynomials of small degree."""
+    from qimeng_attention.tl.evaluate import integer
+    from qimeng_attention.tl.traverse import names_in
+
+    free = sorted((names_in(a) | names_in(b)) - set(scope.fixed))
+    for trial in (3, 5, 11):
+        values = {**scope.fixed, **{name: trial + 7 * n for n, name in enumerate(free)}}
+        try:
+            if integer(a, values) != integer(b, values):
+                return False
+        except (KeyError, ValueError, ZeroDivisionError):
+            return True  # not comparable here; the interpreter sees it
+    return True
+
+
+def _check_on_chip(n: s.Copy, scope: Scope) -> None:
+    source, name = _check_source(n, scope), copy_target(n)
+    if source is None:
+        return
+    if n.coordinate:
+        scope.report("TL110", n.span, "a Copy between shared memory and registers takes whole tiles", "leave the coordinate out")
+    target = scope.tiles.get(name)
+    if target is None or name == n.name:
+        if n.target == "shared" or name == n.name:
+            scope.report("TL101", n.span, f"the tile to copy {n.name} to is not declared", f"write `to {n.target} Name`, declared by Allocate")
+            return
+        role = "MMA_A" if BYTES[source.dtype] == 2 else "MMA_C"  # a 16-bit tile in registers is an operand
+        target = scope.tiles[name] = TileType(name, n.target, source.dtype, source.axes, role)
+    elif target.axes != source.axes or target.space != n.target:
+        scope.report("TL106", n.span, f"{n.name} is {source.describe()}, but {name} is {target.describe()} in {target.space} memory",
+                     "give both the same shape")  # fmt: skip
+    elif n.source == "shared" and source.dtype != target.dtype:
+        scope.report("TL104", n.span, f"{n.name} is {source.dtype}, {name} is {target.dtype}", "only a Copy out of registers rounds")
+    if target.over is not None:
+        scope.filled.discard(target.over)
+    scope.filled.add(name)
+    scope.origins[name] = dict(scope.origins.get(n.name, {}))
+    scope.ragged[name] = set(scope.ragged.get(n.name, set()))
+
+
+# ------------------------------------------------------------------ meaning
+
+
+def resolve(n: s.Copy, tensor: TensorType, t: Strand) -> tuple[list[Array], list[Place], dict[str, int]]:
+    """Give for each dimension the memory indices touched (-1 where none), and each axis's first logical index."""
+    extents = [t.integer(d.size, n.span) for d in n.dims]
+    found = places(n, extents, tensor.axis_names)
+    shape = t.machine.tensors[tensor.name].shape
+    indices, origin = [], {}
+    for p, extent in zip(found, shape, strict=True):
+        start = t.integer(p.start, n.span)
+        logical = np.arange(start, start + (1 if p.kind == "index" else p.size))
+        memory = logical
+        if p.at is not None:
+            first = np.asarray(t.environment().evaluate(p.at).data) if p.axis not in _free(p.at) else None
+            memory = first + np.arange(p.size) if first is not None else _gather(p, logical, t)
+        if p.kind != "index":
+            origin[p.axis] = start
+        stop = extent if p.stop is None else t.integer(p.stop, n.span)
+        valid = (memory >= 0) & (memory < extent) & ((logical < stop) if p.stop is not None else True)
+        indices.append(np.where(valid, memory, -1))
+    return indices, found, origin
+
+
+def _free(e: s.Expr) -> set[str]:
+    from qimeng_attention.tl.traverse import names_in
+
+    return names_in(e)
+
+
+def _gather(p: Place, logical: Array, t: Strand) -> Array:
+    environment = t.environment()
+    environment.indices = {p.axis: logical}
+    assert p.at is not None
+    return np.asarray(environment.evaluate(p.at).data)
+
+
+def _run(n: s.Copy, t: Strand) -> None:
+    if n.source == "global":
+        _load(n, t)
+    elif n.target == "global":
+        _store(n, t)
+    elif n.source == "shared":
+        slot = t.slot(n.name, n.slot, n.span)
+        check_readable(slot, n.name, n.span, t)
+        t.write_register(copy_target(n), slot.data, dict(slot.origin), n.span)
+    else:
+        _stage(n, t)
+
+
+def _load(n: s.Copy, t: Strand) -> None:
+    tensor = t.machine.checked.tensors[n.name]
+    indices, found, origin = resolve(n, tensor, t)
+    data = None
+    if t.machine.numeric:
+        source = t.machine.tensors[n.name]
+        mask = np.ones((), bool)
+        for d, i in enumerate(indices):
+            mask = mask & (i >= 0).reshape([-1 if e == d else 1 for e in range(len(indices))])
+        picked = source[np.ix_(*[np.maximum(i, 0) for i in indices])] if source.size else np.zeros(mask.shape, np.float32)
+        axes = tuple(d for d, p in enumerate(found) if p.kind == "index")
+        data = np.where(mask, picked, 0).squeeze(axis=axes).astype(np.float32)
+    name = copy_target(n)
+    if n.target == "register":
+        t.write_register(name, data, origin, n.span)
+        return
+    slot = t.slot(name, n.slot, n.span, "producer")
+    begin_fill(name, slot, n, t)
+    slot.data, slot.origin = data, origin
+    _finish_fill(name, slot, n, t)
+
+
+def begin_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
+    """Raise a fault if a stage may not be overwritten here."""
+    if not t.machine.concurrent:
+        return
+    kind = t.machine.checked.tiles[name]
+    for victim in [slot, *(t.block.shared[kind.over] if kind.over else [])]:
+        if victim.state == "in flight":
+            raise Fault("TL405", n.span, f"{name} is refilled while its last copy may still be in flight", "wait for that copy first")
+        if victim.reading:
+            raise Fault("TL404", n.span, f"{name} is refilled while an asynchronous GEMM still reads it", "put `Wait gemm pending ...` before the release")
+        if victim.read and n.signals is None and kind.name not in t.block.consumers:
+            raise Fault("TL404", n.span, f"{name} is refilled while other warps may still read it",
+                        "put `Barrier` between the last read and this line")  # fmt: skip
+    ring = kind.view or name
+    if ring in t.block.consumers:
+        needed = slot.fills * t.block.consumers[ring]
+        if slot.releases < needed:
+            raise Fault("TL404", n.span, f"{name} is refilled before all its readers released it", f"put `Wait {ring}.empty` before this line")
+    for other in t.machine.checked.tiles.values():
+        if other.over == name or kind.over == other.name:
+            for victim in t.block.shared.get(other.name, []):
+                victim.state, victim.data = ("empty", None) if victim is not slot else (victim.state, victim.data)
+
+
+def _finish_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
+    slot.read = False
+    if not t.machine.concurrent:
+        slot.state = "ready"
+    elif not n.asynchronous:
+        slot.state = "landed"
+    elif n.signals is None:
+        slot.state, slot.group = "in flight", t.block.open_group
+    else:
+        ring = n.signals.split(".")[0]
+        slot.state = "in flight"
+        t.cursor[(ring, "producer")] = t.cursor.get((ring, "producer"), 0) + 1
+        t.block.arrivals.append(lambda: _arrive(t.block, slot))
+
+
+def _arrive(block: Block, slot: Slot) -> None:
+    slot.state = "ready"
+    slot.fills += 1
+
+
+def _stage(n: s.Copy, t: Strand) -> None:
+    """Write a register tile to shared memory, rounding to the staging tile's type."""
+    register, name = t.read_register(n.name, n.span), copy_target(n)
+    kind = t.machine.checked.tiles[name]
+    slot = t.slot(name, n.slot, n.span, "producer")
+    begin_fill(name, slot, n, t)
+    slot.data = None if register.data is None else round_to(register.data, kind.dtype)
+    slot.origin, slot.read = dict(register.origin), False
+    slot.state = "landed" if t.machine.concurrent else "ready"
+
+
+def _store(n: s.Copy, t: Strand) -> None:
+    tensor = t.machine.checked.tensors[copy_tensor(n)]
+    if n.source == "shared":
+        slot = t.slot(n.name, n.slot, n.span)
+        check_readable(slot, n.name, n.span, t)
+        data = slot.data
+    else:
+        data = t.read_register(n.name, n.span).data
+    indices, found, _ = resolve(n, tensor, t)
+    where = np.ix_(*[i[i >= 0] for i in indices])
+    counts = t.machine.written[tensor.name]
+    if not n.accumulate:
+        if np.any(counts[where] > 0):
+            raise Fault("TL304", n.span, f"{tensor.name} is written twice at the same place", "check the coordinate and the Grid: each block stores its own tile")
+        counts[where] += 1
+    if data is None:
+        return
+    shaped = data.reshape([len(i) for i in indices])
+    kept = round_to(shaped[np.ix_(*[i >= 0 for i in indices])], tensor.dtype)
+    out = t.machine.tensors[tensor.name]
+    out[where] = out[where] + kept if n.accumulate else kept
+
+
+RULES = {
+    s.Copy: Rule(
+        "Copy", "Copy", "Copy K (BN, D) in coordinate [batch, k = i * BN, head // (Hq // Hk)] from global to shared",
+        "Moves a tile between memories. Past the tensor's end it reads 0 and writes nothing; out of registers it rounds to the type it meets.",
+        _check, _run, "sketch",
+    ),
+}  # fmt: skip

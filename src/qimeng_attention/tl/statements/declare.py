@@ -1,0 +1,93 @@
+"""Declarations: sizes, scalars, tile sizes, the grid, the block's warps, and integers of the block."""
+
+from __future__ import annotations
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.machine import Strand, no_value
+from qimeng_attention.tl.numerics import BYTES
+from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.statements.rule import Rule
+
+LEGAL_WARPS = (1, 2, 4, 8, 16)
+
+
+def declare(scope: Scope, name: str, n: s.Statement) -> bool:
+    """Report TL102 if a name is taken; a tensor and the tile copied from it may share one."""
+    taken = name in scope.fixed or name in scope.sizes or name in scope.scalars or name in scope.ints
+    if taken:
+        scope.report("TL102", n.span, f"'{name}' is declared twice", "choose another name")
+    return not taken
+
+
+def _check_size(n: s.Size, scope: Scope) -> None:
+    for name, value in n.entries:
+        if not declare(scope, name, n):
+            continue
+        if value is None:
+            scope.sizes.append(name)
+        else:
+            scope.fixed[name] = scope.extent(value, n.span, f"size {name}")
+
+
+def _check_tile(n: s.Tile, scope: Scope) -> None:
+    for name, value in n.entries:
+        if declare(scope, name, n):
+            scope.fixed[name] = scope.extent(value, n.span, f"tile size {name}")
+
+
+def _check_scalar(n: s.Scalar, scope: Scope) -> None:
+    if n.dtype not in BYTES:
+        scope.unknown(n.dtype, n.span, list(BYTES), "type")
+    if declare(scope, n.name, n):
+        scope.scalars[n.name] = n
+
+
+def _check_grid(n: s.Grid, scope: Scope) -> None:
+    if scope.grid is not None:
+        scope.report("TL102", n.span, "the kernel has two Grid statements", "keep one")
+    if len(n.dims) > 3:
+        scope.report("TL110", n.span, f"the grid has {len(n.dims)} indices, the device knows three", "join two of them")
+    for d in n.dims:
+        for e in (d.start, d.stop):
+            if scope.type_of(e, n.span).kind != "int":
+                scope.report("TL107", n.span, f"the range of {d.name} must be an integer", "use `//` or ceildiv")
+        if declare(scope, d.name, n):
+            scope.ints.add(d.name)
+    scope.grid = n
+
+
+def _check_warps(n: s.Warps, scope: Scope) -> None:
+    count = scope.extent(n.count, n.span, "the number of warps")
+    if count not in LEGAL_WARPS:
+        allowed = ", ".join(str(w) for w in LEGAL_WARPS)
+        scope.report("TL506", n.span, f"{count} warps cannot divide a tile, expected one of {allowed}", "take 4 or 8")
+    if n.blocks is not None:
+        scope.extent(n.blocks, n.span, "the number of blocks an SM")
+    scope.warps = n
+
+
+def _check_let(n: s.Let, scope: Scope) -> None:
+    t = scope.type_of(n.value, n.span)
+    if t.kind != "int" or not t.uniform or t.axes:
+        scope.report("TL208", n.span, f"{n.name} must be an integer that the whole block agrees on", "compute it from sizes and indices")
+    if declare(scope, n.name, n):
+        scope.ints.add(n.name)
+
+
+def _run_let(n: s.Let, t: Strand) -> None:
+    t.ints[n.name] = t.integer(n.value, n.span)
+
+
+RULES = {
+    s.Size: Rule("Size", "Size", "Size B, Sq, Sk, D = 128", "Names sizes. One without a value is an argument of each call.",
+                 _check_size, no_value),
+    s.Tile: Rule("Tile", "Tile", "Tile BM = 128, BN = 64", "Names the tile sizes that the author reasoned.", _check_tile, no_value),
+    s.Scalar: Rule("Scalar", "Scalar", "Scalar scale f32 > 0",
+                   "Names a number given at each call, and what the launcher must find true of it.", _check_scalar, no_value),
+    s.Grid: Rule("Grid", "Grid", "Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B",
+                 "Gives each block of threads its indices; the first varies fastest, `down` counts backwards.", _check_grid, no_value),
+    s.Warps: Rule("Warps", "Warps", "Warps 4 along q, 2 blocks an SM",
+                  "Divides the rows of the register tiles among warps, and says how many blocks an SM should hold.",
+                  _check_warps, no_value, "scheduled"),
+    s.Let: Rule("Let", "Let", "Let last = ceildiv(Sk, BN)", "Names an integer that the whole block agrees on.", _check_let, _run_let),
+}  # fmt: skip

@@ -1,0 +1,252 @@
+"""Compute GEMM: a matrix product of two tiles on the tensor cores. `.T` is symbolic: it says which index is contracted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.machine import Fault, Register, Slot, Strand
+from qimeng_attention.tl.numerics import BYTES, Array
+from qimeng_attention.tl.printer import expression
+from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.statements.rule import Rule
+from qimeng_attention.tl.traverse import add
+from qimeng_attention.tl.types import Axis, Origin, TileType
+
+
+# ------------------------------------------------------------------ legality
+
+
+def _operand(o: s.Operand, n: s.Gemm, scope: Scope, side: str) -> tuple[Axis, Axis] | None:
+    """Check one operand and give its axes as the product sees them."""
+    span = o.span if o.span.line else n.span
+    tile = scope.tiles.get(o.name)
+    if tile is None:
+        if o.name in scope.tensors:
+            scope.report("TL207", span, f"{o.name} lies in global memory, GEMM reads shared memory or registers",
+                         f"Copy {o.name} to shared first")  # fmt: skip
+        else:
+            scope.unknown(o.name, span, [*scope.tiles, *scope.tensors], "tile")
+        return None
+    if o.name not in scope.filled and tile.view not in scope.filled:
+        scope.report("TL204", span, f"tile {o.name} is read before anything fills it", f"Copy {o.name} to shared before this line")
+    if len(tile.axes) != 2:
+        scope.report("TL106", span, f"GEMM takes tiles with two axes, {o.name} is {tile.describe()}", "vectors need no GEMM")
+        return None
+    if tile.space == "register":
+        _check_register_operand(o, tile, scope, side)
+    if BYTES[tile.dtype] > 2 and not (tile.space == "register" and tile.role == "MMA_C"):
+        scope.report("TL104", span, f"GEMM multiplies 16-bit types, {o.name} is {tile.dtype}", "Reshape it `as` the other operand's type")
+    axes = tile.axes
+    if o.rows is not None:
+        start, stop = scope.type_of(o.rows.start, span), scope.type_of(o.rows.stop, span)
+        size = _extent(o.rows, scope)
+        if start.kind != "int" or stop.kind != "int" or size is None or not 1 <= size <= axes[0].size:
+            scope.report("TL106", span, f"the rows of {o.name} must be a stretch of fixed length within {axes[0].size}",
+                         "write `[w * 64 : (w + 1) * 64]`")  # fmt: skip
+        axes = (Axis(axes[0].name, size or axes[0].size), axes[1])
+    for e in [o.slot, *[x for _, x in o.at]]:
+        if e is not None and scope.type_of(e, span).kind != "int":
+            scope.report("TL107", span, "slot and origin are integers", "use integer arithmetic")
+    return (axes[1], axes[0]) if o.transposed else (axes[0], axes[1])
+
+
+def _extent(r: s.Range, scope: Scope) -> int | None:
+    """Give the length of `w * 64 : (w + 1) * 64` although w is not fixed: the difference at two values of each name."""
+    from qimeng_attention.tl.evaluate import integer
+    from qimeng_attention.tl.traverse import names_in
+
+    free = sorted((names_in(r.start) | names_in(r.stop)) - set(scope.fixed))
+    try:
+        lengths = {integer(r.stop, v) - integer(r.start, v)
+                   for v in ({**scope.fixed, **dict.fromkeys(free, x)} for x in (0, 1, 5))}  # fmt: skip
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _check_register_operand(o: s.Operand, tile: TileType, scope: Scope, side: str) -> None:
+    if side == "B":
+        scope.report("TL207", o.span, f"the second operand of GEMM comes from shared memory, {o.name} lies in registers",
+                     "exchange the operands, or Copy it to shared")  # fmt: skip
+    elif tile.role != "MMA_A":
+        scope.report("TL201", o.span, f"{o.name} has the role {tile.role} of a result, GEMM reads the role MMA_A of an operand",
+                     f"put `Reshape {o.name} from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as bf16 and get P` "
+                     "just before this line and multiply P")  # fmt: skip
+
+
+def _check(n: s.Gemm, scope: Scope) -> None:
+    a, b = _operand(n.a, n, scope, "A"), _operand(n.b, n, scope, "B")
+    if a is None or b is None:
+        if n.out in scope.tiles:
+            scope.filled.add(n.out)
+        return
+    ta, tb = scope.tiles[n.a.name], scope.tiles[n.b.name]
+    if ta.dtype != tb.dtype and BYTES[ta.dtype] <= 2 and BYTES[tb.dtype] <= 2:
+        scope.report("TL104", n.span, f"the operands' types differ: {n.a.name} is {ta.dtype}, {n.b.name} is {tb.dtype}",
+                     f"give the Reshape of {n.a.name} `as {tb.dtype}`")  # fmt: skip
+    if a[1].name != b[0].name:
+        _report_contraction(n, a, b, scope)
+        return
+    if a[1].size != b[0].size:
+        scope.report("TL106", n.span, f"GEMM sums over {a[1].name}, which has {a[1].size} elements in {n.a.name} and {b[0].size} in {n.b.name}",
+                     "give both tiles the same extent along it")  # fmt: skip
+    if a[0].name == b[1].name:
+        scope.report("TL105", n.span, f"both axes of the result are named {a[0].name}", "name the operands' axes apart")
+    if a[1].name in scope.ragged.get(n.a.name, ()) and ta.space == "register":
+        limit = scope.origins[n.a.name][a[1].name].limit
+        end = expression(limit) if limit is not None else "the end"
+        scope.report("TL205", n.span, f"{n.a.name} may hold columns past {a[1].name} = {end} that no mask removes before this GEMM sums over them",
+                     f"add `{a[1].name} < {end}` to a Mask above this line")  # fmt: skip
+    _result(n, (a[0], b[1]), scope)
+
+
+def _report_contraction(n: s.Gemm, a: tuple[Axis, Axis], b: tuple[Axis, Axis], scope: Scope) -> None:
+    """Say which operand's `.T` is missing, or is one too many (the paper's second failure mode)."""
+    turned = replace(n.b, transposed=not n.b.transposed, span=n.b.span)
+    if b[1].name == a[1].name:
+        code, why = ("TL202", "is missing") if turned.transposed else ("TL203", "is one too many")
+        scope.report(code, n.b.span, f"GEMM sums over {a[1].name} of {n.a.name}, but {_shown(n.b)} begins with {b[0].name}: `.T` {why}",
+                     f"write {_shown(turned)}; `.T` is symbolic and says which index is summed, memory stays as it is")  # fmt: skip
+    elif a[0].name == b[0].name:
+        other = replace(n.a, transposed=not n.a.transposed)
+        scope.report("TL202" if other.transposed else "TL203", n.a.span,
+                     f"GEMM sums over {b[0].name} of {_shown(n.b)}, but {_shown(n.a)} ends with {a[1].name}",
+                     f"write {_shown(other)}; `.T` is symbolic and says which index is summed")  # fmt: skip
+    else:
+        scope.report("TL105", n.span, f"the operands' axes clash: {_shown(n.a)} has ({a[0].name}, {a[1].name}), "
+                     f"{_shown(n.b)} has ({b[0].name}, {b[1].name}), expected the last of the first to be the first of the second",
+                     "check the axes that each operand's Copy gave it")  # fmt: skip
+
+
+def _shown(o: s.Operand) -> str:
+    return o.name + ".T" * o.transposed
+
+
+def _result(n: s.Gemm, axes: tuple[Axis, Axis], scope: Scope) -> None:
+    out = scope.tiles.get(n.out)
+    if out is None:
+        if n.accumulate:
+            scope.unknown(n.out, n.span, list(scope.tiles), "tile")
+        out = scope.tiles[n.out] = TileType(n.out, "register", "f32", axes)
+    elif out.space != "register" or out.dtype != "f32" or out.role != "MMA_C":
+        scope.report("TL207", n.span, f"GEMM writes an f32 accumulator in registers, {n.out} is {out.describe()} in {out.space} memory",
+                     "allocate the result as f32 in register")  # fmt: skip
+    elif out.axes != axes:
+        found = f"({axes[0].size} {axes[0].name}, {axes[1].size} {axes[1].name})"
+        code = "TL105" if out.axis_names != (axes[0].name, axes[1].name) else "TL106"
+        scope.report(code, n.span, f"the product is {found}, but {n.out} is {out.describe()}", f"allocate {n.out} as {found}")
+    if n.accumulate and n.out not in scope.filled:
+        scope.report("TL204", n.span, f"{n.out} is accumulated into before it has a value", f"allocate {n.out} with `= 0`")
+    scope.filled.add(n.out)
+    origins: dict[str, Origin] = {}
+    for o in (n.a, n.b):
+        known = dict(scope.origins.get(o.name, {}))
+        for axis, e in o.at:
+            known[axis] = Origin(e, known[axis].limit if axis in known else None)
+        if o.rows is not None and o.name in scope.tiles:
+            first = scope.tiles[o.name].axes[0].name
+            if first in known:
+                known[first] = Origin(add(known[first].start, o.rows.start), known[first].limit)
+        origins |= known
+    kept = {axes[0].name, axes[1].name}
+    if not n.accumulate:
+        scope.origins[n.out] = {a: o for a, o in origins.items() if a in kept}
+        scope.ragged[n.out] = {a for o in (n.a, n.b) for a in scope.ragged.get(o.name, set()) if a in kept}
+
+
+# ------------------------------------------------------------------ meaning
+
+
+def _fetch(o: s.Operand, n: s.Gemm, t: Strand) -> tuple[Array | None, dict[str, int], Slot | None]:
+    """Give an operand's elements as the product sees them, where they lie, and the slot they were read from."""
+    kind = t.machine.checked.tiles[o.name]
+    span = o.span if o.span.line else n.span
+    held: Slot | Register
+    if kind.space == "register":
+        held, slot = t.read_register(o.name, span), None
+    else:
+        held = slot = t.slot(o.name, o.slot, span)
+        check_readable(slot, o.name, span, t)
+    origin, data = dict(held.origin), held.data
+    for axis, e in o.at:
+        said = t.integer(e, span)
+        if origin.get(axis, said) != said:
+            raise Fault("TL407", span, f"{o.name} holds {axis} = {origin[axis]}, this line expects {axis} = {said}",
+                        "prefetch and use of the ring are out of step: compare the slots and the coordinates")  # fmt: skip
+    if data is not None and kind.view:
+        data = data[: kind.axes[0].size, : kind.axes[1].size]
+    if o.rows is not None:
+        start, stop = t.integer(o.rows.start, span), t.integer(o.rows.stop, span)
+        data = None if data is None else data[start:stop]
+        first = kind.axes[0].name
+        if first in origin:
+            origin[first] += start
+    return (data.T if data is not None and o.transposed else data), origin, slot
+
+
+def check_readable(slot: Slot, name: str, span: object, t: Strand) -> None:
+    """Raise a fault if a stage of shared memory may not be read here; note the read."""
+    from qimeng_attention.errors import Span
+
+    place = span if isinstance(span, Span) else Span()
+    kind = t.machine.checked.tiles[name]
+    ring = kind.view or name
+    if slot.state == "empty":
+        raise Fault("TL401", place, f"{name} is read before anything fills this slot", "Copy it before, and count the slots alike")
+    if t.machine.concurrent and slot.state == "in flight" and t.waited.get(ring, 0) <= t.cursor.get((ring, "consumer"), 0):
+        raise Fault("TL402", place, f"{name} is read while its copy may still be in flight",
+                    "put `Wait copies pending ...`, or `Wait ring.full`, before this line")  # fmt: skip
+    if t.machine.concurrent and slot.state == "landed":
+        raise Fault("TL403", place, f"{name} is read before the other warps' part of it can be seen", "put `Barrier` before this line")
+    slot.read = True
+
+
+def _run(n: s.Gemm, t: Strand) -> None:
+    a, where_a, slot_a = _fetch(n.a, n, t)
+    b, where_b, slot_b = _fetch(n.b, n, t)
+    kind = t.machine.checked.tiles[n.out]
+    kept = {x.name for x in kind.axes}
+    origin = {k: v for k, v in {**where_a, **where_b}.items() if k in kept}
+    _note_contraction(n, t, where_a, where_b)
+    result = None
+    if a is not None and b is not None:
+        with np.errstate(all="ignore"):
+            result = np.matmul(a.astype(np.float32), b.astype(np.float32))
+    if n.accumulate:
+        before = t.registers[n.out] if n.asynchronous and _in_flight(n.out, t) else t.read_register(n.out, n.span)
+        if result is not None and before.data is not None:
+            result = before.data + result
+        origin = before.origin or origin
+    if n.asynchronous:
+        t.registers[n.out] = Register(result, origin, pending=True)
+        slots = [slot for slot in (slot_a, slot_b) if slot is not None]
+        for slot in slots:
+            slot.reading += 1
+        t.gemms.append((n.out, slots))
+    else:
+        t.write_register(n.out, result, origin, n.span)
+
+
+def _in_flight(name: str, t: Strand) -> bool:
+    """Tell whether the tile's own earlier GEMM is in flight: accumulations into one tile follow in order."""
+    return any(out == name for out, _ in t.gemms)
+
+
+def _note_contraction(n: s.Gemm, t: Strand, where_a: dict[str, int], where_b: dict[str, int]) -> None:
+    """Remember which stretch an accumulating GEMM summed over, for the check that loops miss and repeat no tile."""
+    kind = t.machine.checked.tiles[n.b.name]
+    axis = kind.axes[1] if n.b.transposed else kind.axes[0]
+    if n.accumulate and axis.name in where_b:
+        t.machine.contracted.append((n.span, axis.name, where_b[axis.name], axis.size))
+
+
+RULES = {
+    s.Gemm: Rule(
+        "GEMM", "Compute", "Compute GEMM Q, K.T and get S",
+        "Multiplies two tiles on the tensor cores into an f32 accumulator; sums over the last axis of the first and the first of the second.",
+        _check, _run, "sketch",
+    ),
+}  # fmt: skip
