@@ -17,8 +17,8 @@ from qimeng_attention.build import Cache
 WORKERS = 8
 KEYS = 12
 # Each worker takes random keys until its time is over; what a key holds follows from the key, so that a wrong
-# byte shows. It spoils an entry now and then, as a bad disk would, and logs each build: two builds of a key that
-# overlap would be two processes doing the same work.
+# byte shows. It spoils an entry now and then, as a bad disk would, and logs each build: two builds of a key
+# that overlap would be two processes doing the same work.
 WORKER = """
 import hashlib, os, random, sys, time
 from pathlib import Path

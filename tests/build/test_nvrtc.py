@@ -124,7 +124,8 @@ def test_a_refusal_travels_between_processes() -> None:
 
     again = pickle.loads(pickle.dumps(error))
 
-    assert isinstance(again, BuildError)
+    assert isinstance(again, CompileError)
+    assert issubclass(CompileError, BuildError)
     assert (again.log, again.diagnostics, again.to_json()) == (error.log, error.diagnostics, error.to_json())
     assert again.details["tail"] == "words\nmore"
 

@@ -38,6 +38,7 @@ class Slot:
 
     data: Array | None = None
     origin: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)  # axis: where valid elements end, if inside the tile
     state: str = "empty"  # "in flight", "landed" (not every warp may look yet), "ready"
     group: int = -1  # the group of asynchronous copies that fills it
     read: bool = False  # since the last barrier
@@ -52,6 +53,7 @@ class Register:
 
     data: Array | None
     origin: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)
     pending: bool = False
 
 
@@ -138,7 +140,7 @@ class Strand:
                         "put `Wait gemm pending ...` before this line")  # fmt: skip
         return register
 
-    def write_register(self, name: str, data: Array | None, origin: dict[str, int], span: Span) -> None:
+    def write_register(self, name: str, data: Array | None, origin: dict[str, int], span: Span, ends: dict[str, int]) -> None:
         """Replace a register tile's content."""
         if name in self.registers and self.registers[name].pending:
             raise Fault("TL406", span, f"{name} is overwritten while an asynchronous GEMM may still write it",
@@ -146,7 +148,7 @@ class Strand:
         kind = self.machine.checked.tiles[name]
         if data is not None:
             data = round_to(data, kind.dtype)
-        self.registers[name] = Register(data, origin)
+        self.registers[name] = Register(data, origin, ends)
 
     # -------------------------------------------------------------- shared memory
     def slot(self, name: str, e: s.Expr | None, span: Span, end: str = "consumer") -> Slot:
@@ -213,7 +215,7 @@ class Machine:
         strands = []
         for n in numbers:
             ints = {**main.ints, **({role.var: n} if role.var else {})}
-            registers = {k: Register(v.data, dict(v.origin)) for k, v in main.registers.items()}
+            registers = {k: Register(v.data, dict(v.origin), dict(v.ends)) for k, v in main.registers.items()}
             strands.append(Strand(self, main.block, ints, registers, instance=n, name=role.name))
         rings = {n.ring for n in _inside(role.body) if isinstance(n, s.Release)}
         for ring in rings:

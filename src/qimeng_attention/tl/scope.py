@@ -44,15 +44,13 @@ class Scope:
     tiles: dict[str, TileType] = field(default_factory=dict)
     filled: set[str] = field(default_factory=set)  # tiles that hold a value
     origins: dict[str, dict[str, Origin]] = field(default_factory=dict)
-    ragged: dict[str, set[str]] = field(default_factory=dict)  # axes whose tail may hold no valid element
-    masked: dict[str, list[s.Expr]] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)  # tensors that are stored to
     read: list[str] = field(default_factory=list)  # tensors that are loaded from or indexed
     grid: s.Grid | None = None
     warps: s.Warps | None = None
     roles: int = 0
     rings: set[str] = field(default_factory=set)
-    row_axis: str | None = None
+    trace: list[dict[str, dict[str, Origin]]] | None = None  # origins before each statement, if asked for
 
     # -------------------------------------------------------------- findings
     def report(self, code: str, span: Span, message: str, hint: str, severity: str = "error") -> None:
@@ -192,18 +190,8 @@ class Scope:
             self.report("TL106", place, f"{e.function} reduces the rows of a tile with two axes, found {len(t.axes)}",
                         "a vector needs no row reduction")  # fmt: skip
             return Type("float", t.axes[:1], False)
-        self._demand_masked(e, t, place)
         kept = (t.axes[0], Axis(LANE, LANES_A_ROW)) if e.function == "LaneSum" else (t.axes[0],)
         return Type("float", kept, False)
-
-    def _demand_masked(self, e: s.Call, t: Type, place: Span) -> None:
-        column = t.axes[1].name
-        for name in sorted(_names(e)):
-            if column in self.ragged.get(name, ()):
-                limit = self.origins.get(name, {}).get(column)
-                end = _text(limit.limit) if limit and limit.limit is not None else "the end"
-                self.report("TL205", place, f"{name} may hold columns past {column} = {end} that no mask removes before {e.function}",
-                            f"add `{column} < {end}` to a Mask of {name} above this line")  # fmt: skip
 
     def _index(self, e: s.Index, span: Span, axes: dict[str, int]) -> Type:
         place = _at(e, span)
@@ -245,11 +233,9 @@ class Scope:
         return {a.name: a.size for n in sorted(names) if n in self.tiles for a in self.tiles[n].axes if a.name not in sizes}
 
     def merge_origins(self, out: str, names: set[str]) -> None:
-        """Let a computed tile begin where its operands begin, and be as ragged as they are."""
+        """Let a computed tile begin where its operands begin."""
         kept = {a.name for a in self.tiles[out].axes} if out in self.tiles else set()
-        origins = {a: o for n in sorted(names) for a, o in self.origins.get(n, {}).items() if a in kept}
-        ragged = {a for n in names for a in self.ragged.get(n, set()) if a in kept}
-        self.origins[out], self.ragged[out] = origins, ragged
+        self.origins[out] = {a: o for n in sorted(names) for a, o in self.origins.get(n, {}).items() if a in kept}
 
 
 def _at(e: s.Expr, span: Span) -> Span:

@@ -8,11 +8,12 @@ import numpy as np
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import align
-from qimeng_attention.tl.functions import WORD_OPERATORS
+from qimeng_attention.tl.functions import REDUCTIONS, WORD_OPERATORS
 from qimeng_attention.tl.machine import Strand
 from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.statements.gemm import unmasked
 from qimeng_attention.tl.statements.rule import Rule
-from qimeng_attention.tl.traverse import names_in
+from qimeng_attention.tl.traverse import expressions, names_in
 from qimeng_attention.tl.types import TileType
 
 
@@ -39,10 +40,10 @@ def _check(n: s.Compute, scope: Scope) -> None:
                      "reduce the value over the axis that the tile lacks, or write to another tile")  # fmt: skip
     elif any(a not in known.axes for a in kind.axes):
         scope.report("TL106", n.span, f"the value's extents differ from {n.out}, which is {known.describe()}", "give both the same extents")
-    before = dict(scope.origins.get(n.out, {})), set(scope.ragged.get(n.out, set()))
+    before = dict(scope.origins.get(n.out, {}))
     scope.merge_origins(n.out, names)
     if not names & set(scope.tiles) and known is not None:
-        scope.origins[n.out], scope.ragged[n.out] = before
+        scope.origins[n.out] = before
     scope.filled.add(n.out)
 
 
@@ -52,17 +53,28 @@ def _run(n: s.Compute, t: Strand) -> None:
     kept = {a.name for a in kind.axes}
     tiles = names & t.registers.keys()
     origin = {a: o for name in sorted(tiles) for a, o in t.registers[name].origin.items() if a in kept}
+    ends = {a: e for name in sorted(tiles) for a, e in t.registers[name].ends.items() if a in kept}
     if n.out in t.registers and not tiles:
         origin = t.registers[n.out].origin
+    _check_reductions(n, t)
     if not t.machine.numeric:
         for name in sorted(tiles):
             t.read_register(name, n.span)
-        t.write_register(n.out, None, origin, n.span)
+        t.write_register(n.out, None, origin, n.span, ends)
         return
     context = names | ({n.out} if n.new else set())
     value = t.environment(context, n.span).evaluate(n.value)
     shape = tuple(a.size for a in kind.axes)
-    t.write_register(n.out, np.array(align(value, kind.axis_names, shape), np.float32), origin, n.span)
+    t.write_register(n.out, np.array(align(value, kind.axis_names, shape), np.float32), origin, n.span, ends)
+
+
+def _check_reductions(n: s.Compute, t: Strand) -> None:
+    for e in expressions(n.value):
+        if isinstance(e, s.Call) and e.function in REDUCTIONS:
+            for name in sorted(names_in(e.args) & t.registers.keys()):
+                axes = t.machine.checked.tiles[name].axis_names
+                if len(axes) == 2 and axes[1] in t.registers[name].ends:
+                    unmasked(name, axes[1], e.function, n.span, t)
 
 
 def _check_apply(n: s.Apply, scope: Scope) -> None:

@@ -20,6 +20,8 @@ def check_body(body: tuple[s.Statement, ...], scope: Scope) -> None:
     from qimeng_attention.tl.statements import TABLE
 
     for n in body:
+        if scope.trace is not None:
+            scope.trace.append({tile: dict(axes) for tile, axes in scope.origins.items()})
         TABLE[type(n)].check(n, scope)
 
 

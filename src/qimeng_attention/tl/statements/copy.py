@@ -98,16 +98,6 @@ def _check_load(n: s.Copy, scope: Scope) -> None:
     for target in [name, *[t.name for t in scope.tiles.values() if t.view == name]]:
         pairs = [(p, d) for p, d in zip(found, tensor.dims, strict=True) if p.kind != "index"]
         scope.origins[target] = {p.axis: Origin(p.start, p.stop or d) for p, d in pairs}
-        scope.ragged[target] = {p.axis for p, d in pairs if _may_be_ragged(p, d, scope)}
-
-
-def _may_be_ragged(p: Place, dim: s.Expr, scope: Scope) -> bool:
-    whole, start = scope.constant(dim), scope.constant(p.start)
-    if p.stop is None and whole is not None and start is not None:
-        return start + p.size > whole
-    divides = whole is not None and whole % p.size == 0 and p.stop is None
-    multiple = isinstance(p.start, s.Binary) and p.start.op == "*" and scope.constant(p.start.right) == p.size
-    return p.kind != "whole" and not (divides and multiple)
 
 
 def _check_source(n: s.Copy, scope: Scope) -> TileType | None:
@@ -188,7 +178,6 @@ def _check_on_chip(n: s.Copy, scope: Scope) -> None:
         scope.filled.discard(target.over)
     scope.filled.add(name)
     scope.origins[name] = dict(scope.origins.get(n.name, {}))
-    scope.ragged[name] = set(scope.ragged.get(n.name, set()))
 
 
 # ------------------------------------------------------------------ meaning
@@ -236,7 +225,7 @@ def _run(n: s.Copy, t: Strand) -> None:
     elif n.source == "shared":
         slot = t.slot(n.name, n.slot, n.span)
         check_readable(slot, n.name, n.span, t)
-        t.write_register(copy_target(n), slot.data, dict(slot.origin), n.span)
+        t.write_register(copy_target(n), slot.data, dict(slot.origin), n.span, dict(slot.ends))
     else:
         _stage(n, t)
 
@@ -244,6 +233,8 @@ def _run(n: s.Copy, t: Strand) -> None:
 def _load(n: s.Copy, t: Strand) -> None:
     tensor = t.machine.checked.tensors[n.name]
     indices, found, origin = resolve(n, tensor, t)
+    ends = {p.axis: origin[p.axis] + int(np.count_nonzero(i >= 0)) for p, i in zip(found, indices, strict=True)
+            if p.kind == "axis" and np.any(i < 0)}  # fmt: skip
     data = None
     if t.machine.numeric:
         source = t.machine.tensors[n.name]
@@ -255,11 +246,11 @@ def _load(n: s.Copy, t: Strand) -> None:
         data = np.where(mask, picked, 0).squeeze(axis=axes).astype(np.float32)
     name = copy_target(n)
     if n.target == "register":
-        t.write_register(name, data, origin, n.span)
+        t.write_register(name, data, origin, n.span, ends)
         return
     slot = t.slot(name, n.slot, n.span, "producer")
     begin_fill(name, slot, n, t)
-    slot.data, slot.origin = data, origin
+    slot.data, slot.origin, slot.ends = data, origin, ends
     _finish_fill(name, slot, n, t)
 
 
@@ -314,7 +305,7 @@ def _stage(n: s.Copy, t: Strand) -> None:
     slot = t.slot(name, n.slot, n.span, "producer")
     begin_fill(name, slot, n, t)
     slot.data = None if register.data is None else round_to(register.data, kind.dtype)
-    slot.origin, slot.read = dict(register.origin), False
+    slot.origin, slot.ends, slot.read = dict(register.origin), dict(register.ends), False
     slot.state = "landed" if t.machine.concurrent else "ready"
 
 

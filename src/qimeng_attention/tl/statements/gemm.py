@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from qimeng_attention.errors import Span
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.machine import Fault, Register, Slot, Strand
 from qimeng_attention.tl.numerics import BYTES, Array
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.rule import Rule
-from qimeng_attention.tl.traverse import add
+from qimeng_attention.tl.traverse import add, statements
 from qimeng_attention.tl.types import Axis, Origin, TileType
 
 
@@ -95,11 +96,6 @@ def _check(n: s.Gemm, scope: Scope) -> None:
                      "give both tiles the same extent along it")  # fmt: skip
     if a[0].name == b[1].name:
         scope.report("TL105", n.span, f"both axes of the result are named {a[0].name}", "name the operands' axes apart")
-    if a[1].name in scope.ragged.get(n.a.name, ()) and ta.space == "register":
-        limit = scope.origins[n.a.name][a[1].name].limit
-        end = expression(limit) if limit is not None else "the end"
-        scope.report("TL205", n.span, f"{n.a.name} may hold columns past {a[1].name} = {end} that no mask removes before this GEMM sums over them",
-                     f"add `{a[1].name} < {end}` to a Mask above this line")  # fmt: skip
     _result(n, (a[0], b[1]), scope)
 
 
@@ -154,14 +150,13 @@ def _result(n: s.Gemm, axes: tuple[Axis, Axis], scope: Scope) -> None:
     kept = {axes[0].name, axes[1].name}
     if not n.accumulate:
         scope.origins[n.out] = {a: o for a, o in origins.items() if a in kept}
-        scope.ragged[n.out] = {a for o in (n.a, n.b) for a in scope.ragged.get(o.name, set()) if a in kept}
 
 
 # ------------------------------------------------------------------ meaning
 
 
-def _fetch(o: s.Operand, n: s.Gemm, t: Strand) -> tuple[Array | None, dict[str, int], Slot | None]:
-    """Give an operand's elements as the product sees them, where they lie, and the slot they were read from."""
+def _fetch(o: s.Operand, n: s.Gemm, t: Strand) -> tuple[Array | None, dict[str, int], Slot | None, dict[str, int]]:
+    """Give an operand's elements as the product sees them, where they lie, the slot read, and where they end."""
     kind = t.machine.checked.tiles[o.name]
     span = o.span if o.span.line else n.span
     held: Slot | Register
@@ -184,14 +179,11 @@ def _fetch(o: s.Operand, n: s.Gemm, t: Strand) -> tuple[Array | None, dict[str, 
         first = kind.axes[0].name
         if first in origin:
             origin[first] += start
-    return (data.T if data is not None and o.transposed else data), origin, slot
+    return (data.T if data is not None and o.transposed else data), origin, slot, held.ends
 
 
-def check_readable(slot: Slot, name: str, span: object, t: Strand) -> None:
+def check_readable(slot: Slot, name: str, place: Span, t: Strand) -> None:
     """Raise a fault if a stage of shared memory may not be read here; note the read."""
-    from qimeng_attention.errors import Span
-
-    place = span if isinstance(span, Span) else Span()
     kind = t.machine.checked.tiles[name]
     ring = kind.view or name
     if slot.state == "empty":
@@ -205,11 +197,15 @@ def check_readable(slot: Slot, name: str, span: object, t: Strand) -> None:
 
 
 def _run(n: s.Gemm, t: Strand) -> None:
-    a, where_a, slot_a = _fetch(n.a, n, t)
-    b, where_b, slot_b = _fetch(n.b, n, t)
+    a, where_a, slot_a, ends_a = _fetch(n.a, n, t)
+    b, where_b, slot_b, ends_b = _fetch(n.b, n, t)
     kind = t.machine.checked.tiles[n.out]
     kept = {x.name for x in kind.axes}
     origin = {k: v for k, v in {**where_a, **where_b}.items() if k in kept}
+    ends = {k: v for k, v in {**ends_a, **ends_b}.items() if k in kept}
+    summed = ends_a.keys() - kept
+    if slot_a is None and summed:
+        unmasked(n.a.name, summed.pop(), "this GEMM sums over them", n.span, t)
     _note_contraction(n, t, where_a, where_b)
     result = None
     if a is not None and b is not None:
@@ -221,13 +217,30 @@ def _run(n: s.Gemm, t: Strand) -> None:
             result = before.data + result
         origin = before.origin or origin
     if n.asynchronous:
-        t.registers[n.out] = Register(result, origin, pending=True)
+        t.registers[n.out] = Register(result, origin, ends, pending=True)
         slots = [slot for slot in (slot_a, slot_b) if slot is not None]
         for slot in slots:
             slot.reading += 1
         t.gemms.append((n.out, slots))
     else:
-        t.write_register(n.out, result, origin, n.span)
+        t.write_register(n.out, result, origin, n.span, ends)
+
+
+def unmasked(name: str, axis: str, what: str, span: Span, t: Strand) -> None:
+    """Raise TL205: columns past the tensor's end reach something that sums or compares them."""
+    raise Fault("TL205", span, f"{name} holds columns past the end along {axis} that no mask removes before {what}",
+                f"add `{axis} < {_limit(axis, t)}` to a Mask above this line")  # fmt: skip
+
+
+def _limit(axis: str, t: Strand) -> str:
+    """Give the extent of the dimension an axis walks along, as the program writes it."""
+    for n in statements(t.machine.checked.kernel.body):
+        if isinstance(n, s.Copy) and n.source == "global":
+            tensor = t.machine.checked.tensors[n.name]
+            for c, dim in zip(n.coordinate, tensor.dims, strict=False):
+                if c.axis == axis:
+                    return expression(dim if c.stop is None else c.stop)
+    return "the end"
 
 
 def _in_flight(name: str, t: Strand) -> bool:

@@ -6,11 +6,12 @@ import numpy as np
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import align
-from qimeng_attention.tl.machine import Strand
+from qimeng_attention.tl.machine import Register, Strand
+from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.scope import Scope
-from qimeng_attention.tl.small_model import implies_below
 from qimeng_attention.tl.statements.rule import Rule
-from qimeng_attention.tl.traverse import conjuncts, names_in
+from qimeng_attention.tl.traverse import names_in
+from qimeng_attention.tl.types import TileType
 
 
 def _check(n: s.Mask, scope: Scope) -> None:
@@ -26,26 +27,36 @@ def _check(n: s.Mask, scope: Scope) -> None:
         scope.report("TL104", n.span, "Mask takes a condition, found a number", "write a comparison, as `k <= q`")
     if n.fill is not None:
         scope.type_of(n.fill, n.span, axes)
-    for axis in sorted(scope.ragged.get(n.tile, set())):
-        origin = scope.origins.get(n.tile, {}).get(axis)
-        if origin is None or origin.limit is None:
-            continue
-        written = any(c == s.Compare((s.Name(axis), origin.limit), ("<",)) for c in conjuncts(n.condition))
-        if written or implies_below(n.condition, axis, origin.limit, scope, n.tile):
-            scope.ragged[n.tile].discard(axis)
-    scope.masked.setdefault(n.tile, []).append(n.condition)
 
 
 def _run(n: s.Mask, t: Strand) -> None:
     register = t.read_register(n.tile, n.span)
+    kind = t.machine.checked.tiles[n.tile]
+    if register.data is None and (not register.ends or names_in(n.condition) & set(t.machine.checked.tiles)):
+        return
+    environment = t.environment({n.tile} | names_in(n.condition) | names_in(n.fill), n.span)
+    shape = tuple(a.size for a in kind.axes)
+    keep = align(environment.evaluate(n.condition), kind.axis_names, shape)
+    register.ends = _still_ragged(keep, register, kind)
     if register.data is None:
         return
-    kind = t.machine.checked.tiles[n.tile]
-    environment = t.environment({n.tile} | names_in(n.condition) | names_in(n.fill), n.span)
-    shape = register.data.shape
-    keep = align(environment.evaluate(n.condition), kind.axis_names, shape)
     fill = np.float32("-inf") if n.fill is None else align(environment.evaluate(n.fill), kind.axis_names, shape)
-    t.write_register(n.tile, np.where(keep, register.data, fill), register.origin, n.span)
+    t.write_register(n.tile, np.where(keep, register.data, fill), register.origin, n.span, register.ends)
+
+
+def _still_ragged(keep: Array, register: Register, kind: TileType) -> dict[str, int]:
+    """Give the axes along which the mask keeps an element past the end, in a row or column that exists."""
+    beyond = [np.arange(a.size) + register.origin.get(a.name, 0) >= register.ends.get(a.name, 1 << 62) for a in kind.axes]
+    left = {}
+    for d, a in enumerate(kind.axes):
+        exists = keep
+        for e, past in enumerate(beyond):
+            wanted = past if e == d else ~past
+            exists = exists & wanted.reshape([-1 if x == e else 1 for x in range(len(beyond))])
+        if a.name in register.ends and np.any(exists):
+            left[a.name] = register.ends[a.name]
+    rows = {a.name for a in kind.axes[:1]} & register.ends.keys()  # a mask on columns leaves the rows as ragged as they were
+    return left | {name: register.ends[name] for name in rows}
 
 
 RULES = {

@@ -46,13 +46,12 @@ def _check(n: s.Reshape, scope: Scope) -> None:
         made = replace(tile, role=n.target[0], dtype=dtype)
     scope.tiles[out] = made
     scope.origins[out] = dict(scope.origins.get(n.name, {}))
-    scope.ragged[out] = set(scope.ragged.get(n.name, set()))
     scope.filled.add(out)
 
 
 def _run(n: s.Reshape, t: Strand) -> None:
     register = t.read_register(n.name, n.span)
-    t.write_register(n.out or n.name, register.data, dict(register.origin), n.span)
+    t.write_register(n.out or n.name, register.data, dict(register.origin), n.span, dict(register.ends))
 
 
 RULES = {

@@ -1,0 +1,61 @@
+"""`grid longest first` and `grid head fastest`: the order in which blocks start (exact).
+
+`longest first` lets the blocks with the longest loops start first, so that the last wave is short ones; found by counting
+the loop's iterations at both ends of each grid index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.checker import Checked
+from qimeng_attention.tl.evaluate import integer
+
+FORM = "grid longest first | grid INDEX fastest"
+SAMPLE = 4096  # a sequence length at which the ends of the grid are compared
+
+
+def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
+    """Change the order of the grid."""
+    words = choice.words
+    if len(words) != 3:
+        raise malformed(choice, FORM)
+    position = next(i for i, n in enumerate(kernel.body) if isinstance(n, s.Grid))
+    grid = kernel.body[position]
+    assert isinstance(grid, s.Grid)
+    if words[1:] == ("longest", "first"):
+        dims = tuple(replace(d, down=not d.down) if _grows(kernel, d, checked) else d for d in grid.dims)
+    elif words[2] == "fastest":
+        if words[1] not in [d.name for d in grid.dims]:
+            raise unfit(choice, f"the grid has no index {words[1]}", f"take one of {', '.join(d.name for d in grid.dims)}")
+        dims = tuple(sorted(grid.dims, key=lambda d: d.name != words[1]))
+    else:
+        raise malformed(choice, FORM)
+    body = list(kernel.body)
+    body[position] = replace(grid, dims=dims)
+    return with_body(kernel, body)
+
+
+def _grows(kernel: s.Kernel, dim: s.GridDim, checked: Checked) -> bool:
+    """Tell whether the loops run longer at the upper end of a grid index."""
+    ints = {**checked.fixed, **dict.fromkeys(checked.sizes, SAMPLE), **{d.name: 0 for d in checked.grid.dims}}
+    try:
+        low, high = ({**ints, dim.name: v} for v in (integer(dim.start, ints), integer(dim.stop, ints) - 1))
+        return _iterations(kernel, high) > _iterations(kernel, low)
+    except (KeyError, ValueError, ZeroDivisionError):
+        return False
+
+
+def _iterations(kernel: s.Kernel, ints: dict[str, int]) -> int:
+    total = 0
+    for n in kernel.body:
+        if isinstance(n, s.Let):
+            ints[n.name] = integer(n.value, ints)
+        if isinstance(n, s.For):
+            total += sum(max(0, integer(r.stop, ints) - integer(r.start, ints)) for r in n.ranges)
+    return total
+
+
+REWRITING = Rewriting("grid", FORM, "grid longest first", "Chooses which blocks start first.", "exact", apply)

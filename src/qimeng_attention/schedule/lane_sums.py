@@ -1,0 +1,90 @@
+"""`sums per lane`: a running row sum is kept as four partial sums, one a lane, and reduced once behind the loop (reassociating).
+
+Matched by what depends on what: inside one loop a vector is only ever updated as `x * factor + RowSum(T)`, with factors
+along the rows, and nothing else there reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.checker import Checked
+from qimeng_attention.tl.functions import LANES_A_ROW
+from qimeng_attention.tl.scope import LANE
+from qimeng_attention.tl.traverse import map_blocks, map_expressions, names_in, statements
+
+FORM = "sums per lane"
+
+
+def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
+    """Rewrite every running sum of the kernel's loops."""
+    if choice.words != ("sums", "per", "lane"):
+        raise malformed(choice, FORM)
+    body = list(kernel.body)
+    found: list[str] = []
+    for position, n in reversed(list(enumerate(body))):
+        if isinstance(n, s.For):
+            running = [x for x in _running_sums(n, checked) if _declared(body, x)]
+            found += running
+            rewritten = replace(n, body=map_blocks(n.body, lambda x, r=tuple(running): _partial(x, r)))  # type: ignore[misc]
+            whole = [s.Compute(s.Call("RowSum", (s.Name(f"{x}_lane"),)), x, new=True) for x in running]
+            body[position : position + 1] = [rewritten, *whole]
+    if not found:
+        raise unfit(choice, "no loop keeps a running row sum", "remove this choice")
+    body = [x for n in body for x in _declare(n, found)]
+    return with_body(kernel, body)
+
+
+def _running_sums(loop: s.For, checked: Checked) -> list[str]:
+    updates: dict[str, list[s.Compute]] = {}
+    for n in statements(loop.body):
+        if isinstance(n, s.Compute):
+            updates.setdefault(n.out, []).append(n)
+    result = []
+    for name, found in updates.items():
+        others = [n for n in statements(loop.body) if name in names_in(n) and n not in found]
+        tile = checked.tiles.get(name)
+        if tile is not None and len(tile.axes) == 1 and len(found) == 1 and not others and _is_sum(found[0], name):
+            result.append(name)
+    return result
+
+
+def _is_sum(n: s.Compute, name: str) -> bool:
+    """Match `name * factor + RowSum(T)`, or without a factor, in which T and the factor do not read the sum itself."""
+    match n.value:
+        case s.Binary("+", left, s.Call("RowSum", (inside,))) if name not in names_in(inside):
+            return left == s.Name(name) or (
+                isinstance(left, s.Binary) and left.op == "*" and left.left == s.Name(name) and name not in names_in(left.right)
+            )
+    return False
+
+
+def _declared(body: list[s.Statement], name: str) -> bool:
+    return any(isinstance(n, s.Allocate) and n.name == name and n.init == s.Num(0) for n in body)
+
+
+def _partial(n: s.Statement, running: tuple[str, ...]) -> s.Statement:
+    if not isinstance(n, s.Compute) or n.out not in running:
+        return n
+    lane = s.Name(f"{n.out}_lane")
+
+    def rename(e: s.Expr) -> s.Expr:
+        if e == s.Name(n.out):
+            return lane
+        return s.Call("LaneSum", e.args) if isinstance(e, s.Call) and e.function == "RowSum" else e
+
+    return replace(n, value=map_expressions(n.value, rename), out=lane.id)
+
+
+def _declare(n: s.Statement, running: list[str]) -> list[s.Statement]:
+    if not isinstance(n, s.Allocate) or n.name not in running:
+        return [n]
+    dims = (*n.dims, s.Dim(s.Num(LANES_A_ROW), LANE))
+    return [replace(n, init=None), s.Allocate(f"{n.name}_lane", "register", dims, n.dtype, s.Num(0))]
+
+
+REWRITING = Rewriting("sums", FORM, "sums per lane",
+                      "Keeps a running row sum as four partial sums, one a lane, and adds them once behind the loop.",
+                      "reassociating", apply)  # fmt: skip

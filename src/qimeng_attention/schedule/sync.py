@@ -1,0 +1,260 @@
+"""`copies async` and what many warps need to run a block together: groups of copies, waits and barriers (exact).
+
+A fill must be seen before it is read, and a stage must be read by all before it is filled again. Each of these
+requirements is a stretch of places in the program where a barrier would meet it; the least number of places that meet
+all is chosen, as late as possible, and each waits for just the copies that are read before the next. Matched by what
+reads and fills which tile; the program's own order of copies is kept.
+
+Without the choice the copies stay synchronous and only barriers are put in.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+from qimeng_attention.schedule.rewriting import Rewriting, fills, malformed, reads, shared_names, unfit, with_body
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.checker import Checked
+from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.traverse import map_blocks, names_in, statements
+
+FORM = "copies async"
+MOST_POINTS = 4  # barriers an iteration that are tried exactly; a loop with more gets one at each requirement's end
+
+
+@dataclass(frozen=True)
+class _Need:
+    """A requirement inside a loop: the places (before statement 0 .. n) of one iteration that meet it."""
+
+    places: frozenset[int]
+    latest: int
+    tile: str = ""  # set where the requirement is a fill that must have arrived
+
+
+def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
+    """Make copies asynchronous if asked to, and put in waits and barriers."""
+    asynchronous = choice.words == ("copies", "async")
+    if not asynchronous and choice.words != ("copies", "sync"):
+        raise malformed(choice, FORM)
+    shared = shared_names(checked)
+    if any(isinstance(n, s.Role | s.Barrier) for n in statements(kernel.body)):
+        raise unfit(choice, "the program has roles or barriers already", "remove this choice")
+    body = kernel.body
+    if asynchronous:
+        body = map_blocks(body, lambda n: replace(n, asynchronous=True) if _is_load(n) else n)
+    out: list[s.Statement] = []
+    state = _Straight(shared, checked, asynchronous)
+    for n in body:
+        if isinstance(n, s.For) and (reads(n, shared) or fills(n, shared)):
+            out += state.before_loop(n)
+            out.append(_loop(n, shared, checked, asynchronous))
+            state.after_loop(n)
+        else:
+            out += state.step(n)
+    return with_body(kernel, _committed(tuple(out)) if asynchronous else out)
+
+
+def _is_load(n: s.Statement) -> bool:
+    return isinstance(n, s.Copy) and (n.source, n.target) == ("global", "shared")
+
+
+class _Straight:
+    """Statements outside of loops: a barrier stands right before the statement that needs it."""
+
+    def __init__(self, shared: set[str], checked: Checked, asynchronous: bool) -> None:
+        self.shared, self.checked, self.asynchronous = shared, checked, asynchronous
+        self.fresh: set[str] = set()  # filled, not yet seen by all
+        self.read: set[str] = set()  # read since the last barrier
+
+    def step(self, n: s.Statement) -> list[s.Statement]:
+        """Give the statement with what must stand before it."""
+        filled, seen = fills(n, self.shared), reads(n, self.shared)
+        under = {self.checked.tiles[t].over for t in filled} - {None}
+        before: list[s.Statement] = []
+        if seen & self.fresh or (filled | under) & (self.read | (self.fresh if under else set())):
+            before = self._point()
+        self.fresh |= filled
+        self.read |= seen
+        return [*before, n]
+
+    def before_loop(self, loop: s.For) -> list[s.Statement]:
+        """A tile filled before a loop needs a point here unless the loop has one before its first reader."""
+        inside = fills(loop, self.shared)
+        outer = {t for t in reads(loop, self.shared) & self.fresh if t not in inside}
+        if not outer or _first_point(loop, outer, self.shared, self.checked):
+            return []
+        return self._point()
+
+    def after_loop(self, loop: s.For) -> None:
+        """Behind a loop its reads may still run in other warps."""
+        self.read |= reads(loop, self.shared)
+        self.fresh -= reads(loop, self.shared)
+
+    def _point(self) -> list[s.Statement]:
+        self.fresh, self.read = set(), set()
+        wait: list[s.Statement] = [s.Wait("copies", None, s.Num(0))] if self.asynchronous else []
+        return [*wait, s.Barrier()]
+
+
+# ------------------------------------------------------------------ loops
+
+
+def _needs(loop: s.For, shared: set[str], checked: Checked) -> list[_Need]:
+    body = loop.body
+    n = len(body)
+    found: list[_Need] = []
+    for tile in sorted(fills(loop, shared)):
+        copies = [i for i, x in enumerate(body) if tile in fills(x, shared)]
+        readers = [i for i, x in enumerate(body) if tile in reads(x, shared)]
+        if not readers:
+            continue
+        for c in copies:
+            ahead = _distance(body[c], body[readers[0]], tile, loop.var, checked)
+            found += _fill_and_refill(tile, c, readers, ahead, checked.tiles[tile].stages, n)
+    return found
+
+
+def _fill_and_refill(tile: str, c: int, readers: list[int], ahead: int, stages: int, n: int) -> list[_Need]:
+    everywhere = frozenset(range(n + 1))
+    first, last = readers[0], readers[-1]
+    if ahead == 0:
+        arrived = _Need(frozenset(range(c + 1, first + 1)), first, tile)
+    elif ahead == 1:
+        arrived = _Need(frozenset(range(c + 1, n + 1)) | frozenset(range(first + 1)), first, tile)
+    else:
+        arrived = _Need(everywhere, first, tile)
+    older = ahead - stages  # the stage held iteration i + older until now
+    if older == 0:
+        freed = _Need(frozenset(range(last + 1, c + 1)), c)
+    elif older == -1:
+        freed = _Need(frozenset(range(last + 1, n + 1)) | frozenset(range(c + 1)), c)
+    else:
+        freed = _Need(everywhere, c)
+    return [arrived, freed]
+
+
+def _distance(copy: s.Statement, reader: s.Statement, tile: str, var: str, checked: Checked) -> int:
+    """Find how many iterations ahead of its reader a copy runs, from the coordinate and the origin the reader states."""
+    load = next(x for x in statements((copy,)) if isinstance(x, s.Copy))
+    stated = {}
+    if isinstance(reader, s.Gemm):
+        stated = {axis: e for o in (reader.a, reader.b) if o.name == tile for axis, e in o.at}
+    for c in load.coordinate:
+        if c.axis in stated:
+            for ahead in range(9):
+                if _equal_after(c.start, stated[c.axis], var, ahead, checked):
+                    return ahead
+    return 0
+
+
+def _equal_after(copied: s.Expr, read: s.Expr, var: str, ahead: int, checked: Checked) -> bool:
+    free = sorted((names_in(copied) | names_in(read)) - {var} - set(checked.fixed))
+    values = {**checked.fixed, **{name: 3 + 7 * n for n, name in enumerate(free)}}
+    try:
+        return all(integer(copied, {**values, var: i}) == integer(read, {**values, var: i + ahead}) for i in (2, 5))
+    except (KeyError, ValueError, ZeroDivisionError):
+        return False
+
+
+def _points(loop: s.For, shared: set[str], checked: Checked) -> list[int]:
+    """Choose the fewest places that meet every requirement, the latest among equals."""
+    needs = _needs(loop, shared, checked)
+    candidates = sorted({x.latest for x in needs})
+    for count in range(1, min(MOST_POINTS, len(candidates)) + 1):
+        choices = [p for p in itertools.combinations(candidates, count) if all(x.places & set(p) for x in needs)]
+        if choices:
+            return list(max(choices, key=sum))
+    return candidates
+
+
+def _first_point(loop: s.For, tiles: set[str], shared: set[str], checked: Checked) -> bool:
+    reader = min(i for i, x in enumerate(loop.body) if reads(x, shared) & tiles)
+    return any(p <= reader for p in _points(loop, shared, checked))
+
+
+def _loop(loop: s.For, shared: set[str], checked: Checked, asynchronous: bool) -> s.For:
+    points = _points(loop, shared, checked)
+    waits = _pending(loop, points, shared, checked) if asynchronous else {}
+    body: list[s.Statement] = []
+    for position in range(len(loop.body) + 1):
+        if position in points:
+            if asynchronous:
+                body.append(s.Wait("copies", None, s.Num(waits[position])))
+            body.append(s.Barrier())
+        if position < len(loop.body):
+            body.append(loop.body[position])
+    return replace(loop, body=tuple(body))
+
+
+def _pending(loop: s.For, points: list[int], shared: set[str], checked: Checked) -> dict[int, int]:
+    """Count for each point the groups of copies that may stay in flight: those issued behind the ones it waits for.
+
+    Runs the order of one iteration after another: a run of copies between other statements is one group.
+    """
+    body = loop.body
+    groups = _runs(body, shared, points)
+    order = sorted(groups)  # the places of groups within an iteration
+    result = {}
+    for index, point in enumerate(points):
+        following = points[(index + 1) % len(points)]
+        wrapped = following <= point
+        read_here = [i for i in range(len(body)) if (point <= i < following if not wrapped else i >= point or i < following)]
+        needed: list[int] = []
+        for i in read_here:
+            later = wrapped and i < point  # in the next iteration
+            for tile in reads(body[i], shared) & fills(loop, shared):
+                for place, tiles in groups.items():
+                    if tile in tiles:
+                        c = next(x for x in range(len(body)) if tile in fills(body[x], shared))
+                        ahead = _distance(body[c], body[i], tile, loop.var, checked)
+                        issued = (1 if later else 0) - ahead  # iteration of issue, relative to this one
+                        if issued > 0 or (issued == 0 and place >= point):
+                            continue  # not issued yet: the next point waits for it
+                        needed.append(issued * len(order) + order.index(place))
+        done = sum(1 for g in order if g < point)  # groups of this iteration issued before the point
+        pending = [done - 1 - n for n in needed]
+        result[point] = max(0, min(pending)) if pending else 0
+    return result
+
+
+def _runs(body: tuple[s.Statement, ...], shared: set[str], points: list[int]) -> dict[int, set[str]]:
+    """Give the runs of neighbouring copies: the place of each run's last copy, and the tiles it fills."""
+    runs: dict[int, set[str]] = {}
+    current: set[str] = set()
+    for i, n in enumerate(body):
+        if fills(n, shared) and i in points and current:
+            runs[i - 1], current = current, set()
+        current |= fills(n, shared)
+        following = body[i + 1] if i + 1 < len(body) else None
+        if current and (following is None or not fills(following, shared)):
+            runs[i], current = current, set()
+    return runs
+
+
+def _committed(body: tuple[s.Statement, ...]) -> list[s.Statement]:
+    """Close each run of asynchronous copies with Commit; a run that a condition skips closes an empty group."""
+    out: list[s.Statement] = []
+    open_run = False
+    for position, n in enumerate(body):
+        if isinstance(n, s.For):
+            if open_run:
+                out.append(s.Commit())
+                open_run = False
+            out.append(replace(n, body=tuple(_committed(n.body))))
+            continue
+        copies = any(isinstance(x, s.Copy) and x.asynchronous for x in statements((n,)))
+        neutral = isinstance(n, s.Let | s.Allocate)
+        if open_run and not copies and not neutral:
+            out.append(s.Commit())
+            open_run = False
+        out.append(n)
+        open_run = open_run or copies
+        if position == len(body) - 1 and open_run:
+            out.append(s.Commit())
+    return out
+
+
+REWRITING = Rewriting("copies", "copies async", "copies async",
+                      "Lets copies run beside the computation, in groups, and puts in the waits and barriers that this needs.",
+                      "exact", apply)  # fmt: skip

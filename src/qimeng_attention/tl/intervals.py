@@ -1,0 +1,279 @@
+"""Interval analysis of conditions over a tile: for which iterations of a loop do all elements pass, or any?
+
+A condition is read as a conjunction and disjunction of comparisons that are linear in the loop's variable. Each
+comparison `a <= b` is decided at the worst (for all) or best (for any) corner of the tile, which gives an inequality
+`c * i <= N` and so a stretch of iterations. What cannot be read stays on the safe side: no iteration passes for all,
+every iteration may pass for any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import reduce
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.origins import Places
+from qimeng_attention.tl.traverse import add, call, mul, names_in, num, sub, substitute
+from qimeng_attention.tl.types import Checked
+
+_TURNED = {"<": ">=", ">": "<=", "<=": ">", ">=": "<", "==": "!=", "!=": "=="}
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Iterations `start <= i < stop`; None stands for no bound, `never` for none at all."""
+
+    start: s.Expr | None = None
+    stop: s.Expr | None = None
+    never: bool = False
+
+    def intersect(self, other: Stretch) -> Stretch:
+        """Give the iterations in both."""
+        return Stretch(_join("max", self.start, other.start), _join("min", self.stop, other.stop), self.never or other.never)
+
+
+def _join(function: str, a: s.Expr | None, b: s.Expr | None) -> s.Expr | None:
+    if a is None or b is None or a == b:
+        return a if b is None else b
+    return call(function, a, b)
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """The first and last global index of a tile along an axis."""
+
+    low: s.Expr
+    high: s.Expr
+
+
+def all_true(condition: s.Expr, places: Places, extents: dict[str, int], var: str, checked: Checked, tile: str | None = None) -> Stretch:
+    """Give iterations of `var` in which the condition holds for every element of a tile (never too many)."""
+    axes = _axes(places, extents, tile)
+    return _Analysis(axes, var, checked, everywhere=True).solve(condition)
+
+
+def any_true(condition: s.Expr, origins: dict[str, s.Expr], extents: dict[str, int], var: str, fixed: dict[str, int]) -> Stretch:
+    """Give iterations of `var` outside of which the condition holds for no element of a tile (never too few)."""
+    axes = {name: _Axis(start, add(start, num(extents[name] - 1))) for name, start in origins.items()}
+    return _Analysis(axes, var, None, everywhere=False, fixed=fixed).solve(condition)
+
+
+def _axes(places: Places, extents: dict[str, int], tile: str | None) -> dict[str, _Axis]:
+    found: dict[str, _Axis] = {}
+    for name, origins in places.items():
+        if tile is not None and name != tile:
+            continue
+        for axis, origin in origins.items():
+            if axis in extents:
+                found[axis] = _Axis(origin.start, add(origin.start, num(extents[axis] - 1)))
+    return found
+
+
+class _Analysis:
+    def __init__(self, axes: dict[str, _Axis], var: str, checked: Checked | None, *, everywhere: bool, fixed: dict[str, int] | None = None) -> None:
+        self.axes, self.var, self.everywhere = axes, var, everywhere
+        self.fixed = fixed if fixed is not None else checked.fixed if checked is not None else {}
+
+    def unknown(self) -> Stretch:
+        """Give the safe answer."""
+        return Stretch(never=self.everywhere)
+
+    def solve(self, e: s.Expr) -> Stretch:
+        """Give the stretch of a condition."""
+        match e:
+            case s.Binary("and", left, right):
+                return self._both(self.solve(left), self.solve(right))
+            case s.Binary("or", left, right):
+                return self._either(self.solve(left), self.solve(right))
+            case s.Unary("not", s.Compare((a, b), (op,))):
+                return self.solve(s.Compare((a, b), (_TURNED[op],)))
+            case s.Compare(operands, ops):
+                links = [self._link(a, op, b) for a, op, b in zip(operands, ops, operands[1:], strict=False)]
+                return reduce(self._both, links)
+        return self.unknown()
+
+    def _both(self, a: Stretch, b: Stretch) -> Stretch:
+        if self.everywhere and (a.never or b.never):
+            return Stretch(never=True)
+        return a.intersect(b)
+
+    def _either(self, a: Stretch, b: Stretch) -> Stretch:
+        """Join two stretches: for all, one that is surely covered by either; for any, their hull."""
+        if a.never or b.never:
+            return b if a.never else a
+        same = (a.start is None) == (b.start is None) and (a.stop is None) == (b.stop is None) and (a.start is None or a.stop is None)
+        if self.everywhere and not same:
+            return a
+        start = None if a.start is None or b.start is None else _join("min", a.start, b.start)
+        stop = None if a.stop is None or b.stop is None else _join("max", a.stop, b.stop)
+        return Stretch(start, stop)
+
+    def _link(self, a: s.Expr, op: str, b: s.Expr) -> Stretch:
+        if op in (">", ">="):
+            a, b, op = b, a, {">": "<", ">=": "<="}[op]
+        if op == "==" and not self.everywhere:
+            return self._link(a, "<=", b).intersect(self._link(b, "<=", a))
+        if op not in ("<", "<="):
+            return self.unknown()
+        try:
+            low_a, high_a = self._bounds(a)
+            low_b, high_b = self._bounds(b)
+        except _NotLinear:
+            return self.unknown()
+        left, right = (high_a, low_b) if self.everywhere else (low_a, high_b)
+        return self._solve_linear(left, right, strict=op == "<")
+
+    def _solve_linear(self, left: s.Expr, right: s.Expr, *, strict: bool) -> Stretch:
+        """Solve `left <= right` for the loop's variable: `c * i <= N`."""
+        try:
+            form = _Linear.of(left, self.fixed).minus(_Linear.of(right, self.fixed))
+        except _NotLinear:
+            return self.unknown()
+        c, rest = form.split(self.var, self.fixed)
+        if c is None:
+            return self.unknown()
+        limit = rest.negated(-1 if strict else 0)  # N = -(rest), less one where the comparison is strict
+        if c > 0:
+            return Stretch(stop=_floordiv(limit.plus(c), c, form.step))
+        if c < 0:
+            return Stretch(start=_ceildiv(limit.negated(0), -c, form.step))
+        return self.unknown()
+
+    def _bounds(self, e: s.Expr) -> tuple[s.Expr, s.Expr]:
+        """Give the least and greatest value of an integer expression over the tile."""
+        match e:
+            case s.Num(value) if isinstance(value, int):
+                return e, e
+            case s.Name(id):
+                axis = self.axes.get(id)
+                return (axis.low, axis.high) if axis is not None else (e, e)
+            case s.Unary("-", x):
+                low, high = self._bounds(x)
+                return s.Unary("-", high), s.Unary("-", low)
+            case s.Binary("+", a, b):
+                (la, ha), (lb, hb) = self._bounds(a), self._bounds(b)
+                return add(la, lb), add(ha, hb)
+            case s.Binary("-", a, b):
+                (la, ha), (lb, hb) = self._bounds(a), self._bounds(b)
+                return sub(la, hb), sub(ha, lb)
+            case s.Binary("*" | "//", a, b):
+                return self._scaled(e, a, b)
+            case s.Call("min" | "max" as f, args):
+                bounds = [self._bounds(x) for x in args]
+                return call(f, *[x for x, _ in bounds]), call(f, *[x for _, x in bounds])
+        if not names_in(e) & set(self.axes) and not any(isinstance(x, s.Index) for x in _all(e)):
+            return e, e
+        raise _NotLinear
+
+    def _scaled(self, e: s.Binary, a: s.Expr, b: s.Expr) -> tuple[s.Expr, s.Expr]:
+        if not (names_in(a) | names_in(b)) & set(self.axes):
+            return e, e
+        factor = _constant(b, self.fixed)
+        if factor is None and e.op == "*" and _constant(a, self.fixed) is not None:
+            a, b, factor = b, a, _constant(a, self.fixed)
+        if factor is None or factor == 0 or (e.op == "//" and factor < 0):
+            raise _NotLinear
+        low, high = self._bounds(a)
+        if factor < 0:
+            low, high = high, low
+        if e.op == "*":
+            return mul(low, b), mul(high, b)
+        return s.Binary("//", low, b), s.Binary("//", high, b)
+
+
+class _NotLinear(Exception):
+    """An expression the analysis cannot read."""
+
+
+def _all(e: s.Expr) -> list[s.Expr]:
+    from qimeng_attention.tl.traverse import expressions
+
+    return list(expressions(e))
+
+
+def _constant(e: s.Expr, fixed: dict[str, int]) -> int | None:
+    try:
+        return integer(e, fixed)
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A sum of signed terms and a constant; `step` is the factor of the loop's variable as it was written."""
+
+    terms: tuple[tuple[int, s.Expr], ...] = ()
+    constant: int = 0
+    step: s.Expr | None = None
+
+    @staticmethod
+    def of(e: s.Expr, fixed: dict[str, int]) -> _Linear:
+        value = _constant(e, fixed) if not isinstance(e, s.Name) else None
+        if value is not None:
+            return _Linear(constant=value)
+        match e:
+            case s.Binary("+", a, b):
+                return _Linear.of(a, fixed).plus_form(_Linear.of(b, fixed))
+            case s.Binary("-", a, b):
+                return _Linear.of(a, fixed).minus(_Linear.of(b, fixed))
+            case s.Unary("-", x):
+                return _Linear().minus(_Linear.of(x, fixed))
+        return _Linear(((1, e),))
+
+    def plus_form(self, other: _Linear) -> _Linear:
+        return _Linear((*self.terms, *other.terms), self.constant + other.constant)
+
+    def minus(self, other: _Linear) -> _Linear:
+        return self.plus_form(_Linear(tuple((-n, e) for n, e in other.terms), -other.constant))
+
+    def plus(self, n: int) -> _Linear:
+        return replace(self, constant=self.constant + n)
+
+    def negated(self, n: int) -> _Linear:
+        return _Linear(tuple((-k, e) for k, e in self.terms), -self.constant + n)
+
+    def split(self, var: str, fixed: dict[str, int]) -> tuple[int | None, _Linear]:
+        """Separate the terms that hold the loop's variable: its factor, and the rest."""
+        factor = 0
+        rest = []
+        for n, e in self.terms:
+            if var not in names_in(e):
+                rest.append((n, e))
+                continue
+            at = [_constant(substitute(e, {var: num(i)}), fixed) for i in (0, 1, 7)]
+            if None in at or at[0] != 0 or at[2] != 7 * (at[1] or 0):
+                return None, self
+            factor += n * (at[1] or 0)
+        return factor, _Linear(_cancelled(rest), self.constant)
+
+    def expression(self) -> s.Expr:
+        """Write the sum, positive terms first."""
+        ordered = sorted(self.terms, key=lambda t: t[0] < 0)
+        total: s.Expr | None = None
+        for n, e in ordered:
+            term = e if abs(n) == 1 else mul(num(abs(n)), e)
+            if total is None:
+                total = term if n > 0 else s.Unary("-", term)
+            else:
+                total = add(total, term) if n > 0 else sub(total, term)
+        if total is None:
+            return num(self.constant)
+        if self.constant == 0:
+            return total
+        return add(total, num(self.constant)) if self.constant > 0 else sub(total, num(-self.constant))
+
+
+def _cancelled(terms: list[tuple[int, s.Expr]]) -> tuple[tuple[int, s.Expr], ...]:
+    total: dict[s.Expr, int] = {}
+    for n, e in terms:
+        total[e] = total.get(e, 0) + n
+    return tuple((n, e) for e, n in total.items() if n)
+
+
+def _floordiv(form: _Linear, c: int, step: s.Expr | None) -> s.Expr:
+    return form.expression() if c == 1 else s.Binary("//", form.expression(), step or num(c))
+
+
+def _ceildiv(form: _Linear, c: int, step: s.Expr | None) -> s.Expr:
+    return form.expression() if c == 1 else call("ceildiv", form.expression(), step or num(c))
