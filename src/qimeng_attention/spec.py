@@ -1,0 +1,231 @@
+"""What a user asks for: an attention operator, described without a word about how it is computed.
+
+    S = scale * Q K^T          score = score expression of S, b, h, q_idx, kv_idx
+    P = softmax over the kv_idx that the mask lets q_idx see
+    O = P V,  LSE = ln sum exp(score)
+
+Tensors are (B, S, H, D). `q_idx` and `kv_idx` count from 0; sequences are aligned at their ends, so that causal is
+`kv_idx <= q_idx + Sk - Sq`. A row that sees nothing gives O = 0 and LSE = -inf.
+
+Not here: whether the generator can make it (author/), and what it means in numbers (judge/reference.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from qimeng_attention.errors import SpecError
+
+DTYPES = ("fp16", "bf16")
+CAUSAL = "kv_idx <= q_idx + Sk - Sq"
+_WINDOW = re.compile(r"window\s*[:(]?\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)?$")
+_NAMED_MASKS = ("full", "causal", "window:LEFT", "window:LEFT,RIGHT")
+MOST = 1 << 24  # above any head count or length one call can hold
+
+
+class AttentionSpec(BaseModel):
+    """An attention operator.
+
+    Sizes without a value are arguments of each call. Expressions use the names b, h, q_idx, kv_idx, B, Hq, Hk, Sq, Sk
+    and the functions of the language; `score` is the score after scaling.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    name: str = Field(default="", description="names the kernel; made from the other fields if empty")
+    Hq: int = Field(default=32, ge=1, le=MOST, description="query heads")
+    Hk: int = Field(default=0, ge=0, le=MOST, description="key and value heads; 0 means as many as query heads")
+    Dqk: int = Field(default=128, ge=1, le=512, description="head dim of queries and keys")
+    Dv: int = Field(default=0, ge=0, le=512, description="head dim of values; 0 means Dqk")
+    dtype: Literal["fp16", "bf16"] = Field(default="bf16", description="type of Q, K, V and O")
+    mask: str = Field(default="full", description="full, causal, window:LEFT, window:LEFT,RIGHT, or a condition")
+    score: str = Field(default="score", description="an expression of the scaled score")
+    softcap: float | None = Field(default=None, gt=0, description="cap * tanh(score / cap), before `score`")
+    scale: float | None = Field(default=None, description="the default scale; 1 / sqrt(Dqk) if none; each call may give its own")
+    scale_sign: Literal["positive", "any"] = Field(default="positive", description="which scales a call may give")
+    B: int | None = Field(default=None, ge=1, le=MOST, description="batch, if fixed")
+    Sq: int | None = Field(default=None, ge=1, le=MOST, description="query length, if fixed")
+    Sk: int | None = Field(default=None, ge=1, le=MOST, description="key length, if fixed")
+    outputs: tuple[Literal["O", "LSE"], ...] = Field(default=("O", "LSE"), description="what the operator gives")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """Let Hk follow Hq and Dv follow Dqk."""
+        if isinstance(values, dict):
+            values = dict(values)
+            if not values.get("Hk") and "Hk" not in values:
+                values["Hk"] = values.get("Hq", 32)
+            if not values.get("Dv") and "Dv" not in values:
+                values["Dv"] = values.get("Dqk", 128)
+        return values
+
+    @field_validator("Hk", "Dv")
+    @classmethod
+    def _positive(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _outputs(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
+
+    @field_validator("outputs")
+    @classmethod
+    def _has_o(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "O" not in value or len(set(value)) != len(value):
+            raise ValueError("must be O, or O and LSE")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
+            raise ValueError("must be an identifier of at most 64 letters, digits and underscores")
+        return value
+
+    # -------------------------------------------------------------- meaning
+    @property
+    def condition(self) -> str | None:
+        """Give the mask as a condition, or None where every key is seen."""
+        text = self.mask.strip()
+        if text == "full":
+            return None
+        if text == "causal":
+            return CAUSAL
+        if window := _WINDOW.fullmatch(text):
+            left, right = int(window[1]), int(window[2] or 0)
+            return f"kv_idx <= q_idx + Sk - Sq + {right} and kv_idx >= q_idx + Sk - Sq - {left}"
+        return text
+
+    @property
+    def score_expression(self) -> str | None:
+        """Give the score modifiers as one expression of `score`, or None where there are none."""
+        text = self.score.strip()
+        if self.softcap is not None:
+            capped = f"({self.softcap!r} * tanh(score / {self.softcap!r}))"
+            return capped[1:-1] if text == "score" else re.sub(r"\bscore\b", capped, text)
+        return None if text == "score" else text
+
+    @property
+    def default_scale(self) -> float:
+        """Give the scale of a call that names none."""
+        return float(self.scale) if self.scale is not None else float(self.Dqk) ** -0.5
+
+    @property
+    def kernel_name(self) -> str:
+        """Give the kernel's name."""
+        if self.name:
+            return self.name
+        kind = "mha" if self.Hq == self.Hk else "mqa" if self.Hk == 1 else "gqa"
+        mask = self.mask if self.mask in ("full", "causal") else "window" if _WINDOW.fullmatch(self.mask.strip()) else "masked"
+        mods = ("_softcap" if self.softcap is not None else "") + ("_scored" if self.score.strip() != "score" else "")
+        return f"{kind}_{mask}{mods}_d{self.Dqk}{'' if self.Dqk == self.Dv else f'_{self.Dv}'}_{self.dtype}"
+
+    def describe(self) -> list[str]:
+        """State the operator with everything a reader might otherwise assume."""
+        heads = f"{self.Hq} query heads, {self.Hk} key/value heads ({self.Hq // self.Hk} query heads share one)"
+        lengths = ", ".join(f"{k} = {v if v is not None else 'any'}" for k, v in (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk)))
+        lines = [
+            f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
+            f"tensors (B, S, H, D), {lengths}, any strides with a last one of 1",
+            f"score = scale * (q . k), scale given at each call ({self.scale_sign}), {self.default_scale:.6g} by default",
+        ]
+        if self.score_expression:
+            lines.append(f"then score = {self.score_expression}")
+        lines.append(f"visible keys: {self._visible()}")
+        lines.append("weights: softmax over the visible keys; a row that sees none gives O = 0 and LSE = -inf")
+        lines.append(f"outputs: {', '.join(self.outputs)} (LSE is a natural logarithm, of the modified scores)")
+        return lines
+
+    def _visible(self) -> str:
+        aligned = "; the last query is aligned with the last key"
+        if self.condition is None:
+            return "all"
+        if window := _WINDOW.fullmatch(self.mask.strip()):
+            right = f" and the {window[2]} after it" if window[2] and int(window[2]) else ""
+            return f"{self.condition} (a query sees itself, the {window[1]} keys before it{right}{aligned})"
+        return self.condition + (aligned if self.mask == "causal" else "")
+
+    # -------------------------------------------------------------- making and loading
+    @classmethod
+    def make(cls, **fields: Any) -> AttentionSpec:
+        """Make a spec; the errors name field, value, allowed range and the nearest valid choice.
+
+        Raises:
+            SpecError: a field that makes no sense.
+        """
+        try:
+            spec = cls(**fields)
+        except ValidationError as error:
+            raise _explained(error, fields) from None
+        if spec.Hq % spec.Hk:
+            divisors = [d for d in range(1, spec.Hq + 1) if spec.Hq % d == 0]
+            nearest = min(divisors, key=lambda d: abs(d - spec.Hk))
+            raise SpecError(f"Hk = {spec.Hk} does not divide Hq = {spec.Hq}: each key head serves the same number of query heads",
+                            hint=f"nearest valid choice: Hk = {nearest}", field="Hk", value=spec.Hk, allowed=divisors[:32], nearest=nearest)  # fmt: skip
+        return spec
+
+    @classmethod
+    def load(cls, path: str | Path) -> AttentionSpec:
+        """Read a spec from a YAML or JSON file.
+
+        Raises:
+            SpecError: no such file, no mapping, or a field that makes no sense.
+        """
+        try:
+            text = Path(path).read_text("utf-8")
+            data = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"cannot read the spec {path}: {error.__class__.__name__}", hint="name a YAML or JSON file", field="spec", value=str(path)) from None
+        except (yaml.YAMLError, ValueError):
+            raise SpecError(f"{path} is neither YAML nor JSON", hint="write `Hq: 32` on lines of its own", field="spec", value=str(path)) from None
+        if not isinstance(data, dict):
+            raise SpecError(f"{path} holds no mapping of fields", hint="write `Hq: 32` on lines of its own", field="spec", value=str(path))
+        return cls.make(**{str(k): v for k, v in data.items()})
+
+
+def _explained(error: ValidationError, fields: dict[str, Any]) -> SpecError:
+    """Turn pydantic's first finding into a SpecError."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "spec"
+    known = list(AttentionSpec.model_fields)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f"did you mean '{near[0]}'?" if near else f"fields are {', '.join(known)}"
+        return SpecError(f"unknown field '{name}'", hint=hint, field=name, value=_plain(fields.get(name)), allowed=known, nearest=near[0] if near else None)
+    value = fields.get(name)
+    allowed, nearest = _allowed(name, value)
+    message = f"{name} = {value!r} is not valid: {str(first['msg']).removeprefix('Value error, ')}"
+    return SpecError(message, hint=f"allowed: {allowed}; nearest valid choice: {nearest}", field=name, value=_plain(value), allowed=allowed, nearest=nearest)
+
+
+def _allowed(name: str, value: Any) -> tuple[str, Any]:
+    """Give a field's range in words and the nearest valid choice."""
+    if name == "dtype":
+        near = difflib.get_close_matches(str(value), DTYPES, n=1, cutoff=0.0)
+        return ", ".join(DTYPES), near[0] if near else "bf16"
+    if name == "outputs":
+        return "[O] or [O, LSE]", ["O", "LSE"]
+    if name == "scale_sign":
+        return "positive, any", "positive"
+    if name == "softcap":
+        return "a positive number, or none", None
+    if name == "name":
+        return "an identifier", re.sub(r"\W", "_", str(value))[:64] or None
+    limit = 512 if name in ("Dqk", "Dv") else MOST
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
+    return f"an integer from 1 to {limit}", min(max(int(number) if number == number and abs(number) < 1e18 else 1, 1), limit)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | type(None)) else repr(value)
