@@ -52,7 +52,7 @@ class Diagnostic:
     def render(self, source: str = "", file: str = "<tl>") -> str:
         """Give the text form: place, message, the line with a caret, hint."""
         head = f"{file}:{self.span.line}:{self.span.column}: {self.severity} {self.code}: {self.message}"
-        lines = source.splitlines()
+        lines = source.expandtabs(4).split("\n")  # as the parser counts lines and columns
         if 1 <= self.span.line <= len(lines):
             width = max(1, self.span.end_column - self.span.column)
             head += f"\n    {lines[self.span.line - 1]}\n    {' ' * (self.span.column - 1)}{'^' * width}"

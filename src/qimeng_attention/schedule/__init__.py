@@ -10,14 +10,28 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qimeng_attention.schedule import explicit, grid, hold, lane_sums, prefetch, ring, split, store, sync, warps
+from qimeng_attention.schedule import (
+    explicit,
+    grid,
+    guard,
+    hold,
+    lane_sums,
+    prefetch,
+    ring,
+    split,
+    store,
+    sync,
+    warps,
+)
 from qimeng_attention.schedule.rewriting import Rewriting, ScheduleError
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.checker import Checked, check
+from qimeng_attention.tl.checker import check
+from qimeng_attention.tl.types import Checked
 
 # The order is part of the language: each rewriting may rely on those before it.
 REWRITINGS: dict[str, Rewriting] = {
-    m.REWRITING.name: m.REWRITING for m in (explicit, ring, prefetch, hold, lane_sums, store, sync, split, warps, grid)
+    m.REWRITING.name: m.REWRITING
+    for m in (explicit, ring, prefetch, hold, lane_sums, store, sync, split, guard, warps, grid)
 }
 ALWAYS = ("explicit", "copies")  # written out even where the Schedule says nothing of them
 DEFAULTS = {"explicit": s.Choice(("explicit",)), "copies": s.Choice(("copies", "sync"))}
@@ -68,7 +82,9 @@ def _kernel_steps(program: s.Program, number: int, target: str | None) -> Iterat
         current = replace(checked.kernel, schedule=())
         made = rewriting.apply(current, choice, replace(checked, kernel=current))
         choices = [(n, c) for n, c in choices if c is not choice]
-        left = tuple(c for _, c in choices if c.words not in (DEFAULTS["explicit"].words, DEFAULTS["copies"].words))
+        left = tuple(
+            c for _, c in choices if c.words not in (DEFAULTS["explicit"].words, DEFAULTS["copies"].words)
+        )
         after = _with_kernel(program, number, replace(made, schedule=left, schedule_comment=""))
         yield Step(rewriting, choice, program, after)
         del rest
@@ -94,8 +110,12 @@ def _ordered(choices: tuple[s.Choice, ...]) -> list[tuple[str, s.Choice]]:
         name = choice.words[0]
         if name not in REWRITINGS or name == "explicit":
             near = difflib.get_close_matches(name, REWRITINGS, n=1, cutoff=0.4)
-            raise ScheduleError("TL601", choice.span, f"no rewriting is named '{name}'",
-                                f"did you mean '{near[0]}'?" if near else f"take one of {', '.join(REWRITINGS)}")  # fmt: skip
+            raise ScheduleError(
+                "TL601",
+                choice.span,
+                f"no rewriting is named '{name}'",
+                f"did you mean '{near[0]}'?" if near else f"take one of {', '.join(REWRITINGS)}",
+            )
         found.append((name, choice))
     given = {name for name, _ in found}
     found += [(name, DEFAULTS[name]) for name in ALWAYS if name not in given]

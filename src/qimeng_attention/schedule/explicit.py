@@ -10,9 +10,8 @@ from dataclasses import replace
 
 from qimeng_attention.schedule.rewriting import Rewriting, with_body
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.checker import Checked
 from qimeng_attention.tl.numerics import BYTES
-from qimeng_attention.tl.types import TileType
+from qimeng_attention.tl.types import Checked, TileType
 
 BANK_ROW_BYTES = 128
 
@@ -31,8 +30,15 @@ def _allocate(tile: TileType) -> s.Allocate:
 
 def _named(kernel: s.Kernel, made: s.Allocate) -> s.Allocate:
     """Write the extents as the first Copy into the tile writes them, so that the names of tile sizes stay."""
-    copy = next(n for n in _walk(kernel.body) if isinstance(n, s.Copy) and n.target == "shared" and (n.to_name or n.name) == made.name)
-    dims = tuple(s.Dim(d.size, m.axis if m.axis != _text(d.size) else None) for d, m in zip(copy.dims, made.dims, strict=True))
+    copy = next(
+        n
+        for n in _walk(kernel.body)
+        if isinstance(n, s.Copy) and n.target == "shared" and (n.to_name or n.name) == made.name
+    )
+    dims = tuple(
+        s.Dim(d.size, m.axis if m.axis != _text(d.size) else None)
+        for d, m in zip(copy.dims, made.dims, strict=True)
+    )
     return replace(made, dims=dims)
 
 
@@ -52,12 +58,26 @@ def apply(kernel: s.Kernel, _: s.Choice, checked: Checked) -> s.Kernel:
     """Write out what the checker inferred: `checked.kernel` has the macros written out already."""
     body = list(checked.kernel.body)
     declared = {n.name for n in _walk(tuple(body)) if isinstance(n, s.Allocate) and n.space == "shared"}
-    body = [replace(n, swizzle=_swizzle(checked.tiles[n.name]))
-            if isinstance(n, s.Allocate) and n.space == "shared" and n.swizzle is None and n.view is None else n for n in body]  # fmt: skip
+    body = [
+        replace(n, swizzle=_swizzle(checked.tiles[n.name]))
+        if isinstance(n, s.Allocate) and n.space == "shared" and n.swizzle is None and n.view is None
+        else n
+        for n in body
+    ]
     missing = [t for t in checked.tiles.values() if t.space == "shared" and t.name not in declared]
-    after = max((i for i, n in enumerate(body) if isinstance(n, s.Allocate) and n.space == "global"), default=-1) + 1
+    after = (
+        max((i for i, n in enumerate(body) if isinstance(n, s.Allocate) and n.space == "global"), default=-1)
+        + 1
+    )
     body[after:after] = [_named(checked.kernel, _allocate(t)) for t in missing]
     return with_body(kernel, body)
 
 
-REWRITING = Rewriting("explicit", "explicit", "explicit", "Writes out macros, and the layout of every tile in shared memory.", "exact", apply)
+REWRITING = Rewriting(
+    "explicit",
+    "explicit",
+    "explicit",
+    "Writes out macros, and the layout of every tile in shared memory.",
+    "exact",
+    apply,
+)

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.checker import Checked
 from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.types import Checked
 
 FORM = "grid longest first | grid INDEX fastest"
 SAMPLE = 4096  # a sequence length at which the ends of the grid are compared
@@ -29,7 +29,11 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
         dims = tuple(replace(d, down=not d.down) if _grows(kernel, d, checked) else d for d in grid.dims)
     elif words[2] == "fastest":
         if words[1] not in [d.name for d in grid.dims]:
-            raise unfit(choice, f"the grid has no index {words[1]}", f"take one of {', '.join(d.name for d in grid.dims)}")
+            raise unfit(
+                choice,
+                f"the grid has no index {words[1]}",
+                f"take one of {', '.join(d.name for d in grid.dims)}",
+            )
         dims = tuple(sorted(grid.dims, key=lambda d: d.name != words[1]))
     else:
         raise malformed(choice, FORM)

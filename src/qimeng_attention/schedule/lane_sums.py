@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.checker import Checked
 from qimeng_attention.tl.functions import LANES_A_ROW
 from qimeng_attention.tl.scope import LANE
 from qimeng_attention.tl.traverse import map_blocks, map_expressions, names_in, statements
+from qimeng_attention.tl.types import Checked
 
 FORM = "sums per lane"
 
@@ -46,7 +46,13 @@ def _running_sums(loop: s.For, checked: Checked) -> list[str]:
     for name, found in updates.items():
         others = [n for n in statements(loop.body) if name in names_in(n) and n not in found]
         tile = checked.tiles.get(name)
-        if tile is not None and len(tile.axes) == 1 and len(found) == 1 and not others and _is_sum(found[0], name):
+        if (
+            tile is not None
+            and len(tile.axes) == 1
+            and len(found) == 1
+            and not others
+            and _is_sum(found[0], name)
+        ):
             result.append(name)
     return result
 
@@ -56,7 +62,10 @@ def _is_sum(n: s.Compute, name: str) -> bool:
     match n.value:
         case s.Binary("+", left, s.Call("RowSum", (inside,))) if name not in names_in(inside):
             return left == s.Name(name) or (
-                isinstance(left, s.Binary) and left.op == "*" and left.left == s.Name(name) and name not in names_in(left.right)
+                isinstance(left, s.Binary)
+                and left.op == "*"
+                and left.left == s.Name(name)
+                and name not in names_in(left.right)
             )
     return False
 
@@ -86,5 +95,5 @@ def _declare(n: s.Statement, running: list[str]) -> list[s.Statement]:
 
 
 REWRITING = Rewriting("sums", FORM, "sums per lane",
-                      "Keeps a running row sum as four partial sums, one a lane, and adds them once behind the loop.",
+                      "Keeps a running row sum as four partial sums, one a lane, and adds them once " "behind the loop.",
                       "reassociating", apply)  # fmt: skip

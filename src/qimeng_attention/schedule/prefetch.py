@@ -23,8 +23,8 @@ from qimeng_attention.schedule.rewriting import (
     with_body,
 )
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.checker import Checked
 from qimeng_attention.tl.traverse import add, compare, names_in, num, statements, substitute
+from qimeng_attention.tl.types import Checked
 
 FORM = "prefetch TILE NUMBER ahead, TILE NUMBER ahead"
 
@@ -42,7 +42,9 @@ def _prefetch(kernel: s.Kernel, tile: str, ahead: int, choice: s.Choice, checked
     shared = shared_names(checked)
     position = find_loop(kernel, tile, shared) if tile in shared else None
     if position is None:
-        raise unfit(choice, f"no loop fills a shared tile named {tile}", f"take one of {', '.join(sorted(shared))}")
+        raise unfit(
+            choice, f"no loop fills a shared tile named {tile}", f"take one of {', '.join(sorted(shared))}"
+        )
     kernel, position = _named_bounds(kernel, position)
     loop = kernel.body[position]
     assert isinstance(loop, s.For)
@@ -59,7 +61,9 @@ def _prefetch(kernel: s.Kernel, tile: str, ahead: int, choice: s.Choice, checked
         while place < len(body) and isinstance(body[place], s.Copy | s.If) and not reads(body[place], shared):
             place += 1  # behind the copies already there, in the order they are needed
     last = loop.ranges[0].stop
-    body.insert(place, _for_iteration(copy, loop.var, add(s.Name(loop.var), num(ahead)), last if ahead else None))
+    body.insert(
+        place, _for_iteration(copy, loop.var, add(s.Name(loop.var), num(ahead)), last if ahead else None)
+    )
     first = loop.ranges[0].start
     prologue = [_for_iteration(copy, loop.var, add(first, num(j)), last) for j in range(ahead)]
     outer = list(kernel.body)
@@ -69,12 +73,24 @@ def _prefetch(kernel: s.Kernel, tile: str, ahead: int, choice: s.Choice, checked
 
 def _refuse(loop: s.For, copy: s.Copy | None, ahead: int, stages: int, choice: s.Choice, tile: str) -> None:
     if copy is None or len(loop.ranges) != 1 or loop.down:
-        raise unfit(choice, f"{tile} is not copied straight in an ascending loop over one range", "prefetch before other rewritings of the loop")
+        raise unfit(
+            choice,
+            f"{tile} is not copied straight in an ascending loop over one range",
+            "prefetch before other rewritings of the loop",
+        )
     if not 0 <= ahead <= stages:
-        raise unfit(choice, f"{ahead} ahead needs {ahead} stages, {tile} has {stages}", f"write `ring {tile} stages {ahead}`, or prefetch less")
+        raise unfit(
+            choice,
+            f"{ahead} ahead needs {ahead} stages, {tile} has {stages}",
+            f"write `ring {tile} stages {ahead}`, or prefetch less",
+        )
     made = {n.out for n in statements(loop.body) if isinstance(n, s.Compute | s.Gemm) and n.out}
     if names_in(copy.coordinate) & made:
-        raise unfit(choice, f"where {tile} is copied from depends on what the loop computes", "it cannot be known ahead")
+        raise unfit(
+            choice,
+            f"where {tile} is copied from depends on what the loop computes",
+            "it cannot be known ahead",
+        )
 
 
 def _named_bounds(kernel: s.Kernel, position: int) -> tuple[s.Kernel, int]:
@@ -104,10 +120,17 @@ def _fresh(name: str, taken: set[str]) -> str:
 def _for_iteration(copy: s.Copy, var: str, iteration: s.Expr, last: s.Expr | None) -> s.Statement:
     """Make the copy of another iteration, guarded where that iteration may not exist."""
     moved = substitute(copy, {var: iteration})
-    moved = replace(moved, coordinate=tuple(_folded(c) for c in moved.coordinate), slot=_fold_slot(moved.slot))
+    moved = replace(
+        moved, coordinate=tuple(_folded(c) for c in moved.coordinate), slot=_fold_slot(moved.slot)
+    )
     if last is None:
         return moved
-    return s.If(compare(iteration, "<", last), (replace(moved, above=(), comment=""),), above=copy.above, comment=copy.comment)
+    return s.If(
+        compare(iteration, "<", last),
+        (replace(moved, above=(), comment=""),),
+        above=copy.above,
+        comment=copy.comment,
+    )
 
 
 def _folded(c: s.Coordinate) -> s.Coordinate:
@@ -127,9 +150,17 @@ def _fold_slot(e: s.Expr | None) -> s.Expr | None:
 
 def _at_origin(n: s.Statement, tile: str, copy: s.Copy, var: str) -> s.Statement:
     """Say at each use which part of the tensor the stage holds: the copy no longer stands above it."""
-    moving = tuple((c.axis, c.start) for c in copy.coordinate if c.axis is not None and var in names_in(c.start))
+    moving = tuple(
+        (c.axis, c.start) for c in copy.coordinate if c.axis is not None and var in names_in(c.start)
+    )
     return map_operands(n, tile, lambda o: replace(o, at=moving))
 
 
-REWRITING = Rewriting("prefetch", FORM, "prefetch K 1 ahead, V 0 ahead",
-                      "Issues the copy of a later iteration as soon as its stage is free.", "exact", apply)  # fmt: skip
+REWRITING = Rewriting(
+    "prefetch",
+    FORM,
+    "prefetch K 1 ahead, V 0 ahead",
+    "Issues the copy of a later iteration as soon as its stage is free.",
+    "exact",
+    apply,
+)

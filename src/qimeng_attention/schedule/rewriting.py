@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from qimeng_attention.errors import Diagnostic, DiagnosticError, Span
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.checker import Checked
+from qimeng_attention.tl.types import Checked
 
 Apply = Callable[[s.Kernel, s.Choice, Checked], s.Kernel]
 
@@ -37,7 +37,12 @@ class ScheduleError(DiagnosticError):
 
 def malformed(choice: s.Choice, form: str) -> ScheduleError:
     """Make the error for a choice whose words do not fit its form."""
-    return ScheduleError("TL602", choice.span, f"'{' '.join(choice.words)}' does not fit the form of this choice", f"write it as `{form}`")
+    return ScheduleError(
+        "TL602",
+        choice.span,
+        f"'{' '.join(choice.words)}' does not fit the form of this choice",
+        f"write it as `{form}`",
+    )
 
 
 def unfit(choice: s.Choice, message: str, hint: str) -> ScheduleError:

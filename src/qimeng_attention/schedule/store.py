@@ -10,8 +10,7 @@ from dataclasses import replace
 from qimeng_attention.schedule.explicit import _swizzle
 from qimeng_attention.schedule.rewriting import Rewriting, malformed, shared_names, unfit, with_body
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.checker import Checked
-from qimeng_attention.tl.types import TileType
+from qimeng_attention.tl.types import Checked, TileType
 
 FORM = "store TILE through shared over TILE"
 
@@ -25,14 +24,25 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     position = next((i for i, n in enumerate(kernel.body) if isinstance(n, s.Copy) and n.name == tile and n.target == "global"
                      and n.source == "register"), None)  # fmt: skip
     if position is None or under not in shared_names(checked):
-        raise unfit(choice, f"no Copy stores {tile} from registers, or no shared tile is named {under}", "name the stored tile and a shared one")
+        raise unfit(
+            choice,
+            f"no Copy stores {tile} from registers, or no shared tile is named {under}",
+            "name the stored tile and a shared one",
+        )
     copy = kernel.body[position]
     assert isinstance(copy, s.Copy)
     tensor, source = checked.tensors[copy.to_name or copy.name], checked.tiles[tile]
     staged = TileType(f"{tile}_staged", "shared", tensor.dtype, source.axes)
     if staged.bytes > checked.tiles[under].bytes:
-        raise unfit(choice, f"{tile} takes {staged.bytes:,} bytes, {under} has {checked.tiles[under].bytes:,}", "stage it over a larger tile")
-    dims = tuple(s.Dim(d.size, a.name if s.Name(a.name) != d.size else None) for d, a in zip(copy.dims, source.axes, strict=True))
+        raise unfit(
+            choice,
+            f"{tile} takes {staged.bytes:,} bytes, {under} has {checked.tiles[under].bytes:,}",
+            "stage it over a larger tile",
+        )
+    dims = tuple(
+        s.Dim(d.size, a.name if s.Name(a.name) != d.size else None)
+        for d, a in zip(copy.dims, source.axes, strict=True)
+    )
     made = s.Allocate(staged.name, "shared", dims, staged.dtype, swizzle=_swizzle(staged), over=under)
     out = replace(copy, name=staged.name, source="shared", to_name=copy.to_name or copy.name, above=())
     stage = s.Copy(tile, "register", "shared", to_name=staged.name, above=copy.above)
@@ -43,5 +53,11 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     return with_body(kernel, body)
 
 
-REWRITING = Rewriting("store", FORM, "store O through shared over Q",
-                      "Writes a result to shared memory first, so that it leaves in whole rows.", "exact", apply)  # fmt: skip
+REWRITING = Rewriting(
+    "store",
+    FORM,
+    "store O through shared over Q",
+    "Writes a result to shared memory first, so that it leaves in whole rows.",
+    "exact",
+    apply,
+)

@@ -13,14 +13,24 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
-from qimeng_attention.schedule.rewriting import Rewriting, fills, malformed, reads, shared_names, unfit, with_body
+from qimeng_attention.schedule.rewriting import (
+    Rewriting,
+    fills,
+    malformed,
+    reads,
+    shared_names,
+    unfit,
+    with_body,
+)
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.checker import Checked
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.traverse import map_blocks, names_in, statements
+from qimeng_attention.tl.types import Checked
 
 FORM = "copies async"
-MOST_POINTS = 4  # barriers an iteration that are tried exactly; a loop with more gets one at each requirement's end
+MOST_POINTS = (
+    4  # barriers an iteration that are tried exactly; a loop with more gets one at each requirement's end
+)
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,9 @@ def _equal_after(copied: s.Expr, read: s.Expr, var: str, ahead: int, checked: Ch
     free = sorted((names_in(copied) | names_in(read)) - {var} - set(checked.fixed))
     values = {**checked.fixed, **{name: 3 + 7 * n for n, name in enumerate(free)}}
     try:
-        return all(integer(copied, {**values, var: i}) == integer(read, {**values, var: i + ahead}) for i in (2, 5))
+        return all(
+            integer(copied, {**values, var: i}) == integer(read, {**values, var: i + ahead}) for i in (2, 5)
+        )
     except (KeyError, ValueError, ZeroDivisionError):
         return False
 
@@ -162,7 +174,9 @@ def _points(loop: s.For, shared: set[str], checked: Checked) -> list[int]:
     needs = _needs(loop, shared, checked)
     candidates = sorted({x.latest for x in needs})
     for count in range(1, min(MOST_POINTS, len(candidates)) + 1):
-        choices = [p for p in itertools.combinations(candidates, count) if all(x.places & set(p) for x in needs)]
+        choices = [
+            p for p in itertools.combinations(candidates, count) if all(x.places & set(p) for x in needs)
+        ]
         if choices:
             return list(max(choices, key=sum))
     return candidates
@@ -199,7 +213,11 @@ def _pending(loop: s.For, points: list[int], shared: set[str], checked: Checked)
     for index, point in enumerate(points):
         following = points[(index + 1) % len(points)]
         wrapped = following <= point
-        read_here = [i for i in range(len(body)) if (point <= i < following if not wrapped else i >= point or i < following)]
+        read_here = [
+            i
+            for i in range(len(body))
+            if (point <= i < following if not wrapped else i >= point or i < following)
+        ]
         needed: list[int] = []
         for i in read_here:
             later = wrapped and i < point  # in the next iteration
@@ -256,5 +274,5 @@ def _committed(body: tuple[s.Statement, ...]) -> list[s.Statement]:
 
 
 REWRITING = Rewriting("copies", "copies async", "copies async",
-                      "Lets copies run beside the computation, in groups, and puts in the waits and barriers that this needs.",
+                      "Lets copies run beside the computation, in groups, and puts in the waits and " "barriers that " "this " "needs.",
                       "exact", apply)  # fmt: skip

@@ -42,12 +42,18 @@ def check_budget(scope: Scope, span: Span, threads: int) -> None:
     used = shared_bytes(scope.tiles)
     if used > scope.target.shared_per_block_bytes:
         largest = max((t for t in scope.tiles.values() if t.space == "shared"), key=lambda t: t.bytes)
-        scope.report("TL501", span, f"the block needs {used:,} bytes of shared memory, {scope.target.name} has {scope.target.shared_per_block_bytes:,}",
+        scope.report("TL501", span, f"the block needs {used:,} bytes of shared memory, " f"{scope.target.name} " "has " f"{scope.target.shared_per_block_bytes:,}",
                      f"{largest.name} takes {largest.bytes:,}: fewer stages or a smaller tile")  # fmt: skip
     needed = registers_a_thread({n: t for n, t in scope.tiles.items() if n in _held_together(scope)}, threads)
     if needed > scope.target.max_registers_per_thread:
-        scope.report("TL502", span, f"the register tiles alone take {needed} registers a thread, {scope.target.name} has "
-                     f"{scope.target.max_registers_per_thread}", "take smaller tiles or more warps")  # fmt: skip
+        scope.report(
+            "TL502",
+            span,
+            f"the register tiles alone take {needed} registers a thread, "
+            f"{scope.target.name} has "
+            f"{scope.target.max_registers_per_thread}",
+            "take smaller tiles or more warps",
+        )
 
 
 def _held_together(scope: Scope) -> set[str]:

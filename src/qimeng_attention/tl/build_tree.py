@@ -13,6 +13,18 @@ from qimeng_attention.errors import Span
 from qimeng_attention.tl import syntax as s
 
 
+MOST = 1 << 62  # integers are 64 bits wide, with room for one addition
+
+
+class BadNumber(ValueError):
+    """A literal that no type of TL holds, and its columns."""
+
+    def __init__(self, text: str, meta: Any) -> None:
+        shown = text if len(text) <= 24 else f"{text[:20]}..."
+        super().__init__(f"the number {shown} is too large, expected less than 2^62, or a finite floating value")
+        self.column, self.end_column = meta.column, meta.end_column
+
+
 @v_args(meta=True)
 class LineBuilder(Transformer[Token, Any]):
     """Turn the parse tree of one line into statements, or into the open head of a block (with an empty body)."""
@@ -28,9 +40,13 @@ class LineBuilder(Transformer[Token, Any]):
 
     # -------------------------------------------------------------- expressions
     def integer(self, meta: Any, c: list[Any]) -> s.Expr:
+        if len(c[0]) > 20 or int(c[0]) >= MOST:
+            raise BadNumber(str(c[0]), meta)
         return s.Num(int(c[0]), span=self._span(meta))
 
     def floating(self, meta: Any, c: list[Any]) -> s.Expr:
+        if float(c[0]) == float("inf"):
+            raise BadNumber(str(c[0]), meta)
         return s.Num(float(c[0]), span=self._span(meta))
 
     def name(self, meta: Any, c: list[Any]) -> s.Expr:
@@ -145,6 +161,8 @@ class LineBuilder(Transformer[Token, Any]):
         extra: dict[str, Any] = {}
         for option in options:
             key, value = option.data, option.children[0]
+            if key == "swizzle" and len(value) > 9:
+                raise BadNumber(str(value), value)
             extra[key] = int(value) if key == "swizzle" else str(value) if key in ("view", "over") else value
         dtype = None if dtype is None else str(dtype)
         return s.Allocate(str(name), str(space), dims, dtype, init, span=self._span(meta), **extra)

@@ -42,7 +42,9 @@ def level_of(kernel: s.Kernel) -> str:
     return "code" if declared or kernel.name else "sketch"
 
 
-def check(program: s.Program, *, target: str | None = None, source: str = "", file: str = "<tl>", model: bool = True) -> list[Checked]:
+def check(
+    program: s.Program, *, target: str | None = None, source: str = "", file: str = "<tl>", model: bool = True
+) -> list[Checked]:
     """Check every kernel of a program.
 
     Args:
@@ -60,7 +62,9 @@ def check(program: s.Program, *, target: str | None = None, source: str = "", fi
     return checked
 
 
-def check_text(text: str, *, target: str | None = None, file: str = "<tl>", model: bool = True) -> list[Checked]:
+def check_text(
+    text: str, *, target: str | None = None, file: str = "<tl>", model: bool = True
+) -> list[Checked]:
     """Parse and check a TL text; all findings of both at once.
 
     Raises:
@@ -72,12 +76,16 @@ def check_text(text: str, *, target: str | None = None, file: str = "<tl>", mode
     return check(program, target=target, source=text, file=file, model=model)
 
 
-def check_with_findings(program: s.Program, *, target: str | None = None, model: bool = True) -> tuple[list[Checked], list[Diagnostic]]:
+def check_with_findings(
+    program: s.Program, *, target: str | None = None, model: bool = True
+) -> tuple[list[Checked], list[Diagnostic]]:
     """Check every kernel; give those that passed, and all findings in order of place."""
     passed: list[Checked] = []
     findings: list[Diagnostic] = []
     if not program.kernels:
-        findings.append(Diagnostic("TL100", "the program has no kernel", "begin it with `Kernel name for target`"))
+        findings.append(
+            Diagnostic("TL100", "the program has no kernel", "begin it with `Kernel name for target`")
+        )
     for kernel in program.kernels:
         checked, found = _check_kernel(kernel, program.defines, target)
         if checked is not None and model:
@@ -88,14 +96,20 @@ def check_with_findings(program: s.Program, *, target: str | None = None, model:
     return passed, sorted(findings, key=lambda f: (f.span, f.code))
 
 
-def _check_kernel(kernel: s.Kernel, defines: tuple[s.Define, ...], target: str | None) -> tuple[Checked | None, list[Diagnostic]]:
+def _check_kernel(
+    kernel: s.Kernel, defines: tuple[s.Define, ...], target: str | None
+) -> tuple[Checked | None, list[Diagnostic]]:
     scope = Scope()
     scope.target = _target(kernel, target, scope)
     kernel, scope.findings[len(scope.findings) :] = expand(kernel, defines)
     level = level_of(kernel)
     if level == "sketch":
-        scope.report("TL100", kernel.span, "this is a sketch: it has no sizes yet",
-                     "add Kernel, Size, Tile, Grid and Allocate, and a shape and coordinate to each Copy")  # fmt: skip
+        scope.report(
+            "TL100",
+            kernel.span,
+            "this is a sketch: it has no sizes yet",
+            "add Kernel, Size, Tile, Grid and Allocate, and a shape and coordinate to each Copy",
+        )
         return None, scope.findings
     for n in kernel.body:
         TABLE[type(n)].check(n, scope)
@@ -112,19 +126,31 @@ def _target(kernel: s.Kernel, override: str | None, scope: Scope) -> Target | No
     try:
         return targets.get(name)
     except SpecError as error:
-        scope.report("TL505", kernel.span, error.message, error.hint or f"take one of {', '.join(targets.names())}")
+        scope.report(
+            "TL505", kernel.span, error.message, error.hint or f"take one of {', '.join(targets.names())}"
+        )
         return None
 
 
 def _check_whole(kernel: s.Kernel, scope: Scope) -> None:
     """Check what concerns the kernel as a whole."""
     if scope.grid is None:
-        scope.report("TL100", kernel.span, "the kernel has no Grid", "add `Grid block = 0 : ceildiv(Sq, BM), ...`")
+        scope.report(
+            "TL100", kernel.span, "the kernel has no Grid", "add `Grid block = 0 : ceildiv(Sq, BM), ...`"
+        )
     if not scope.written:
-        scope.report("TL206", kernel.span, "the kernel stores nothing", "end it with a Copy from register to global")
+        scope.report(
+            "TL206", kernel.span, "the kernel stores nothing", "end it with a Copy from register to global"
+        )
     for name in scope.tensors:
         if name not in scope.read and name not in scope.written:
-            scope.report("TL206", kernel.span, f"tensor {name} is never used", "remove its Allocate, or use it", "warning")
+            scope.report(
+                "TL206",
+                kernel.span,
+                f"tensor {name} is never used",
+                "remove its Allocate, or use it",
+                "warning",
+            )
     warps = scope.constant(scope.warps.count) if scope.warps else DEFAULT_WARPS
     threads = (warps or DEFAULT_WARPS) * THREADS_A_WARP
     if not scope.roles:
@@ -156,9 +182,20 @@ def run_small(checked: Checked) -> list[Diagnostic]:
         try:
             _run_once(checked, sizes)
         except Fault as fault:
-            found.setdefault(fault.diagnostic.code, replace(fault.diagnostic, message=f"{fault.diagnostic.message} ({_shown(sizes)})"))
+            found.setdefault(
+                fault.diagnostic.code,
+                replace(fault.diagnostic, message=f"{fault.diagnostic.message} ({_shown(sizes)})"),
+            )
         except (ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
-            found.setdefault("TL103", Diagnostic("TL103", f"a size has no value for {_shown(sizes)}: {error}", "check the declarations", checked.kernel.span))
+            found.setdefault(
+                "TL103",
+                Diagnostic(
+                    "TL103",
+                    f"a size has no value for {_shown(sizes)}: {error}",
+                    "check the declarations",
+                    checked.kernel.span,
+                ),
+            )
         if len(found) > 3:
             break
     return list(found.values())
@@ -169,7 +206,7 @@ def _shown(sizes: dict[str, int]) -> str:
 
 
 def _run_once(checked: Checked, sizes: dict[str, int]) -> None:
-    machine = make_machine(checked, sizes, {}, {name: 1.0 for name in checked.scalars}, numeric=False)
+    machine = make_machine(checked, sizes, {}, dict.fromkeys(checked.scalars, 1.0), numeric=False)
     total = 1
     for d in checked.grid.dims:
         total *= max(0, len(list(grid_points(replace(checked, grid=s.Grid((d,))), machine.sizes))))
@@ -189,13 +226,18 @@ def _check_coverage(machine: Machine, index: dict[str, int]) -> None:
     seen: dict[str, list[int]] = {}
     for span, axis, start, size in machine.contracted:
         if start in seen.setdefault(axis, []) and _one_accumulation(checked, axis):
-            raise Fault("TL303", span, f"the stretch {axis} = {start} : {start + size} is summed over twice in one block", "let the loop visit each tile once")
+            raise Fault(
+                "TL303",
+                span,
+                f"the stretch {axis} = {start} : {start + size} is summed over twice in one block",
+                "let the loop visit each tile once",
+            )
         seen[axis].append(start)
         by_axis.setdefault(axis, set()).update(range(start, start + size))
     for axis, needed in _needed(machine, index).items():
         missed = needed - by_axis.get(axis, set())
         if missed and _one_accumulation(checked, axis):
-            raise Fault("TL302", loop.span, f"the loop misses {axis} = {min(missed)}, which no mask hides from block {index}",
+            raise Fault("TL302", loop.span, f"the loop misses {axis} = {min(missed)}, which no mask " "hides from block " f"{index}",
                         "widen the loop's bounds")  # fmt: skip
 
 
@@ -222,7 +264,11 @@ def _needed(machine: Machine, index: dict[str, int]) -> dict[str, set[int]]:
         extent = _extent_of(axis, machine)
         if extent is None or not rows:
             continue
-        masks = [n.condition for n in statements(checked.kernel.body) if isinstance(n, s.Mask) and axis in names_in(n.condition)]
+        masks = [
+            n.condition
+            for n in statements(checked.kernel.body)
+            if isinstance(n, s.Mask) and axis in names_in(n.condition)
+        ]
         needed[axis] = _visible(masks, axis, extent, rows, ints)
     return needed
 
@@ -271,7 +317,9 @@ def _row_ranges(machine: Machine, ints: dict[str, int]) -> dict[str, Array]:
     return ranges
 
 
-def _visible(masks: list[s.Expr], axis: str, extent: int, rows: dict[str, Array], ints: dict[str, int]) -> set[int]:
+def _visible(
+    masks: list[s.Expr], axis: str, extent: int, rows: dict[str, Array], ints: dict[str, int]
+) -> set[int]:
     if any(len(r) == 0 for r in rows.values()) or extent == 0:
         return set()
     if not masks:

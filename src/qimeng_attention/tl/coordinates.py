@@ -50,8 +50,10 @@ def places(copy: s.Copy, extents: Sequence[int], dims: Sequence[str]) -> list[Pl
         start = mul(entries[0].start, copy.dims[0].size) if copy.dims else entries[0].start
         entries = [s.Coordinate(start, dims[0], entries[0].stop, entries[0].at)] if dims else entries
     if len(entries) > len(dims):
-        raise CoordinateError(f"the coordinate has {len(entries)} entries, {copy_tensor(copy)} has {len(dims)} dimension(s)",
-                              "write one entry for each dimension, leave out trailing ones that are taken whole")  # fmt: skip
+        raise CoordinateError(
+            f"the coordinate has {len(entries)} entries, {copy_tensor(copy)} has {len(dims)} dimension(s)",
+            "write one entry for each dimension, leave out trailing ones that are taken whole",
+        )
     left = list(extents)
     found: list[Place] = []
     for n, dim in enumerate(dims):
@@ -68,8 +70,10 @@ def places(copy: s.Copy, extents: Sequence[int], dims: Sequence[str]) -> list[Pl
         else:
             found.append(Place("axis", entry.start, entry.axis or dim, size, entry.stop, entry.at))
     if left:
-        raise CoordinateError(f"the shape has {len(extents)} extents, the coordinate names {len(extents) - len(left)}",
-                              "name each axis of the tile in the coordinate, as `q = block * BM`")  # fmt: skip
+        raise CoordinateError(
+            f"the shape has {len(extents)} extents, the coordinate names {len(extents) - len(left)}",
+            "name each axis of the tile in the coordinate, as `q = block * BM`",
+        )
     return found
 
 

@@ -79,9 +79,16 @@ class Environment:
     `double` evaluates floating arithmetic in float64, as the judge's reference does; else it is float32, as in registers.
     """
 
-    def __init__(self, ints: Mapping[str, int], scalars: Mapping[str, float] | None = None,
-                 tiles: Mapping[str, Value] | None = None, indices: Mapping[str, Array] | None = None,
-                 tensors: Mapping[str, tuple[Array, str]] | None = None, *, double: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        ints: Mapping[str, int],
+        scalars: Mapping[str, float] | None = None,
+        tiles: Mapping[str, Value] | None = None,
+        indices: Mapping[str, Array] | None = None,
+        tensors: Mapping[str, tuple[Array, str]] | None = None,
+        *,
+        double: bool = False,
+    ) -> None:
         self.ints, self.scalars, self.tiles = ints, scalars or {}, tiles or {}
         self.indices, self.tensors = indices or {}, tensors or {}
         self.float: Any = np.float64 if double else np.float32
@@ -178,7 +185,9 @@ class Environment:
 
 
 def _is_float(v: Value) -> bool:
-    return isinstance(v.data, float) or (hasattr(v.data, "dtype") and np.issubdtype(v.data.dtype, np.floating))
+    return isinstance(v.data, float) or (
+        hasattr(v.data, "dtype") and np.issubdtype(v.data.dtype, np.floating)
+    )
 
 
 def _safe_division(op: str) -> Any:

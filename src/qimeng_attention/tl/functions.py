@@ -53,7 +53,9 @@ def _ceildiv(a: Any, b: Any) -> Any:
 
 _TABLE = [
     Function("exp", (1, 1), _f32(np.exp), "float", "e to the x"),
-    Function("exp2", (1, 1), _f32(np.exp2), "float", "2 to the x: one instruction of the special-function unit"),
+    Function(
+        "exp2", (1, 1), _f32(np.exp2), "float", "2 to the x: one instruction of the special-function unit"
+    ),
     Function("ln", (1, 1), _f32(np.log), "float", "natural logarithm; -inf at 0"),
     Function("log2", (1, 1), _f32(np.log2), "float", "logarithm to base 2; -inf at 0"),
     Function("tanh", (1, 1), _f32(_tanh), "float", "hyperbolic tangent"),
@@ -64,12 +66,24 @@ _TABLE = [
     Function("abs", (1, 1), np.abs, "same", "absolute value"),
     Function("min", (2, 8), lambda *a: _fold(np.minimum, a), "same", "least of its arguments"),
     Function("max", (2, 8), lambda *a: _fold(np.maximum, a), "same", "greatest of its arguments"),
-    Function("clamp", (3, 3), lambda x, a, b: np.minimum(np.maximum(x, a), b), "same", "x held within [a, b]; b wins"),
+    Function(
+        "clamp",
+        (3, 3),
+        lambda x, a, b: np.minimum(np.maximum(x, a), b),
+        "same",
+        "x held within [a, b]; b wins",
+    ),
     Function("where", (3, 3), np.where, "same", "its second argument where the first holds, else its third"),
     Function("ceildiv", (2, 2), _ceildiv, "int", "integer division rounded up"),
     Function("RowMax", (1, 1), np.max, "float", "greatest element of each row of a tile"),
     Function("RowSum", (1, 1), np.sum, "float", "sum of each row of a tile"),
-    Function("LaneSum", (1, 1), np.sum, "float", "sum of the elements of each row that one lane holds: four partial sums a row"),
+    Function(
+        "LaneSum",
+        (1, 1),
+        np.sum,
+        "float",
+        "sum of the elements of each row that one lane holds: four partial sums a row",
+    ),
 ]
 
 
@@ -84,4 +98,6 @@ FUNCTIONS: dict[str, Function] = {f.name: f for f in _TABLE}
 REDUCTIONS = frozenset({"RowMax", "RowSum", "LaneSum"})
 CONSTANTS: dict[str, float] = {"log2e": float(np.log2(np.e)), "ln2": float(np.log(2.0)), "inf": float("inf")}
 WORD_OPERATORS = {"Add": "+", "Subtract": "-", "Multiply": "*", "Divide": "/"}  # the paper's word forms
-LANES_A_ROW = 4  # lanes of a warp that share a row of an MMA accumulator (PTX ISA, mma.m16n8 and wgmma fragments)
+LANES_A_ROW = (
+    4  # lanes of a warp that share a row of an MMA accumulator (PTX ISA, mma.m16n8 and wgmma fragments)
+)

@@ -64,7 +64,9 @@ def make_machine(checked: Checked, sizes: Mapping[str, int], inputs: Mapping[str
     return Machine(checked, ints, dict(scalars), tensors, seed, numeric, written)
 
 
-def grid_points(checked: Checked, sizes: Mapping[str, int], at_most: int | None = None) -> Iterable[dict[str, int]]:
+def grid_points(
+    checked: Checked, sizes: Mapping[str, int], at_most: int | None = None
+) -> Iterable[dict[str, int]]:
     """Give the grid's points; `at_most` keeps the first and last few of each index (for checks, not for results)."""
     ints = {**checked.fixed, **sizes}
     ranges = []
@@ -75,9 +77,13 @@ def grid_points(checked: Checked, sizes: Mapping[str, int], at_most: int | None 
         ranges.append(values)
     if checked.grid.persistent:
         ranges = [r[:1] for r in ranges]
-        points = [dict(zip([d.name for d in checked.grid.dims], p, strict=True)) for p in itertools.product(*ranges)]
+        points = [
+            dict(zip([d.name for d in checked.grid.dims], p, strict=True)) for p in itertools.product(*ranges)
+        ]
         return points
-    return (dict(zip([d.name for d in checked.grid.dims], p, strict=True)) for p in itertools.product(*ranges))
+    return (
+        dict(zip([d.name for d in checked.grid.dims], p, strict=True)) for p in itertools.product(*ranges)
+    )
 
 
 def check_written(machine: Machine) -> None:
@@ -85,5 +91,13 @@ def check_written(machine: Machine) -> None:
     for name, counts in machine.written.items():
         if np.any(counts == 0):
             where = tuple(int(i) for i in np.argwhere(counts == 0)[0])
-            span = next((n.span for n in machine.checked.kernel.body if isinstance(n, s.Copy) and n.to_name == name), Span())
-            raise Fault("TL301", span, f"{name}{list(where)} is never written", "let the Grid and the coordinates cover the whole output")
+            span = next(
+                (n.span for n in machine.checked.kernel.body if isinstance(n, s.Copy) and n.to_name == name),
+                Span(),
+            )
+            raise Fault(
+                "TL301",
+                span,
+                f"{name}{list(where)} is never written",
+                "let the Grid and the coordinates cover the whole output",
+            )

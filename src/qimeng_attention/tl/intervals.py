@@ -30,7 +30,11 @@ class Stretch:
 
     def intersect(self, other: Stretch) -> Stretch:
         """Give the iterations in both."""
-        return Stretch(_join("max", self.start, other.start), _join("min", self.stop, other.stop), self.never or other.never)
+        return Stretch(
+            _join("max", self.start, other.start),
+            _join("min", self.stop, other.stop),
+            self.never or other.never,
+        )
 
 
 def _join(function: str, a: s.Expr | None, b: s.Expr | None) -> s.Expr | None:
@@ -47,13 +51,22 @@ class _Axis:
     high: s.Expr
 
 
-def all_true(condition: s.Expr, places: Places, extents: dict[str, int], var: str, checked: Checked, tile: str | None = None) -> Stretch:
+def all_true(
+    condition: s.Expr,
+    places: Places,
+    extents: dict[str, int],
+    var: str,
+    checked: Checked,
+    tile: str | None = None,
+) -> Stretch:
     """Give iterations of `var` in which the condition holds for every element of a tile (never too many)."""
     axes = _axes(places, extents, tile)
     return _Analysis(axes, var, checked, everywhere=True).solve(condition)
 
 
-def any_true(condition: s.Expr, origins: dict[str, s.Expr], extents: dict[str, int], var: str, fixed: dict[str, int]) -> Stretch:
+def any_true(
+    condition: s.Expr, origins: dict[str, s.Expr], extents: dict[str, int], var: str, fixed: dict[str, int]
+) -> Stretch:
     """Give iterations of `var` outside of which the condition holds for no element of a tile (never too few)."""
     axes = {name: _Axis(start, add(start, num(extents[name] - 1))) for name, start in origins.items()}
     return _Analysis(axes, var, None, everywhere=False, fixed=fixed).solve(condition)
@@ -71,7 +84,15 @@ def _axes(places: Places, extents: dict[str, int], tile: str | None) -> dict[str
 
 
 class _Analysis:
-    def __init__(self, axes: dict[str, _Axis], var: str, checked: Checked | None, *, everywhere: bool, fixed: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        axes: dict[str, _Axis],
+        var: str,
+        checked: Checked | None,
+        *,
+        everywhere: bool,
+        fixed: dict[str, int] | None = None,
+    ) -> None:
         self.axes, self.var, self.everywhere = axes, var, everywhere
         self.fixed = fixed if fixed is not None else checked.fixed if checked is not None else {}
 
@@ -102,7 +123,11 @@ class _Analysis:
         """Join two stretches: for all, one that is surely covered by either; for any, their hull."""
         if a.never or b.never:
             return b if a.never else a
-        same = (a.start is None) == (b.start is None) and (a.stop is None) == (b.stop is None) and (a.start is None or a.stop is None)
+        same = (
+            (a.start is None) == (b.start is None)
+            and (a.stop is None) == (b.stop is None)
+            and (a.start is None or a.stop is None)
+        )
         if self.everywhere and not same:
             return a
         start = None if a.start is None or b.start is None else _join("min", a.start, b.start)

@@ -127,7 +127,7 @@ class Strand:
                     start = register.origin[axis.name]
                     known = indices.get(axis.name)
                     if known is not None and (len(known) == 0 or known[0] != start):
-                        raise Fault("TL105", span or Span(), f"axis {axis.name} begins at {known[0]} in one operand and at {start} in another",
+                        raise Fault("TL105", span or Span(), f"axis {axis.name} begins at {known[0]} in " "one operand and at " f"{start} in another",
                                     "combine tiles that lie at the same place")  # fmt: skip
                     indices[axis.name] = start + np.arange(axis.size)
         return Environment(self.ints, self.machine.scalars, tiles, indices, self.machine.named)
@@ -136,11 +136,13 @@ class Strand:
         """Give a register tile, whose GEMM must be over."""
         register = self.registers[name]
         if register.pending:
-            raise Fault("TL406", span, f"{name} is read while the asynchronous GEMM that makes it may still run",
+            raise Fault("TL406", span, f"{name} is read while the asynchronous GEMM that makes it may " "still run",
                         "put `Wait gemm pending ...` before this line")  # fmt: skip
         return register
 
-    def write_register(self, name: str, data: Array | None, origin: dict[str, int], span: Span, ends: dict[str, int]) -> None:
+    def write_register(
+        self, name: str, data: Array | None, origin: dict[str, int], span: Span, ends: dict[str, int]
+    ) -> None:
         """Replace a register tile's content."""
         if name in self.registers and self.registers[name].pending:
             raise Fault("TL406", span, f"{name} is overwritten while an asynchronous GEMM may still write it",
@@ -175,7 +177,9 @@ class Machine:
     seed: int = 0
     numeric: bool = True  # False: control flow, memory states and coverage only
     written: dict[str, Array] = field(default_factory=dict)  # how often each output element was stored
-    contracted: list[tuple[Span, str, int, int]] = field(default_factory=list)  # this block's accumulating GEMMs
+    contracted: list[tuple[Span, str, int, int]] = field(
+        default_factory=list
+    )  # this block's accumulating GEMMs
 
     def __post_init__(self) -> None:
         """Prepare what all blocks share."""
@@ -211,7 +215,11 @@ class Machine:
 
     def _instances(self, role: s.Role, main: Strand) -> list[Strand]:
         span = role.range
-        numbers = range(main.integer(span.start, role.span), main.integer(span.stop, role.span)) if span else range(1)
+        numbers = (
+            range(main.integer(span.start, role.span), main.integer(span.stop, role.span))
+            if span
+            else range(1)
+        )
         strands = []
         for n in numbers:
             ints = {**main.ints, **({role.var: n} if role.var else {})}

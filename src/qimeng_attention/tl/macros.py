@@ -63,14 +63,31 @@ def _written_out(n: s.Statement, known: dict[str, s.Define], taken: set[str], fi
     if define is None:
         return n
     if (len(n.args), len(n.params)) != (len(define.args), len(define.params)):
-        form = f"Compute {define.name} {', '.join(define.args)}" + (f" with {', '.join(define.params)}" if define.params else "")
-        findings.append(Diagnostic("TL108", f"{define.name} takes {len(define.args)} tile(s) and {len(define.params)} value(s), "
-                                   f"found {len(n.args)} and {len(n.params)}", f"write `{form}`", n.span))  # fmt: skip
+        form = f"Compute {define.name} {', '.join(define.args)}" + (
+            f" with {', '.join(define.params)}" if define.params else ""
+        )
+        findings.append(
+            Diagnostic(
+                "TL108",
+                f"{define.name} takes {len(define.args)} tile(s) and "
+                f"{len(define.params)} value(s), "
+                f"found {len(n.args)} and {len(n.params)}",
+                f"write `{form}`",
+                n.span,
+            )
+        )
         return ()
     tiles = {}
     for formal, actual in zip(define.args, n.args, strict=True):
         if not isinstance(actual, s.Name):
-            findings.append(Diagnostic("TL108", f"{define.name} takes the name of a tile for {formal}", "compute it into a tile first", n.span))
+            findings.append(
+                Diagnostic(
+                    "TL108",
+                    f"{define.name} takes the name of a tile for {formal}",
+                    "compute it into a tile first",
+                    n.span,
+                )
+            )
             return ()
         tiles[formal] = actual.id
     tiles |= {name: _fresh(name, taken, set(tiles.values())) for name in sorted(_locals(define))}
@@ -110,7 +127,9 @@ def _word_operator(n: s.Apply, findings: list[Diagnostic]) -> s.Statement | tupl
                                    f"write `Compute {n.operator} A, x and get new A`", n.span))  # fmt: skip
         return ()
     if n.out is None:
-        findings.append(Diagnostic("TL108", f"{n.operator} gives its result to nothing", "add `and get new A`", n.span))
+        findings.append(
+            Diagnostic("TL108", f"{n.operator} gives its result to nothing", "add `and get new A`", n.span)
+        )
         return ()
     value = s.Binary(WORD_OPERATORS[n.operator], n.args[0], n.args[1], span=n.span)
     return s.Compute(value, n.out, n.new, span=n.span, above=n.above, comment=n.comment)

@@ -19,11 +19,13 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 
 from qimeng_attention.errors import Diagnostic, DiagnosticError, Span
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.build_tree import LineBuilder
+from qimeng_attention.tl.build_tree import BadNumber, LineBuilder
+from qimeng_attention.tl.traverse import depth
 
 MAX_LINES = 5_000  # far above any program a person or a model writes; bounds the work on hostile text
 MAX_COLUMNS = 1_000
 MAX_NESTING = 60  # brackets in a line and blocks in a file; Python's recursion limit is far above
+MAX_DEPTH = 60  # of an expression's tree: a sum of so many terms
 
 KEYWORDS = (
     "Kernel", "Size", "Scalar", "Tile", "Grid", "Warps", "Let", "Allocate", "Copy", "Compute", "Reshape", "for", "if",
@@ -116,7 +118,8 @@ def parse_expression(text: str) -> s.Expr:
     flat = text.replace("\n", " ").replace("\t", " ")
     if _too_deep(flat) or len(flat) > MAX_COLUMNS:
         reader.report("TL005", 1, "the expression is too long or too deeply nested", "split it")
-    result = None if reader.findings else _parse_line(reader, _Line(1, 0, flat, ""), "expression")
+    line = _Line(1, len(flat) - len(flat.lstrip()), flat, "")
+    result = None if reader.findings else _parse_line(reader, line, "expression")
     if reader.findings:
         raise DiagnosticError(reader.findings, source=flat, file="<expression>")
     assert result is not None
@@ -166,7 +169,10 @@ def _program(reader: _Reader) -> s.Program:
             kernels.append(_kernel(reader, replace(head, above=above, comment=line.comment), line.indent))
         else:
             reader.waiting[:0] = above
-            kernels.append(_kernel(reader, s.Kernel("", None, ()), line.indent))
+            if not items and line.text.split(maxsplit=1)[0] in ("Kernel", "Define"):  # a heading that does not parse
+                reader.position += 1
+            place = Span(line.number, line.indent + 1, len(line.text) + 1)
+            kernels.append(_kernel(reader, s.Kernel("", None, (), span=place), line.indent))
     return s.Program(tuple(kernels), tuple(defines), reader.take_comments())
 
 
@@ -179,19 +185,27 @@ def _kernel(reader: _Reader, head: s.Kernel, indent: int) -> s.Kernel:
             break
         if line.text.strip() == "Schedule":
             reader.position += 1
+            if schedule:
+                reader.report("TL003", line.number, "the kernel has a Schedule already, found a second one",
+                              "put all choices below one Schedule line", line.indent + 1, len(line.text) + 1)  # fmt: skip
             note = line.comment
             schedule += _choices(reader, line)
             continue
         before = reader.position
         body += _block(reader, line.indent, 1, top=True)
         if reader.position == before:  # a line indented less than the kernel's first: read it on its own
-            reader.report("TL002", line.number, "this line's indentation matches no block", "align it with its block")
+            reader.report(
+                "TL002", line.number, "this line's indentation matches no block", "align it with its block"
+            )
             reader.position += 1
     return replace(head, body=tuple(body), schedule=schedule, schedule_comment=note)
 
 
 def _choices(reader: _Reader, head: _Line) -> tuple[s.Choice, ...]:
     found = []
+    following = reader.peek()
+    if following is None or following.indent <= head.indent:
+        _report_empty(reader, head)
     while (line := reader.peek()) is not None and line.indent > head.indent:
         above = reader.take_comments()
         choice = _parse_line(reader, line, "choice")
@@ -211,18 +225,37 @@ def _block(reader: _Reader, indent: int, depth: int, *, top: bool = False) -> li
         if top and (word in ("Kernel", "Define") or line.text.strip() == "Schedule"):
             break
         if line.indent > indent:
-            reader.report("TL002", line.number, f"unexpected indentation of {line.indent} columns, expected {indent}",
-                          "indent only the bodies of for, if, role and Define", line.indent + 1, line.indent + 2)  # fmt: skip
+            reader.report(
+                "TL002",
+                line.number,
+                f"unexpected indentation of {line.indent} columns, expected {indent}",
+                "indent only the bodies of for, if, role and Define",
+                line.indent + 1,
+                line.indent + 2,
+            )
         above = reader.take_comments()
         items = _parse_line(reader, line, "line") or []
         reader.position += 1
-        if not items and word in ("for", "if", "role", "Define"):  # its heading is wrong, its body is still read
+        if not items and word in (
+            "for",
+            "if",
+            "role",
+            "Define",
+        ):  # its heading is wrong, its body is still read
             following = reader.peek()
             if following is not None and following.indent > line.indent:
                 _block(reader, following.indent, depth + 1)
             _skip_end(reader, line.indent)
         for n, item in enumerate(items):
-            _accept(reader, body, item, line, depth, above if n == 0 else (), line.comment if n == len(items) - 1 else "")
+            _accept(
+                reader,
+                body,
+                item,
+                line,
+                depth,
+                above if n == 0 else (),
+                line.comment if n == len(items) - 1 else "",
+            )
     return body
 
 
@@ -231,18 +264,33 @@ def _accept(reader: _Reader, body: list[s.Statement], item: Any, line: _Line, de
     """Put one parsed item where it belongs, with the block below it if it opens one."""
     if item == "end":
         if not body or not isinstance(body[-1], s.For | s.If | s.Role):
-            reader.report("TL003", line.number, "`end` closes no block", "remove it, or align it with its `for`", line.indent + 1)
+            reader.report(
+                "TL003",
+                line.number,
+                "`end` closes no block",
+                "remove it, or align it with its `for`",
+                line.indent + 1,
+            )
         reader.waiting[:0] = [*above, *([comment] if comment else [])]
         return
     if item == "else":
+        reader.waiting[:0] = [*above, *([comment] if comment else [])]  # they go to its first statement
         orelse = _indented(reader, line, depth + 1)
         if body and isinstance(body[-1], s.If) and not body[-1].orelse:
             body[-1] = replace(body[-1], orelse=orelse)
         else:
-            reader.report("TL003", line.number, "`else` follows no `if`", "align it with its `if`", line.indent + 1)
+            reader.report(
+                "TL003", line.number, "`else` follows no `if`", "align it with its `if`", line.indent + 1
+            )
         return
     if isinstance(item, s.Kernel | s.Define | str):
-        reader.report("TL003", line.number, "this heading cannot stand inside a block", "move it to the top level", line.indent + 1)
+        reader.report(
+            "TL003",
+            line.number,
+            "this heading cannot stand inside a block",
+            "move it to the top level",
+            line.indent + 1,
+        )
         return
     item = replace(item, above=above, comment=comment)
     if isinstance(item, s.For | s.Role) or (isinstance(item, s.If) and not item.body):
@@ -256,10 +304,20 @@ def _indented(reader: _Reader, head: _Line, depth: int) -> tuple[s.Statement, ..
         reader.report("TL005", head.number, "blocks are nested too deeply", "flatten them")
         return ()
     if following is None or following.indent <= head.indent:
-        reader.report("TL004", head.number, "this block is empty, expected at least one indented statement",
-                      "indent its statements below it", head.indent + 1, len(head.text) + 1)  # fmt: skip
+        _report_empty(reader, head)
         return ()
     return tuple(_block(reader, following.indent, depth))
+
+
+def _report_empty(reader: _Reader, head: _Line) -> None:
+    reader.report(
+        "TL004",
+        head.number,
+        "this block is empty, expected at least one indented line below it",
+        "indent its lines below it, or remove the heading",
+        head.indent + 1,
+        len(head.text) + 1,
+    )
 
 
 def _skip_end(reader: _Reader, indent: int) -> None:
@@ -272,16 +330,30 @@ def _skip_end(reader: _Reader, indent: int) -> None:
 
 
 def _parse_line(reader: _Reader, line: _Line, start: str) -> Any:
-    """Parse one line; on failure report TL001 and give None."""
+    """Parse one line; on failure report TL001, or TL005 where it is too deep, and give None."""
+    whole = (line.indent + 1, len(line.text) + 1)
     try:
-        return LineBuilder(line.number).transform(_lark().parse(line.text, start=start))
+        items = LineBuilder(line.number).transform(_lark().parse(line.text, start=start))
     except UnexpectedInput as error:
-        message, hint, column, end = _explain(line.text, error, start)
         if not any(d.span.line == line.number for d in reader.findings):
+            message, hint, column, end = _explain(line.text, error, start)
             reader.report("TL001", line.number, message, hint, column, end)
-    except (VisitError, ValueError, RecursionError):
-        reader.report("TL001", line.number, "this line cannot be read", "write it in one of the statements' forms")
-    return None
+        return None
+    except VisitError as error:
+        if isinstance(error.orig_exc, BadNumber):
+            bad = error.orig_exc
+            reader.report("TL001", line.number, str(bad), "write a smaller number", bad.column, bad.end_column)
+            return None
+        if not isinstance(error.orig_exc, RecursionError):
+            raise
+        items = None
+    except RecursionError:
+        items = None
+    if items is None or depth(items) > MAX_DEPTH:
+        reader.report("TL005", line.number, f"an expression here is more than {MAX_DEPTH} operations deep",
+                      "compute a part of it on a line of its own", *whole)  # fmt: skip
+        return None
+    return items
 
 
 def _explain(text: str, error: UnexpectedInput, start: str) -> tuple[str, str, int, int]:
@@ -299,7 +371,12 @@ def _explain(text: str, error: UnexpectedInput, start: str) -> tuple[str, str, i
         near = difflib.get_close_matches(word, KEYWORDS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"begin the line with one of {', '.join(KEYWORDS)}"
         return f"'{word}' begins no statement", hint, column, column + len(word)
-    expected = sorted(getattr(error, "accepts", None) or getattr(error, "allowed", None) or getattr(error, "expected", None) or [])
+    expected = sorted(
+        getattr(error, "accepts", None)
+        or getattr(error, "allowed", None)
+        or getattr(error, "expected", None)
+        or []
+    )
     words = sorted({_READABLE.get(e, f"'{e.lower()}'") for e in expected})
     return f"expected {_either(words)}, found {found}", _form_of(word), column, end
 

@@ -10,7 +10,19 @@ from typing import Any
 
 from qimeng_attention.tl import syntax as s
 
-_PRECEDENCE = {"or": 1, "and": 2, "not": 3, "compare": 4, "+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "neg": 7}
+_PRECEDENCE = {
+    "or": 1,
+    "and": 2,
+    "not": 3,
+    "compare": 4,
+    "+": 5,
+    "-": 5,
+    "*": 6,
+    "/": 6,
+    "//": 6,
+    "%": 6,
+    "neg": 7,
+}
 _ATOM = 9
 
 
@@ -30,7 +42,9 @@ def _expr(e: s.Expr) -> tuple[str, int]:
             return f"not {_wrap(x, _PRECEDENCE['not'])}", _PRECEDENCE["not"]
         case s.Unary(_, x):
             inner = _wrap(x, _PRECEDENCE["neg"])
-            return (f"-({inner})" if inner[0].isdigit() and inner[0] != "0" else f"-{inner}"), _PRECEDENCE["neg"]
+            return (f"-({inner})" if inner[0].isdigit() and inner[0] != "0" else f"-{inner}"), _PRECEDENCE[
+                "neg"
+            ]
         case s.Binary(op, left, right):
             level = _PRECEDENCE[op]
             return f"{_wrap(left, level)} {op} {_wrap(right, level + 1)}", level
@@ -96,7 +110,9 @@ def _grid(n: s.Grid) -> str:
 
 
 def _warps(n: s.Warps) -> str:
-    return f"Warps {expression(n.count)} along {n.axis}" + (f", {expression(n.blocks)} blocks an SM" if n.blocks else "")
+    return f"Warps {expression(n.count)} along {n.axis}" + (
+        f", {expression(n.blocks)} blocks an SM" if n.blocks else ""
+    )
 
 
 def _allocate(n: s.Allocate) -> str:
@@ -220,7 +236,9 @@ def _define(d: s.Define) -> list[str]:
 def _kernel(k: s.Kernel) -> list[str]:
     lines: list[str] = []
     if k.name:
-        lines += _with_comments(f"Kernel {k.name}" + (f" for {k.target}" if k.target else ""), 0, k.above, k.comment)
+        lines += _with_comments(
+            f"Kernel {k.name}" + (f" for {k.target}" if k.target else ""), 0, k.above, k.comment
+        )
     for child in k.body:
         lines += statement_lines(child)
     if k.schedule:

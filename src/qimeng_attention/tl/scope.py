@@ -65,7 +65,9 @@ class Scope:
 
     def unknown(self, name: str, span: Span, candidates: list[str] | None = None, what: str = "name") -> None:
         """Report TL101 with the nearest known name."""
-        near = difflib.get_close_matches(name, candidates if candidates is not None else self.known_names(), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(
+            name, candidates if candidates is not None else self.known_names(), n=1, cutoff=0.4
+        )
         hint = f"did you mean '{near[0]}'?" if near else f"declare '{name}' before this line"
         self.report("TL101", span, f"unknown {what} '{name}'", hint)
 
@@ -88,7 +90,7 @@ class Scope:
         value = self.constant(e)
         if value is None or not 1 <= value <= 1 << 20:
             found = "not known at compile time" if value is None else str(value)
-            self.report("TL103", span, f"{what} must be a positive number known at compile time, found {found}",
+            self.report("TL103", span, f"{what} must be a positive number known at compile time, found " f"{found}",
                         "give its names a value with Tile or Size")  # fmt: skip
             return 1
         return value
@@ -119,7 +121,12 @@ class Scope:
                     self.unknown(tile, _at(e, span), list(self.tiles), "tile")
                     return UNKNOWN
                 if axis not in self.tiles[tile].axis_names:
-                    self.report("TL105", _at(e, span), f"tile {tile} has no axis '{axis}'", f"it has {self.tiles[tile].describe()}")
+                    self.report(
+                        "TL105",
+                        _at(e, span),
+                        f"tile {tile} has no axis '{axis}'",
+                        f"it has {self.tiles[tile].describe()}",
+                    )
                 return Type("float", self.tiles[tile].axes, False)
         raise TypeError(e)
 
@@ -129,8 +136,13 @@ class Scope:
         if name in self.tiles:
             tile = self.tiles[name]
             if tile.space != "register":
-                self.report("TL207", span, f"tile {name} lies in {tile.space} memory, expected a register tile",
-                            "elementwise Compute works on registers: GEMM reads shared memory, or Copy the tile to register first")  # fmt: skip
+                self.report(
+                    "TL207",
+                    span,
+                    f"tile {name} lies in {tile.space} memory, expected a register tile",
+                    "elementwise Compute works on registers: GEMM reads shared memory, or Copy "
+                    "the tile to register first",
+                )
             if name not in self.filled:
                 self.report("TL204", span, f"tile {name} is read before anything fills it",
                             f"give {name} an initial value in its Allocate, or compute it first")  # fmt: skip
@@ -150,13 +162,25 @@ class Scope:
         if e.op in ("and", "or"):
             for t in types:
                 if t.kind != "bool":
-                    self.report("TL104", place, f"'{e.op}' joins conditions, found a number", "compare it with something")
+                    self.report(
+                        "TL104",
+                        place,
+                        f"'{e.op}' joins conditions, found a number",
+                        "compare it with something",
+                    )
             return self._join("bool", types, place)
         if any(t.kind == "bool" for t in types):
-            self.report("TL104", place, f"'{e.op}' takes numbers, found a condition", "use where(condition, a, b)")
+            self.report(
+                "TL104", place, f"'{e.op}' takes numbers, found a condition", "use where(condition, a, b)"
+            )
         if e.op in ("//", "%"):
             if any(t.kind == "float" for t in types):
-                self.report("TL107", place, f"'{e.op}' is for integers, found a floating value", "use '/' for floating values")
+                self.report(
+                    "TL107",
+                    place,
+                    f"'{e.op}' is for integers, found a floating value",
+                    "use '/' for floating values",
+                )
             return self._join("int", types, place)
         kind = "float" if e.op == "/" or any(t.kind == "float" for t in types) else "int"
         return self._join(kind, types, place)
@@ -169,25 +193,40 @@ class Scope:
         f = FUNCTIONS[e.function]
         if not f.arity[0] <= len(e.args) <= f.arity[1]:
             wanted = str(f.arity[0]) if f.arity[0] == f.arity[1] else f"{f.arity[0]} to {f.arity[1]}"
-            self.report("TL108", place, f"{f.name} takes {wanted} argument(s), found {len(e.args)}", f"{f.name}: {f.doc}")
+            self.report(
+                "TL108",
+                place,
+                f"{f.name} takes {wanted} argument(s), found {len(e.args)}",
+                f"{f.name}: {f.doc}",
+            )
             return UNKNOWN
         types = [self.type_of(a, span, axes) for a in e.args]
         if f.name in REDUCTIONS:
             return self._reduction(e, types[0], place)
         if f.name == "where":
             if types[0].kind != "bool":
-                self.report("TL104", place, "where takes a condition first, found a number", "compare it with something")
+                self.report(
+                    "TL104",
+                    place,
+                    "where takes a condition first, found a number",
+                    "compare it with something",
+                )
             joined = self._join("float", types[1:], place)
             kind = "int" if all(t.kind == "int" for t in types[1:]) else "float"
             return self._join(kind, [types[0], joined], place)
         if f.result == "int" and any(t.kind == "float" for t in types):
-            self.report("TL107", place, f"{f.name} is for integers, found a floating value", "use '/' for floating values")
+            self.report(
+                "TL107",
+                place,
+                f"{f.name} is for integers, found a floating value",
+                "use '/' for floating values",
+            )
         kind = f.result if f.result != "same" else "int" if all(t.kind == "int" for t in types) else "float"
         return self._join(kind, types, place)
 
     def _reduction(self, e: s.Call, t: Type, place: Span) -> Type:
         if len(t.axes) != 2:
-            self.report("TL106", place, f"{e.function} reduces the rows of a tile with two axes, found {len(t.axes)}",
+            self.report("TL106", place, f"{e.function} reduces the rows of a tile with two axes, found " f"{len(t.axes)}",
                         "a vector needs no row reduction")  # fmt: skip
             return Type("float", t.axes[:1], False)
         kept = (t.axes[0], Axis(LANE, LANES_A_ROW)) if e.function == "LaneSum" else (t.axes[0],)
@@ -202,8 +241,12 @@ class Scope:
         if e.tensor not in self.read:
             self.read.append(e.tensor)
         if len(e.indices) != len(tensor.dims):
-            self.report("TL110", place, f"{e.tensor} has {len(tensor.dims)} dimension(s), found {len(e.indices)} indices",
-                        f"index it as declared: {e.tensor}[{', '.join(_text(d) for d in tensor.dims)}]")  # fmt: skip
+            self.report(
+                "TL110",
+                place,
+                f"{e.tensor} has {len(tensor.dims)} dimension(s), found {len(e.indices)} indices",
+                f"index it as declared: {e.tensor}[{', '.join(_text(d) for d in tensor.dims)}]",
+            )
         types = [self.type_of(i, span, axes) for i in e.indices]
         for t in types:
             if t.kind != "int":
@@ -218,24 +261,36 @@ class Scope:
             for a in t.axes:
                 known = order.setdefault(a.name, a)
                 if known.size != a.size:
-                    self.report("TL106", span, f"axis {a.name} has {known.size} elements in one operand and {a.size} in another",
+                    self.report("TL106", span, f"axis {a.name} has {known.size} elements in one operand " f"and {a.size} in " "another",
                                 "give both tiles the same extent along it")  # fmt: skip
         if len(order) > 2:
             names = ", ".join(order)
-            self.report("TL105", span, f"the operands' axes clash: together they have the axes {names}, a tile has two",
+            self.report("TL105", span, f"the operands' axes clash: together they have the axes {names}, " "a tile has two",
                         "check the axes that each operand's Copy or Allocate gave it")  # fmt: skip
         return Type(kind, tuple(order.values())[:2], all(t.uniform for t in types))
 
     # -------------------------------------------------------------- tiles
     def axes_of_tiles(self, names: set[str]) -> dict[str, int]:
         """Give the axes of the named register tiles, usable as global indices in an expression over them."""
-        sizes = {LANE, *self.fixed, *self.sizes}  # an axis named after a size is whole: the name means the size
-        return {a.name: a.size for n in sorted(names) if n in self.tiles for a in self.tiles[n].axes if a.name not in sizes}
+        sizes = {
+            LANE,
+            *self.fixed,
+            *self.sizes,
+        }  # an axis named after a size is whole: the name means the size
+        return {
+            a.name: a.size
+            for n in sorted(names)
+            if n in self.tiles
+            for a in self.tiles[n].axes
+            if a.name not in sizes
+        }
 
     def merge_origins(self, out: str, names: set[str]) -> None:
         """Let a computed tile begin where its operands begin."""
         kept = {a.name for a in self.tiles[out].axes} if out in self.tiles else set()
-        self.origins[out] = {a: o for n in sorted(names) for a, o in self.origins.get(n, {}).items() if a in kept}
+        self.origins[out] = {
+            a: o for n in sorted(names) for a, o in self.origins.get(n, {}).items() if a in kept
+        }
 
 
 def _at(e: s.Expr, span: Span) -> Span:

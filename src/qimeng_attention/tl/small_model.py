@@ -13,6 +13,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.types import Checked
 
+
 def small_sizes(checked: Checked, limit: int = 24) -> list[dict[str, int]]:
     """Choose run-time sizes to run a program on: each size around the tile that divides it, the others 1.
 
@@ -22,9 +23,14 @@ def small_sizes(checked: Checked, limit: int = 24) -> list[dict[str, int]]:
     """
     tiles = _tile_of_size(checked)
     sequence = [name for name in checked.sizes if name in tiles]
-    around = {name: sorted({0, 1, tiles[name] - 1, tiles[name] + 1, 2 * tiles[name] + 1}) for name in sequence}
+    around = {
+        name: sorted({0, 1, tiles[name] - 1, tiles[name] + 1, 2 * tiles[name] + 1}) for name in sequence
+    }
     rest = {name: 1 for name in checked.sizes if name not in tiles}
-    combinations = [dict(zip(sequence, values, strict=True)) for values in itertools.product(*[around[n] for n in sequence])]
+    combinations = [
+        dict(zip(sequence, values, strict=True))
+        for values in itertools.product(*[around[n] for n in sequence])
+    ]
     if len(combinations) > limit:  # keep the corners and an even spread of the others
         step = len(combinations) / limit
         combinations = [combinations[int(n * step)] for n in range(limit - 1)] + [combinations[-1]]

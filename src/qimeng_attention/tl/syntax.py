@@ -14,84 +14,79 @@ from typing import TypeAlias
 from qimeng_attention.errors import NOWHERE, Span
 
 
-def _span() -> Span:
-    return field(default=NOWHERE, compare=False, repr=False, kw_only=True)  # type: ignore[no-any-return]
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Base of what has a place in the text; the place takes no part in comparison."""
+
+    span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
 
 
 # ------------------------------------------------------------------ expressions
 
 
 @dataclass(frozen=True, slots=True)
-class Num:
+class Num(Node):
     """A literal; an int stays an int, `0.5` and `1e-3` are floating."""
 
     value: int | float
-    span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class Name(Node):
     """A size, scalar, loop variable, tile, axis or constant."""
 
     id: str
-    span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
-class Unary:
+class Unary(Node):
     """`-x` or `not x`."""
 
     op: str
     operand: Expr
-    span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
-class Binary:
+class Binary(Node):
     """Arithmetic `+ - * / // %` and `and`, `or`."""
 
     op: str
     left: Expr
     right: Expr
-    span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(Node):
     """A chain `a <= b < c`, as in mathematics."""
 
     operands: tuple[Expr, ...]
     ops: tuple[str, ...]
-    span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Call(Node):
     """A function of the table in functions.py."""
 
     function: str
     args: tuple[Expr, ...]
-    span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class Index(Node):
     """An element of a named global tensor: `slopes[head]`, `document[batch, k]`."""
 
     tensor: str
     indices: tuple[Expr, ...]
-    span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
+class Scan(Node):
     """`Scan S along k reverse exclusive`: running sums of a tile along an axis."""
 
     tile: str
     axis: str
     reverse: bool = False
     exclusive: bool = False
-    span: Span = _span()
 
 
 Expr: TypeAlias = Num | Name | Unary | Binary | Compare | Call | Index | Scan
@@ -127,7 +122,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
+class Operand(Node):
     """An operand of GEMM: `K.T`, `Q[w * 64 : (w + 1) * 64]`, `K.T slot i % 2 at k = i * BN`."""
 
     name: str
@@ -135,7 +130,6 @@ class Operand:
     rows: Range | None = None
     slot: Expr | None = None
     at: tuple[tuple[str, Expr], ...] = ()
-    span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +146,9 @@ class GridDim:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(Node):
     """Base of all statements: `above` are comment lines before it, `comment` stands behind it."""
 
-    span: Span = _span()
     above: tuple[str, ...] = field(default=(), kw_only=True)
     comment: str = field(default="", kw_only=True)
 
@@ -361,30 +354,28 @@ class Fence(Statement):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Node):
     """One line of the Schedule block, as words; the rewriting of that name reads them."""
 
     words: tuple[str, ...]
-    span: Span = _span()
     above: tuple[str, ...] = ()
     comment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Define:
+class Define(Node):
     """A macro: `Define OnlineSoftmax S, O, m, l with c` and its statements."""
 
     name: str
     args: tuple[str, ...]
     params: tuple[str, ...]
     body: tuple[Statement, ...]
-    span: Span = _span()
     above: tuple[str, ...] = ()
     comment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(Node):
     """One kernel: declarations and statements in order, and its Schedule where it has one.
 
     `name` is empty for a sketch or a fragment in the paper's form, which begins without a `Kernel` line.
@@ -394,7 +385,6 @@ class Kernel:
     target: str | None
     body: tuple[Statement, ...]
     schedule: tuple[Choice, ...] = ()
-    span: Span = _span()
     above: tuple[str, ...] = ()
     comment: str = ""
     schedule_comment: str = ""

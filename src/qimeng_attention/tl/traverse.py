@@ -35,6 +35,24 @@ def expressions(node: Any) -> Iterator[s.Expr]:
                 yield from expressions(getattr(node, f.name))
 
 
+def depth(node: Any) -> int:
+    """Give the depth of the deepest expression in a node, without recursion; bodies of blocks count too."""
+    deepest, level = 0, [node]
+    count = 0
+    while level:
+        below: list[Any] = []
+        expression = False
+        for x in level:
+            if isinstance(x, tuple | list):
+                below.extend(x)
+            elif is_dataclass(x):
+                expression = expression or isinstance(x, _EXPRESSIONS)
+                below.extend(getattr(x, f.name) for f in fields(x) if f.name != "span")
+        count += expression
+        deepest, level = max(deepest, count), below
+    return deepest
+
+
 def names_in(node: Any) -> set[str]:
     """Give every name that the expressions of a node read; named tensors and scanned tiles too."""
     found = set()
@@ -107,7 +125,11 @@ def rename_tiles(n: s.Statement, names: Mapping[str, str]) -> s.Statement:
             new = replace(new, out=pick(new.out, new.out) if new.out else None)
             new = replace(new, name=pick(new.name, new.name)) if isinstance(new, s.Reshape) else new
         case s.Copy():
-            new = replace(new, name=pick(new.name, new.name), to_name=pick(new.to_name, new.to_name) if new.to_name else None)
+            new = replace(
+                new,
+                name=pick(new.name, new.name),
+                to_name=pick(new.to_name, new.to_name) if new.to_name else None,
+            )
         case s.For() | s.Role():
             new = replace(new, body=tuple(rename_tiles(x, names) for x in new.body))
         case s.If():
@@ -161,7 +183,13 @@ def _fold(op: str, a: s.Expr, b: s.Expr) -> s.Expr:
         return a
     if isinstance(a, s.Num) and a.value == (1 if op == "*" else 0) and op != "-":
         return b
-    if isinstance(b, s.Num) and op in "+-" and isinstance(a, s.Binary) and a.op in "+-" and isinstance(a.right, s.Num):
+    if (
+        isinstance(b, s.Num)
+        and op in "+-"
+        and isinstance(a, s.Binary)
+        and a.op in "+-"
+        and isinstance(a.right, s.Num)
+    ):
         inner = a.right.value if a.op == "+" else -a.right.value
         total = inner + (b.value if op == "+" else -b.value)
         return a.left if total == 0 else s.Binary("+" if total > 0 else "-", a.left, s.Num(abs(total)))

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from qimeng_attention.tl.statements import allocate, compute, control, copy, declare, gemm, mask, reshape, sync
+from qimeng_attention.tl.statements import (
+    allocate,
+    compute,
+    control,
+    copy,
+    declare,
+    gemm,
+    mask,
+    reshape,
+    sync,
+)
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.syntax import Statement
 

@@ -23,7 +23,9 @@ def axis_name(d: s.Dim) -> str:
 def _check(n: s.Allocate, scope: Scope) -> None:
     dtype = n.dtype
     if dtype is None:
-        scope.report("TL104", n.span, f"{n.name} has no type", f"write one behind its shape: {', '.join(BYTES)}")
+        scope.report(
+            "TL104", n.span, f"{n.name} has no type", f"write one behind its shape: {', '.join(BYTES)}"
+        )
         dtype = "f32"
     elif dtype not in BYTES:
         scope.unknown(dtype, n.span, list(BYTES), "type")
@@ -39,9 +41,11 @@ def _check_tensor(n: s.Allocate, dtype: str, scope: Scope) -> None:
         scope.report("TL102", n.span, f"tensor {n.name} is allocated twice", "choose another name")
     for d in n.dims:
         if scope.type_of(d.size, n.span).kind != "int":
-            scope.report("TL107", n.span, f"the dimension {expression(d.size)} is no integer", "use `//` or ceildiv")
+            scope.report(
+                "TL107", n.span, f"the dimension {expression(d.size)} is no integer", "use `//` or ceildiv"
+            )
     if n.stages or n.swizzle or n.view or n.over:
-        scope.report("TL207", n.span, f"{n.name} lies in global memory, which has no stages, swizzle or views",
+        scope.report("TL207", n.span, f"{n.name} lies in global memory, which has no stages, swizzle or " "views",
                      "stages belong to tiles in shared memory")  # fmt: skip
     if not n.dims:
         scope.report("TL110", n.span, f"tensor {n.name} has no dimension", "use Scalar for a single number")
@@ -50,31 +54,58 @@ def _check_tensor(n: s.Allocate, dtype: str, scope: Scope) -> None:
 
 
 def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
-    axes = tuple(Axis(axis_name(d), scope.extent(d.size, n.span, f"extent {expression(d.size)} of {n.name}")) for d in n.dims)
+    axes = tuple(
+        Axis(axis_name(d), scope.extent(d.size, n.span, f"extent {expression(d.size)} of {n.name}"))
+        for d in n.dims
+    )
     if len({a.name for a in axes}) != len(axes):
         scope.report("TL105", n.span, f"two axes of {n.name} have the same name", "name each: `(BM q, BN k)`")
     if not 1 <= len(axes) <= 2:
-        scope.report("TL106", n.span, f"tile {n.name} has {len(axes)} axes, expected one or two", "tiles are vectors or matrices")
+        scope.report(
+            "TL106",
+            n.span,
+            f"tile {n.name} has {len(axes)} axes, expected one or two",
+            "tiles are vectors or matrices",
+        )
     known = scope.tiles.get(n.name)
     stages = 1 if n.stages is None else scope.extent(n.stages, n.span, f"the stages of {n.name}")
     if n.space == "register" and (n.stages or n.swizzle or n.view or n.over):
-        scope.report("TL207", n.span, f"{n.name} lies in registers, which have no stages, swizzle or views", "remove them")
+        scope.report(
+            "TL207",
+            n.span,
+            f"{n.name} lies in registers, which have no stages, swizzle or views",
+            "remove them",
+        )
     if n.swizzle is not None and n.swizzle not in SWIZZLES:
-        scope.report("TL503", n.span, f"swizzle {n.swizzle} is unknown, expected one of {SWIZZLES}", "take 128")
+        scope.report(
+            "TL503", n.span, f"swizzle {n.swizzle} is unknown, expected one of {SWIZZLES}", "take 128"
+        )
     for other in (n.view, n.over):
         if other is not None and (other not in scope.tiles or scope.tiles[other].space != "shared"):
-            scope.unknown(other, n.span, [t.name for t in scope.tiles.values() if t.space == "shared"], "shared tile")
+            scope.unknown(
+                other, n.span, [t.name for t in scope.tiles.values() if t.space == "shared"], "shared tile"
+            )
     tile = TileType(n.name, n.space, dtype, axes, "MMA_C", stages, n.swizzle, n.view, n.over, n.init)
     if known is not None and (known.space, known.axes, known.dtype) != (tile.space, tile.axes, tile.dtype):
-        scope.report("TL102", n.span, f"{n.name} is already a tile {known.describe()} in {known.space} memory", "choose another name")
+        scope.report(
+            "TL102",
+            n.span,
+            f"{n.name} is already a tile {known.describe()} in {known.space} memory",
+            "choose another name",
+        )
     scope.tiles[n.name] = tile
     scope.filled.discard(n.name)
     if n.init is not None:
         t = scope.type_of(n.init, n.span)
         if t.axes or t.kind == "bool":
-            scope.report("TL106", n.span, f"the initial value of {n.name} must be one number", "compute the tile instead")
+            scope.report(
+                "TL106",
+                n.span,
+                f"the initial value of {n.name} must be one number",
+                "compute the tile instead",
+            )
         if n.space != "register" or dtype not in FLOAT_TYPES:
-            scope.report("TL207", n.span, f"only register tiles take an initial value, {n.name} lies in {n.space} memory",
+            scope.report("TL207", n.span, f"only register tiles take an initial value, {n.name} lies in " f"{n.space} memory",
                          "fill it with Copy")  # fmt: skip
         scope.filled.add(n.name)
     if n.view is not None and n.view in scope.tiles:
@@ -82,7 +113,9 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
 
 
 def _check_view(n: s.Allocate, tile: TileType, whole: TileType, scope: Scope) -> None:
-    fits = len(tile.axes) == len(whole.axes) and all(a.size <= b.size for a, b in zip(tile.axes, whole.axes, strict=True))
+    fits = len(tile.axes) == len(whole.axes) and all(
+        a.size <= b.size for a, b in zip(tile.axes, whole.axes, strict=True)
+    )
     if not fits or tile.dtype != whole.dtype:
         scope.report("TL106", n.span, f"{n.name} {tile.describe()} is no part of {n.view} {whole.describe()}",
                      "a view takes the first rows and columns, in the same type")  # fmt: skip
@@ -105,7 +138,7 @@ def _run(n: s.Allocate, t: Strand) -> None:
 RULES = {
     s.Allocate: Rule(
         "Allocate", "Allocate", "Allocate K in global (B, Sk, Hk, D) bf16",
-        "Names a tensor in global memory, or a tile in shared memory (with stages, swizzle) or in registers (with an initial value).",
+        "Names a tensor in global memory, or a tile in shared memory (with stages, swizzle) or in " "registers (with an " "initial value).",
         _check, _run,
     ),
 }  # fmt: skip

@@ -22,7 +22,9 @@ def _check(n: s.Compute, scope: Scope) -> None:
     context = names | ({n.out} if n.new and n.out in scope.filled else set())
     kind = scope.type_of(n.value, n.span, scope.axes_of_tiles(context))
     if kind.kind == "bool":
-        scope.report("TL104", n.span, "Compute makes numbers, found a condition", "use where(condition, a, b)")
+        scope.report(
+            "TL104", n.span, "Compute makes numbers, found a condition", "use where(condition, a, b)"
+        )
     known = scope.tiles.get(n.out)
     if known is None and n.new:
         scope.unknown(n.out, n.span, list(scope.tiles), "tile")
@@ -33,13 +35,27 @@ def _check(n: s.Compute, scope: Scope) -> None:
             return
         scope.tiles[n.out] = TileType(n.out, "register", "f32", kind.axes)
     elif known.space != "register":
-        scope.report("TL207", n.span, f"{n.out} lies in {known.space} memory, Compute writes registers", "choose another name")
+        scope.report(
+            "TL207",
+            n.span,
+            f"{n.out} lies in {known.space} memory, Compute writes registers",
+            "choose another name",
+        )
     elif not {a.name for a in kind.axes} <= set(known.axis_names):
         found = ", ".join(a.name for a in kind.axes)
-        scope.report("TL105", n.span, f"the value has the axes ({found}), but {n.out} is {known.describe()}",
-                     "reduce the value over the axis that the tile lacks, or write to another tile")  # fmt: skip
+        scope.report(
+            "TL105",
+            n.span,
+            f"the value has the axes ({found}), but {n.out} is {known.describe()}",
+            "reduce the value over the axis that the tile lacks, or write to another tile",
+        )
     elif any(a not in known.axes for a in kind.axes):
-        scope.report("TL106", n.span, f"the value's extents differ from {n.out}, which is {known.describe()}", "give both the same extents")
+        scope.report(
+            "TL106",
+            n.span,
+            f"the value's extents differ from {n.out}, which is {known.describe()}",
+            "give both the same extents",
+        )
     before = dict(scope.origins.get(n.out, {}))
     scope.merge_origins(n.out, names)
     if not names & set(scope.tiles) and known is not None:
@@ -83,12 +99,21 @@ def _check_apply(n: s.Apply, scope: Scope) -> None:
 
     known = [*library(), *WORD_OPERATORS]
     if n.operator == "Softmax":
-        scope.report("TL109", n.span, "Softmax over a whole row cannot be computed tile by tile",
-                     "write `Compute OnlineSoftmax S, O, m, l with scale * log2e`, which keeps the running maximum and sum")  # fmt: skip
+        scope.report(
+            "TL109",
+            n.span,
+            "Softmax over a whole row cannot be computed tile by tile",
+            "write `Compute OnlineSoftmax S, O, m, l with scale * log2e`, which keeps the "
+            "running maximum and sum",
+        )
         return
     near = difflib.get_close_matches(n.operator, known, n=1, cutoff=0.4)
-    scope.report("TL109", n.span, f"unknown operator '{n.operator}'",
-                 f"did you mean '{near[0]}'?" if near else f"define it with Define, or use one of {', '.join(known)}")  # fmt: skip
+    scope.report(
+        "TL109",
+        n.span,
+        f"unknown operator '{n.operator}'",
+        f"did you mean '{near[0]}'?" if near else f"define it with Define, or use one of {', '.join(known)}",
+    )
 
 
 def _run_apply(n: s.Apply, t: Strand) -> None:
@@ -98,12 +123,12 @@ def _run_apply(n: s.Apply, t: Strand) -> None:
 RULES = {
     s.Compute: Rule(
         "Compute", "Compute", "Compute exp2(S * c - m * c) and get new S",
-        "Computes an elementwise expression or a row reduction of register tiles; vectors broadcast along the axis they lack, by name.",
+        "Computes an elementwise expression or a row reduction of register tiles; vectors broadcast " "along the axis " "they " "lack, by name.",
         _check, _run, "sketch",
     ),
     s.Apply: Rule(
         "Apply", "Compute", "Compute OnlineSoftmax S, O, m, l with scale * log2e",
-        "Uses a macro that is itself defined in TL (Define), or an operator in its word form (Add, Subtract, Multiply, Divide).",
+        "Uses a macro that is itself defined in TL (Define), or an operator in its word form (Add, " "Subtract, Multiply, " "Divide).",
         _check_apply, _run_apply, "sketch",
     ),
 }  # fmt: skip

@@ -30,11 +30,23 @@ def _check_for(n: s.For, scope: Scope) -> None:
         for e in (r.start, r.stop):
             t = scope.type_of(e, n.span)
             if t.kind != "int":
-                scope.report("TL107", n.span, f"the bound {expression(e)} is no integer", "use `//` or ceildiv")
+                scope.report(
+                    "TL107", n.span, f"the bound {expression(e)} is no integer", "use `//` or ceildiv"
+                )
             if not t.uniform:
-                scope.report("TL208", n.span, f"the bound {expression(e)} differs within the block", "use an integer of the block")
+                scope.report(
+                    "TL208",
+                    n.span,
+                    f"the bound {expression(e)} differs within the block",
+                    "use an integer of the block",
+                )
     if not n.ranges and (scope.grid is None or not scope.grid.persistent):
-        scope.report("TL603", n.span, "`for ... in tiles` needs a persistent Grid", "end the Grid statement with `persistent`")
+        scope.report(
+            "TL603",
+            n.span,
+            "`for ... in tiles` needs a persistent Grid",
+            "end the Grid statement with `persistent`",
+        )
     fresh = n.var not in scope.ints
     if fresh:
         declare(scope, n.var, n)
@@ -71,7 +83,12 @@ def _check_if(n: s.If, scope: Scope) -> None:
     if kind.kind != "bool":
         scope.report("TL104", n.span, "`if` takes a condition, found a number", "write a comparison")
     if not kind.uniform or kind.axes:
-        scope.report("TL208", n.span, "the condition of `if` differs within the role", "use Mask, or where(...), for elements")
+        scope.report(
+            "TL208",
+            n.span,
+            "the condition of `if` differs within the role",
+            "use Mask, or where(...), for elements",
+        )
     check_body(n.body, scope)
     check_body(n.orelse, scope)
 
@@ -89,7 +106,12 @@ def _check_role(n: s.Role, scope: Scope) -> None:
     if n.registers is not None:
         count = scope.extent(n.registers, n.span, f"the registers of role {n.name}")
         if count % 8 or not 24 <= count <= 256:
-            scope.report("TL502", n.span, f"{count} registers a thread is no legal budget of a role", "take a multiple of 8 from 24 to 240")
+            scope.report(
+                "TL502",
+                n.span,
+                f"{count} registers a thread is no legal budget of a role",
+                "take a multiple of 8 from 24 to 240",
+            )
     fresh = n.var is not None and n.var not in scope.ints
     if n.var is not None:
         scope.ints.add(n.var)
@@ -105,9 +127,9 @@ def _run_role(n: s.Role, t: Strand) -> None:
 
 RULES = {
     s.For: Rule("for", "for", "for i = 0 : ceildiv(Sk, BN)",
-                "Repeats its body for each index; `a : b` leaves b out, `down` runs backwards, several ranges follow each other.",
+                "Repeats its body for each index; `a : b` leaves b out, `down` runs backwards, several " "ranges follow " "each " "other.",
                 _check_for, _run_for, "sketch"),
-    s.If: Rule("if", "if", "if first < last", "Runs its body where a condition holds that the whole role agrees on.",
+    s.If: Rule("if", "if", "if first < last", "Runs its body where a condition holds that the whole role " "agrees on.",
                _check_if, _run_if),
     s.Role: Rule("role", "role", "role consumer w = 0 : 2 registers 240",
                  "Warps that run their own statements beside the other roles and meet them at rings.", _check_role, _run_role, "scheduled"),

@@ -23,15 +23,27 @@ LEGAL = {("global", "shared"), ("global", "register"), ("shared", "register"), (
 
 def _check(n: s.Copy, scope: Scope) -> None:
     if (n.source, n.target) not in LEGAL:
-        scope.report("TL207", n.span, f"no Copy goes from {n.source} to {n.target} memory", "copy between different memories")
+        scope.report(
+            "TL207",
+            n.span,
+            f"no Copy goes from {n.source} to {n.target} memory",
+            "copy between different memories",
+        )
         return
     for e in [n.slot]:
         if e is not None and scope.type_of(e, n.span).kind != "int":
             scope.report("TL107", n.span, "a slot is an integer", "use integer arithmetic")
     if n.asynchronous and (n.source, n.target) not in (("global", "shared"), ("shared", "global")):
-        scope.report("TL207", n.span, f"a Copy from {n.source} to {n.target} cannot be asynchronous", "remove `async`")
+        scope.report(
+            "TL207", n.span, f"a Copy from {n.source} to {n.target} cannot be asynchronous", "remove `async`"
+        )
     if n.asynchronous and scope.target is not None and "async copy" not in scope.target.capabilities:
-        scope.report("TL504", n.span, f"{scope.target.name} has no asynchronous copy", "remove the choice `copies async`")
+        scope.report(
+            "TL504",
+            n.span,
+            f"{scope.target.name} has no asynchronous copy",
+            "remove the choice `copies async`",
+        )
     if n.signals is not None:
         scope.rings.add(n.signals.split(".")[0])
     if n.source == "global":
@@ -45,7 +57,12 @@ def _check(n: s.Copy, scope: Scope) -> None:
 def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | None:
     """Read the coordinate of a Copy to or from global memory, or report TL110."""
     if not n.dims:
-        scope.report("TL110", n.span, f"Copy {n.name} has no shape and coordinate", "write `(BM, D) in coordinate [batch, q = block * BM, head]`")
+        scope.report(
+            "TL110",
+            n.span,
+            f"Copy {n.name} has no shape and coordinate",
+            "write `(BM, D) in coordinate [batch, q = block * BM, head]`",
+        )
         return None
     extents = [scope.extent(d.size, n.span, f"extent {expression(d.size)}") for d in n.dims]
     try:
@@ -56,13 +73,23 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
     for p, dim in zip(found, tensor.dims, strict=True):
         for e in (p.start, p.stop):
             if e is not None and scope.type_of(e, n.span).kind != "int":
-                scope.report("TL107", n.span, f"the coordinate {expression(e)} is no integer", "use `//` for integer division")
+                scope.report(
+                    "TL107",
+                    n.span,
+                    f"the coordinate {expression(e)} is no integer",
+                    "use `//` for integer division",
+                )
         if p.at is not None:
             scope.type_of(p.at, n.span, {p.axis: p.size})
         whole = scope.constant(dim)
         if p.kind == "whole" and whole is not None and whole != p.size:
-            scope.report("TL106", n.span, f"{tensor.name} has {whole} elements along {p.axis}, the Copy takes {p.size}",
-                         "take the whole axis, or name it in the coordinate; a tile lies as its tensor does: `.T` is symbolic")  # fmt: skip
+            scope.report(
+                "TL106",
+                n.span,
+                f"{tensor.name} has {whole} elements along {p.axis}, the Copy takes {p.size}",
+                "take the whole axis, or name it in the coordinate; a tile lies as its tensor "
+                "does: `.T` is symbolic",
+            )
     return found
 
 
@@ -87,7 +114,7 @@ def _check_load(n: s.Copy, scope: Scope) -> None:
     elif tile.axes != axes or tile.space != n.target:
         code = "TL105" if tile.axis_names != tuple(a.name for a in axes) else "TL106"
         shape = f"({', '.join(f'{a.size} {a.name}' for a in axes)})"
-        scope.report(code, n.span, f"this Copy brings {shape} to {n.target}, but {name} is {tile.describe()} in {tile.space} memory",
+        scope.report(code, n.span, f"this Copy brings {shape} to {n.target}, but {name} is " f"{tile.describe()} in " f"{tile.space} " "memory",
                      "allocate the tile as its tensor lies in memory; `.T` at the GEMM turns it")  # fmt: skip
     elif tile.dtype != tensor.dtype:
         scope.report("TL104", n.span, f"{tensor.name} is {tensor.dtype}, the tile {name} is {tile.dtype}",
@@ -103,10 +130,20 @@ def _check_load(n: s.Copy, scope: Scope) -> None:
 def _check_source(n: s.Copy, scope: Scope) -> TileType | None:
     tile = scope.tiles.get(n.name)
     if tile is None or tile.space != n.source:
-        scope.unknown(n.name, n.span, [t.name for t in scope.tiles.values() if t.space == n.source], f"tile in {n.source} memory")
+        scope.unknown(
+            n.name,
+            n.span,
+            [t.name for t in scope.tiles.values() if t.space == n.source],
+            f"tile in {n.source} memory",
+        )
         return None
     if n.name not in scope.filled:
-        scope.report("TL204", n.span, f"tile {n.name} is read before anything fills it", f"compute {n.name} before this line")
+        scope.report(
+            "TL204",
+            n.span,
+            f"tile {n.name} is read before anything fills it",
+            f"compute {n.name} before this line",
+        )
     return tile
 
 
@@ -124,9 +161,14 @@ def _check_store(n: s.Copy, scope: Scope) -> None:
     if axes != tile.axes:
         code = "TL105" if {a.name for a in axes} != set(tile.axis_names) else "TL106"
         shape = f"({', '.join(f'{a.size} {a.name}' for a in axes)})"
-        scope.report(code, n.span, f"this Copy stores {shape}, but {n.name} is {tile.describe()}", "store the tile with its own axes")
+        scope.report(
+            code,
+            n.span,
+            f"this Copy stores {shape}, but {n.name} is {tile.describe()}",
+            "store the tile with its own axes",
+        )
     if n.source == "shared" and tile.dtype != tensor.dtype:
-        scope.report("TL104", n.span, f"{n.name} is {tile.dtype} in shared memory, {tensor.name} is {tensor.dtype}",
+        scope.report("TL104", n.span, f"{n.name} is {tile.dtype} in shared memory, {tensor.name} is " f"{tensor.dtype}",
                      "stage it in the tensor's type")  # fmt: skip
     _check_place(n, found, scope)
 
@@ -136,8 +178,13 @@ def _check_place(n: s.Copy, found: list[Place], scope: Scope) -> None:
     for p in found:
         origin = scope.origins.get(n.name, {}).get(p.axis)
         if p.kind == "axis" and origin is not None and not same_place(origin.start, p.start, scope):
-            scope.report("TL105", n.span, f"{n.name} was computed at {p.axis} = {expression(origin.start)}, "
-                         f"this Copy stores it at {p.axis} = {expression(p.start)}", "store it where it belongs")  # fmt: skip
+            scope.report(
+                "TL105",
+                n.span,
+                f"{n.name} was computed at {p.axis} = {expression(origin.start)}, "
+                f"this Copy stores it at {p.axis} = {expression(p.start)}",
+                "store it where it belongs",
+            )
 
 
 def same_place(a: s.Expr, b: s.Expr, scope: Scope) -> bool:
@@ -161,19 +208,34 @@ def _check_on_chip(n: s.Copy, scope: Scope) -> None:
     if source is None:
         return
     if n.coordinate:
-        scope.report("TL110", n.span, "a Copy between shared memory and registers takes whole tiles", "leave the coordinate out")
+        scope.report(
+            "TL110",
+            n.span,
+            "a Copy between shared memory and registers takes whole tiles",
+            "leave the coordinate out",
+        )
     target = scope.tiles.get(name)
     if target is None or name == n.name:
         if n.target == "shared" or name == n.name:
-            scope.report("TL101", n.span, f"the tile to copy {n.name} to is not declared", f"write `to {n.target} Name`, declared by Allocate")
+            scope.report(
+                "TL101",
+                n.span,
+                f"the tile to copy {n.name} to is not declared",
+                f"write `to {n.target} Name`, declared by Allocate",
+            )
             return
         role = "MMA_A" if BYTES[source.dtype] == 2 else "MMA_C"  # a 16-bit tile in registers is an operand
         target = scope.tiles[name] = TileType(name, n.target, source.dtype, source.axes, role)
     elif target.axes != source.axes or target.space != n.target:
-        scope.report("TL106", n.span, f"{n.name} is {source.describe()}, but {name} is {target.describe()} in {target.space} memory",
+        scope.report("TL106", n.span, f"{n.name} is {source.describe()}, but {name} is " f"{target.describe()} in " f"{target.space} " "memory",
                      "give both the same shape")  # fmt: skip
     elif n.source == "shared" and source.dtype != target.dtype:
-        scope.report("TL104", n.span, f"{n.name} is {source.dtype}, {name} is {target.dtype}", "only a Copy out of registers rounds")
+        scope.report(
+            "TL104",
+            n.span,
+            f"{n.name} is {source.dtype}, {name} is {target.dtype}",
+            "only a Copy out of registers rounds",
+        )
     if target.over is not None:
         scope.filled.discard(target.over)
     scope.filled.add(name)
@@ -241,7 +303,11 @@ def _load(n: s.Copy, t: Strand) -> None:
         mask = np.ones((), bool)
         for d, i in enumerate(indices):
             mask = mask & (i >= 0).reshape([-1 if e == d else 1 for e in range(len(indices))])
-        picked = source[np.ix_(*[np.maximum(i, 0) for i in indices])] if source.size else np.zeros(mask.shape, np.float32)
+        picked = (
+            source[np.ix_(*[np.maximum(i, 0) for i in indices])]
+            if source.size
+            else np.zeros(mask.shape, np.float32)
+        )
         axes = tuple(d for d, p in enumerate(found) if p.kind == "index")
         data = np.where(mask, picked, 0).squeeze(axis=axes).astype(np.float32)
     name = copy_target(n)
@@ -261,9 +327,19 @@ def begin_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
     kind = t.machine.checked.tiles[name]
     for victim in [slot, *(t.block.shared[kind.over] if kind.over else [])]:
         if victim.state == "in flight":
-            raise Fault("TL405", n.span, f"{name} is refilled while its last copy may still be in flight", "wait for that copy first")
+            raise Fault(
+                "TL405",
+                n.span,
+                f"{name} is refilled while its last copy may still be in flight",
+                "wait for that copy first",
+            )
         if victim.reading:
-            raise Fault("TL404", n.span, f"{name} is refilled while an asynchronous GEMM still reads it", "put `Wait gemm pending ...` before the release")
+            raise Fault(
+                "TL404",
+                n.span,
+                f"{name} is refilled while an asynchronous GEMM still reads it",
+                "put `Wait gemm pending ...` before the release",
+            )
         if victim.read and n.signals is None and kind.name not in t.block.consumers:
             raise Fault("TL404", n.span, f"{name} is refilled while other warps may still read it",
                         "put `Barrier` between the last read and this line")  # fmt: skip
@@ -271,11 +347,18 @@ def begin_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
     if ring in t.block.consumers:
         needed = slot.fills * t.block.consumers[ring]
         if slot.releases < needed:
-            raise Fault("TL404", n.span, f"{name} is refilled before all its readers released it", f"put `Wait {ring}.empty` before this line")
+            raise Fault(
+                "TL404",
+                n.span,
+                f"{name} is refilled before all its readers released it",
+                f"put `Wait {ring}.empty` before this line",
+            )
     for other in t.machine.checked.tiles.values():
         if other.over == name or kind.over == other.name:
             for victim in t.block.shared.get(other.name, []):
-                victim.state, victim.data = ("empty", None) if victim is not slot else (victim.state, victim.data)
+                victim.state, victim.data = (
+                    ("empty", None) if victim is not slot else (victim.state, victim.data)
+                )
 
 
 def _finish_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
@@ -322,7 +405,12 @@ def _store(n: s.Copy, t: Strand) -> None:
     counts = t.machine.written[tensor.name]
     if not n.accumulate:
         if np.any(counts[where] > 0):
-            raise Fault("TL304", n.span, f"{tensor.name} is written twice at the same place", "check the coordinate and the Grid: each block stores its own tile")
+            raise Fault(
+                "TL304",
+                n.span,
+                f"{tensor.name} is written twice at the same place",
+                "check the coordinate and the Grid: each block stores its own tile",
+            )
         counts[where] += 1
     if data is None:
         return
@@ -334,8 +422,8 @@ def _store(n: s.Copy, t: Strand) -> None:
 
 RULES = {
     s.Copy: Rule(
-        "Copy", "Copy", "Copy K (BN, D) in coordinate [batch, k = i * BN, head // (Hq // Hk)] from global to shared",
-        "Moves a tile between memories. Past the tensor's end it reads 0 and writes nothing; out of registers it rounds to the type it meets.",
+        "Copy", "Copy", "Copy K (BN, D) in coordinate [batch, k = i * BN, head // (Hq // Hk)] from " "global to shared",
+        "Moves a tile between memories. Past the tensor's end it reads 0 and writes nothing; out of " "registers it " "rounds " "to the " "type it meets.",
         _check, _run, "sketch",
     ),
 }  # fmt: skip

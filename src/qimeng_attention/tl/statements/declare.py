@@ -46,11 +46,15 @@ def _check_grid(n: s.Grid, scope: Scope) -> None:
     if scope.grid is not None:
         scope.report("TL102", n.span, "the kernel has two Grid statements", "keep one")
     if len(n.dims) > 3:
-        scope.report("TL110", n.span, f"the grid has {len(n.dims)} indices, the device knows three", "join two of them")
+        scope.report(
+            "TL110", n.span, f"the grid has {len(n.dims)} indices, the device knows three", "join two of them"
+        )
     for d in n.dims:
         for e in (d.start, d.stop):
             if scope.type_of(e, n.span).kind != "int":
-                scope.report("TL107", n.span, f"the range of {d.name} must be an integer", "use `//` or ceildiv")
+                scope.report(
+                    "TL107", n.span, f"the range of {d.name} must be an integer", "use `//` or ceildiv"
+                )
         if declare(scope, d.name, n):
             scope.ints.add(d.name)
     scope.grid = n
@@ -60,7 +64,9 @@ def _check_warps(n: s.Warps, scope: Scope) -> None:
     count = scope.extent(n.count, n.span, "the number of warps")
     if count not in LEGAL_WARPS:
         allowed = ", ".join(str(w) for w in LEGAL_WARPS)
-        scope.report("TL506", n.span, f"{count} warps cannot divide a tile, expected one of {allowed}", "take 4 or 8")
+        scope.report(
+            "TL506", n.span, f"{count} warps cannot divide a tile, expected one of {allowed}", "take 4 or 8"
+        )
     if n.blocks is not None:
         scope.extent(n.blocks, n.span, "the number of blocks an SM")
     scope.warps = n
@@ -69,7 +75,12 @@ def _check_warps(n: s.Warps, scope: Scope) -> None:
 def _check_let(n: s.Let, scope: Scope) -> None:
     t = scope.type_of(n.value, n.span)
     if t.kind != "int" or not t.uniform or t.axes:
-        scope.report("TL208", n.span, f"{n.name} must be an integer that the whole block agrees on", "compute it from sizes and indices")
+        scope.report(
+            "TL208",
+            n.span,
+            f"{n.name} must be an integer that the whole block agrees on",
+            "compute it from sizes and indices",
+        )
     if declare(scope, n.name, n):
         scope.ints.add(n.name)
 
@@ -79,15 +90,15 @@ def _run_let(n: s.Let, t: Strand) -> None:
 
 
 RULES = {
-    s.Size: Rule("Size", "Size", "Size B, Sq, Sk, D = 128", "Names sizes. One without a value is an argument of each call.",
+    s.Size: Rule("Size", "Size", "Size B, Sq, Sk, D = 128", "Names sizes. One without a value is an " "argument of " "each " "call.",
                  _check_size, no_value),
     s.Tile: Rule("Tile", "Tile", "Tile BM = 128, BN = 64", "Names the tile sizes that the author reasoned.", _check_tile, no_value),
     s.Scalar: Rule("Scalar", "Scalar", "Scalar scale f32 > 0",
                    "Names a number given at each call, and what the launcher must find true of it.", _check_scalar, no_value),
     s.Grid: Rule("Grid", "Grid", "Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B",
-                 "Gives each block of threads its indices; the first varies fastest, `down` counts backwards.", _check_grid, no_value),
+                 "Gives each block of threads its indices; the first varies fastest, `down` counts " "backwards.", _check_grid, no_value),
     s.Warps: Rule("Warps", "Warps", "Warps 4 along q, 2 blocks an SM",
-                  "Divides the rows of the register tiles among warps, and says how many blocks an SM should hold.",
+                  "Divides the rows of the register tiles among warps, and says how many blocks an SM " "should hold.",
                   _check_warps, no_value, "scheduled"),
-    s.Let: Rule("Let", "Let", "Let last = ceildiv(Sk, BN)", "Names an integer that the whole block agrees on.", _check_let, _run_let),
+    s.Let: Rule("Let", "Let", "Let last = ceildiv(Sk, BN)", "Names an integer that the whole block " "agrees on.", _check_let, _run_let),
 }  # fmt: skip

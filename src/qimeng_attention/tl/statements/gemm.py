@@ -16,7 +16,6 @@ from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.traverse import add, statements
 from qimeng_attention.tl.types import Axis, Origin, TileType
 
-
 # ------------------------------------------------------------------ legality
 
 
@@ -26,26 +25,41 @@ def _operand(o: s.Operand, n: s.Gemm, scope: Scope, side: str) -> tuple[Axis, Ax
     tile = scope.tiles.get(o.name)
     if tile is None:
         if o.name in scope.tensors:
-            scope.report("TL207", span, f"{o.name} lies in global memory, GEMM reads shared memory or registers",
+            scope.report("TL207", span, f"{o.name} lies in global memory, GEMM reads shared memory or " "registers",
                          f"Copy {o.name} to shared first")  # fmt: skip
         else:
             scope.unknown(o.name, span, [*scope.tiles, *scope.tensors], "tile")
         return None
     if o.name not in scope.filled and tile.view not in scope.filled:
-        scope.report("TL204", span, f"tile {o.name} is read before anything fills it", f"Copy {o.name} to shared before this line")
+        scope.report(
+            "TL204",
+            span,
+            f"tile {o.name} is read before anything fills it",
+            f"Copy {o.name} to shared before this line",
+        )
     if len(tile.axes) != 2:
-        scope.report("TL106", span, f"GEMM takes tiles with two axes, {o.name} is {tile.describe()}", "vectors need no GEMM")
+        scope.report(
+            "TL106",
+            span,
+            f"GEMM takes tiles with two axes, {o.name} is {tile.describe()}",
+            "vectors need no GEMM",
+        )
         return None
     if tile.space == "register":
         _check_register_operand(o, tile, scope, side)
     if BYTES[tile.dtype] > 2 and not (tile.space == "register" and tile.role == "MMA_C"):
-        scope.report("TL104", span, f"GEMM multiplies 16-bit types, {o.name} is {tile.dtype}", "Reshape it `as` the other operand's type")
+        scope.report(
+            "TL104",
+            span,
+            f"GEMM multiplies 16-bit types, {o.name} is {tile.dtype}",
+            "Reshape it `as` the other operand's type",
+        )
     axes = tile.axes
     if o.rows is not None:
         start, stop = scope.type_of(o.rows.start, span), scope.type_of(o.rows.stop, span)
         size = _extent(o.rows, scope)
         if start.kind != "int" or stop.kind != "int" or size is None or not 1 <= size <= axes[0].size:
-            scope.report("TL106", span, f"the rows of {o.name} must be a stretch of fixed length within {axes[0].size}",
+            scope.report("TL106", span, f"the rows of {o.name} must be a stretch of fixed length within " f"{axes[0].size}",
                          "write `[w * 64 : (w + 1) * 64]`")  # fmt: skip
         axes = (Axis(axes[0].name, size or axes[0].size), axes[1])
     for e in [o.slot, *[x for _, x in o.at]]:
@@ -70,11 +84,11 @@ def _extent(r: s.Range, scope: Scope) -> int | None:
 
 def _check_register_operand(o: s.Operand, tile: TileType, scope: Scope, side: str) -> None:
     if side == "B":
-        scope.report("TL207", o.span, f"the second operand of GEMM comes from shared memory, {o.name} lies in registers",
+        scope.report("TL207", o.span, f"the second operand of GEMM comes from shared memory, {o.name} " "lies in registers",
                      "exchange the operands, or Copy it to shared")  # fmt: skip
     elif tile.role != "MMA_A":
-        scope.report("TL201", o.span, f"{o.name} has the role {tile.role} of a result, GEMM reads the role MMA_A of an operand",
-                     f"put `Reshape {o.name} from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as bf16 and get P` "
+        scope.report("TL201", o.span, f"{o.name} has the role {tile.role} of a result, GEMM reads the " "role MMA_A of an " "operand",
+                     f"put `Reshape {o.name} from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as " "bf16 and get P` "
                      "just before this line and multiply P")  # fmt: skip
 
 
@@ -86,16 +100,18 @@ def _check(n: s.Gemm, scope: Scope) -> None:
         return
     ta, tb = scope.tiles[n.a.name], scope.tiles[n.b.name]
     if ta.dtype != tb.dtype and BYTES[ta.dtype] <= 2 and BYTES[tb.dtype] <= 2:
-        scope.report("TL104", n.span, f"the operands' types differ: {n.a.name} is {ta.dtype}, {n.b.name} is {tb.dtype}",
+        scope.report("TL104", n.span, f"the operands' types differ: {n.a.name} is {ta.dtype}, {n.b.name} " f"is {tb.dtype}",
                      f"give the Reshape of {n.a.name} `as {tb.dtype}`")  # fmt: skip
     if a[1].name != b[0].name:
         _report_contraction(n, a, b, scope)
         return
     if a[1].size != b[0].size:
-        scope.report("TL106", n.span, f"GEMM sums over {a[1].name}, which has {a[1].size} elements in {n.a.name} and {b[0].size} in {n.b.name}",
+        scope.report("TL106", n.span, f"GEMM sums over {a[1].name}, which has {a[1].size} elements in " f"{n.a.name} and " f"{b[0].size} " f"in {n.b.name}",
                      "give both tiles the same extent along it")  # fmt: skip
     if a[0].name == b[1].name:
-        scope.report("TL105", n.span, f"both axes of the result are named {a[0].name}", "name the operands' axes apart")
+        scope.report(
+            "TL105", n.span, f"both axes of the result are named {a[0].name}", "name the operands' axes apart"
+        )
     _result(n, (a[0], b[1]), scope)
 
 
@@ -104,16 +120,21 @@ def _report_contraction(n: s.Gemm, a: tuple[Axis, Axis], b: tuple[Axis, Axis], s
     turned = replace(n.b, transposed=not n.b.transposed, span=n.b.span)
     if b[1].name == a[1].name:
         code, why = ("TL202", "is missing") if turned.transposed else ("TL203", "is one too many")
-        scope.report(code, n.b.span, f"GEMM sums over {a[1].name} of {n.a.name}, but {_shown(n.b)} begins with {b[0].name}: `.T` {why}",
-                     f"write {_shown(turned)}; `.T` is symbolic and says which index is summed, memory stays as it is")  # fmt: skip
+        scope.report(
+            code,
+            n.b.span,
+            f"GEMM sums over {a[1].name} of {n.a.name}, but {_shown(n.b)} "
+            f"begins with {b[0].name}: `.T` {why}",
+            f"write {_shown(turned)}; `.T` is symbolic and says which index is summed, memory stays as it is",
+        )
     elif a[0].name == b[0].name:
         other = replace(n.a, transposed=not n.a.transposed)
         scope.report("TL202" if other.transposed else "TL203", n.a.span,
                      f"GEMM sums over {b[0].name} of {_shown(n.b)}, but {_shown(n.a)} ends with {a[1].name}",
                      f"write {_shown(other)}; `.T` is symbolic and says which index is summed")  # fmt: skip
     else:
-        scope.report("TL105", n.span, f"the operands' axes clash: {_shown(n.a)} has ({a[0].name}, {a[1].name}), "
-                     f"{_shown(n.b)} has ({b[0].name}, {b[1].name}), expected the last of the first to be the first of the second",
+        scope.report("TL105", n.span, f"the operands' axes clash: {_shown(n.a)} has ({a[0].name}, " f"{a[1].name}), "
+                     f"{_shown(n.b)} has ({b[0].name}, {b[1].name}), expected the last of the first to " "be the first of " "the " "second",
                      "check the axes that each operand's Copy gave it")  # fmt: skip
 
 
@@ -128,14 +149,24 @@ def _result(n: s.Gemm, axes: tuple[Axis, Axis], scope: Scope) -> None:
             scope.unknown(n.out, n.span, list(scope.tiles), "tile")
         out = scope.tiles[n.out] = TileType(n.out, "register", "f32", axes)
     elif out.space != "register" or out.dtype != "f32" or out.role != "MMA_C":
-        scope.report("TL207", n.span, f"GEMM writes an f32 accumulator in registers, {n.out} is {out.describe()} in {out.space} memory",
+        scope.report("TL207", n.span, f"GEMM writes an f32 accumulator in registers, {n.out} is " f"{out.describe()} in " f"{out.space} " "memory",
                      "allocate the result as f32 in register")  # fmt: skip
     elif out.axes != axes:
         found = f"({axes[0].size} {axes[0].name}, {axes[1].size} {axes[1].name})"
         code = "TL105" if out.axis_names != (axes[0].name, axes[1].name) else "TL106"
-        scope.report(code, n.span, f"the product is {found}, but {n.out} is {out.describe()}", f"allocate {n.out} as {found}")
+        scope.report(
+            code,
+            n.span,
+            f"the product is {found}, but {n.out} is {out.describe()}",
+            f"allocate {n.out} as {found}",
+        )
     if n.accumulate and n.out not in scope.filled:
-        scope.report("TL204", n.span, f"{n.out} is accumulated into before it has a value", f"allocate {n.out} with `= 0`")
+        scope.report(
+            "TL204",
+            n.span,
+            f"{n.out} is accumulated into before it has a value",
+            f"allocate {n.out} with `= 0`",
+        )
     scope.filled.add(n.out)
     origins: dict[str, Origin] = {}
     for o in (n.a, n.b):
@@ -155,7 +186,9 @@ def _result(n: s.Gemm, axes: tuple[Axis, Axis], scope: Scope) -> None:
 # ------------------------------------------------------------------ meaning
 
 
-def _fetch(o: s.Operand, n: s.Gemm, t: Strand) -> tuple[Array | None, dict[str, int], Slot | None, dict[str, int]]:
+def _fetch(
+    o: s.Operand, n: s.Gemm, t: Strand
+) -> tuple[Array | None, dict[str, int], Slot | None, dict[str, int]]:
     """Give an operand's elements as the product sees them, where they lie, the slot read, and where they end."""
     kind = t.machine.checked.tiles[o.name]
     span = o.span if o.span.line else n.span
@@ -169,8 +202,12 @@ def _fetch(o: s.Operand, n: s.Gemm, t: Strand) -> tuple[Array | None, dict[str, 
     for axis, e in o.at:
         said = t.integer(e, span)
         if origin.get(axis, said) != said:
-            raise Fault("TL407", span, f"{o.name} holds {axis} = {origin[axis]}, this line expects {axis} = {said}",
-                        "prefetch and use of the ring are out of step: compare the slots and the coordinates")  # fmt: skip
+            raise Fault(
+                "TL407",
+                span,
+                f"{o.name} holds {axis} = {origin[axis]}, this line expects {axis} = {said}",
+                "prefetch and use of the ring are out of step: compare the slots and the coordinates",
+            )
     if data is not None and kind.view:
         data = data[: kind.axes[0].size, : kind.axes[1].size]
     if o.rows is not None:
@@ -187,12 +224,26 @@ def check_readable(slot: Slot, name: str, place: Span, t: Strand) -> None:
     kind = t.machine.checked.tiles[name]
     ring = kind.view or name
     if slot.state == "empty":
-        raise Fault("TL401", place, f"{name} is read before anything fills this slot", "Copy it before, and count the slots alike")
-    if t.machine.concurrent and slot.state == "in flight" and t.waited.get(ring, 0) <= t.cursor.get((ring, "consumer"), 0):
+        raise Fault(
+            "TL401",
+            place,
+            f"{name} is read before anything fills this slot",
+            "Copy it before, and count the slots alike",
+        )
+    if (
+        t.machine.concurrent
+        and slot.state == "in flight"
+        and t.waited.get(ring, 0) <= t.cursor.get((ring, "consumer"), 0)
+    ):
         raise Fault("TL402", place, f"{name} is read while its copy may still be in flight",
                     "put `Wait copies pending ...`, or `Wait ring.full`, before this line")  # fmt: skip
     if t.machine.concurrent and slot.state == "landed":
-        raise Fault("TL403", place, f"{name} is read before the other warps' part of it can be seen", "put `Barrier` before this line")
+        raise Fault(
+            "TL403",
+            place,
+            f"{name} is read before the other warps' part of it can be seen",
+            "put `Barrier` before this line",
+        )
     slot.read = True
 
 
@@ -212,7 +263,9 @@ def _run(n: s.Gemm, t: Strand) -> None:
         with np.errstate(all="ignore"):
             result = np.matmul(a.astype(np.float32), b.astype(np.float32))
     if n.accumulate:
-        before = t.registers[n.out] if n.asynchronous and _in_flight(n.out, t) else t.read_register(n.out, n.span)
+        before = (
+            t.registers[n.out] if n.asynchronous and _in_flight(n.out, t) else t.read_register(n.out, n.span)
+        )
         if result is not None and before.data is not None:
             result = before.data + result
         origin = before.origin or origin
@@ -228,7 +281,7 @@ def _run(n: s.Gemm, t: Strand) -> None:
 
 def unmasked(name: str, axis: str, what: str, span: Span, t: Strand) -> None:
     """Raise TL205: columns past the tensor's end reach something that sums or compares them."""
-    raise Fault("TL205", span, f"{name} holds columns past the end along {axis} that no mask removes before {what}",
+    raise Fault("TL205", span, f"{name} holds columns past the end along {axis} that no mask removes " f"before {what}",
                 f"add `{axis} < {_limit(axis, t)}` to a Mask above this line")  # fmt: skip
 
 
@@ -259,7 +312,7 @@ def _note_contraction(n: s.Gemm, t: Strand, where_a: dict[str, int], where_b: di
 RULES = {
     s.Gemm: Rule(
         "GEMM", "Compute", "Compute GEMM Q, K.T and get S",
-        "Multiplies two tiles on the tensor cores into an f32 accumulator; sums over the last axis of the first and the first of the second.",
+        "Multiplies two tiles on the tensor cores into an f32 accumulator; sums over the last axis of " "the first and " "the " "first of " "the second.",
         _check, _run, "sketch",
     ),
 }  # fmt: skip

@@ -17,14 +17,23 @@ from qimeng_attention.tl.types import TileType
 def _check(n: s.Mask, scope: Scope) -> None:
     tile = scope.tiles.get(n.tile)
     if tile is None or tile.space != "register":
-        scope.unknown(n.tile, n.span, [t.name for t in scope.tiles.values() if t.space == "register"], "register tile")
+        scope.unknown(
+            n.tile, n.span, [t.name for t in scope.tiles.values() if t.space == "register"], "register tile"
+        )
         return
     if n.tile not in scope.filled:
-        scope.report("TL204", n.span, f"tile {n.tile} is masked before anything fills it", "compute it before this line")
+        scope.report(
+            "TL204",
+            n.span,
+            f"tile {n.tile} is masked before anything fills it",
+            "compute it before this line",
+        )
     axes = scope.axes_of_tiles({n.tile} | names_in(n.condition))
     kind = scope.type_of(n.condition, n.span, axes)
     if kind.kind != "bool":
-        scope.report("TL104", n.span, "Mask takes a condition, found a number", "write a comparison, as `k <= q`")
+        scope.report(
+            "TL104", n.span, "Mask takes a condition, found a number", "write a comparison, as `k <= q`"
+        )
     if n.fill is not None:
         scope.type_of(n.fill, n.span, axes)
 
@@ -40,13 +49,18 @@ def _run(n: s.Mask, t: Strand) -> None:
     register.ends = _still_ragged(keep, register, kind)
     if register.data is None:
         return
-    fill = np.float32("-inf") if n.fill is None else align(environment.evaluate(n.fill), kind.axis_names, shape)
+    fill = (
+        np.float32("-inf") if n.fill is None else align(environment.evaluate(n.fill), kind.axis_names, shape)
+    )
     t.write_register(n.tile, np.where(keep, register.data, fill), register.origin, n.span, register.ends)
 
 
 def _still_ragged(keep: Array, register: Register, kind: TileType) -> dict[str, int]:
     """Give the axes along which the mask keeps an element past the end, in a row or column that exists."""
-    beyond = [np.arange(a.size) + register.origin.get(a.name, 0) >= register.ends.get(a.name, 1 << 62) for a in kind.axes]
+    beyond = [
+        np.arange(a.size) + register.origin.get(a.name, 0) >= register.ends.get(a.name, 1 << 62)
+        for a in kind.axes
+    ]
     left = {}
     for d, a in enumerate(kind.axes):
         exists = keep
@@ -55,14 +69,16 @@ def _still_ragged(keep: Array, register: Register, kind: TileType) -> dict[str, 
             exists = exists & wanted.reshape([-1 if x == e else 1 for x in range(len(beyond))])
         if a.name in register.ends and np.any(exists):
             left[a.name] = register.ends[a.name]
-    rows = {a.name for a in kind.axes[:1]} & register.ends.keys()  # a mask on columns leaves the rows as ragged as they were
+    rows = {
+        a.name for a in kind.axes[:1]
+    } & register.ends.keys()  # a mask on columns leaves the rows as ragged as they were
     return left | {name: register.ends[name] for name in rows}
 
 
 RULES = {
     s.Mask: Rule(
         "Mask", "Compute", "Compute Mask S where k <= q + Sk - Sq and k < Sk",
-        "Keeps the elements of a tile where the condition holds and puts -inf, or the value behind `else`, in the others.",
+        "Keeps the elements of a tile where the condition holds and puts -inf, or the value behind " "`else`, in the " "others.",
         _check, _run, "sketch",
     ),
 }  # fmt: skip

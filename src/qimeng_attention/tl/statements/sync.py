@@ -94,10 +94,15 @@ def _run_release(n: s.Release, t: Strand) -> None:
     use = t.cursor.get((n.ring, "consumer"), 0)
     slot = slots[use % len(slots)]
     if any(slot in held for _, held in t.gemms):
-        raise Fault("TL404", n.span, f"{n.ring} is released while this role's asynchronous GEMM may still read it",
+        raise Fault("TL404", n.span, f"{n.ring} is released while this role's asynchronous GEMM may " "still read it",
                     "put `Wait gemm pending ...` before this line")  # fmt: skip
     if t.waited.get(n.ring, 0) <= use:
-        raise Fault("TL404", n.span, f"{n.ring} is released without having been waited for", f"pair each Release with a `Wait {n.ring}.full`")
+        raise Fault(
+            "TL404",
+            n.span,
+            f"{n.ring} is released without having been waited for",
+            f"pair each Release with a `Wait {n.ring}.full`",
+        )
     slot.releases += 1
     t.cursor[(n.ring, "consumer")] = use + 1
 
@@ -135,15 +140,15 @@ def _no_run(n: s.Statement, t: Strand) -> None:
 
 RULES = {
     s.Wait: Rule("Wait", "Wait", "Wait copies pending 1",
-                 "Blocks until a ring's slot is full or empty, a turn comes, or at most so many GEMMs or groups of copies are in flight.",
+                 "Blocks until a ring's slot is full or empty, a turn comes, or at most so many GEMMs or " "groups of copies " "are " "in flight.",
                  _check_wait, _run_wait, "scheduled"),
-    s.Release: Rule("Release", "Release", "Release K", "Says that this role has read the ring's slot for the last time.",
+    s.Release: Rule("Release", "Release", "Release K", "Says that this role has read the ring's slot for " "the last time.",
                     _check_release, _run_release, "scheduled"),
     s.PassTurn: Rule("Pass", "Pass", "Pass turn", "Lets the next instance of the role issue its GEMMs.", _no_check, _run_pass, "scheduled"),
-    s.Commit: Rule("Commit", "Commit", "Commit", "Closes a group of asynchronous copies; an empty group counts too.",
+    s.Commit: Rule("Commit", "Commit", "Commit", "Closes a group of asynchronous copies; an empty group " "counts too.",
                    _no_check, _run_commit, "scheduled"),
-    s.Barrier: Rule("Barrier", "Barrier", "Barrier", "All threads of the block meet, and see each other's writes to shared memory.",
+    s.Barrier: Rule("Barrier", "Barrier", "Barrier", "All threads of the block meet, and see each " "other's writes to " "shared memory.",
                     _no_check, _run_barrier, "scheduled"),
-    s.Fence: Rule("Fence", "Fence", "Fence async", "Shows writes to shared memory to the copy engine and the tensor cores.",
+    s.Fence: Rule("Fence", "Fence", "Fence async", "Shows writes to shared memory to the copy engine and " "the tensor cores.",
                   _check_fence, _no_run, "scheduled"),
 }  # fmt: skip

@@ -1,0 +1,193 @@
+"""The manifest of a bundle: how its kernel is launched, where it comes from, and what each file's digest is.
+
+The kernel's arguments are, in order: for each tensor a pointer and then the strides (int64, in elements) of all
+dimensions but the last, whose stride is 1; each size as an int32; each scalar as a float32. The first entry of
+the grid is blockIdx.x.
+
+On disk a manifest has one form, with the digest of its other fields among them, so that a change of any byte
+shows. Not here: the other files of a bundle (folder.py), checks of a call (checks.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qimeng_attention.runtime.expressions import Expression, names
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+ITEM_BYTES = {"fp16": 2, "bf16": 2, "f32": 4, "i32": 4}
+ROLES = ("input", "output")
+COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
+CALL = ("q", "k", "v")  # the arguments of Bundle.__call__
+REQUIRED = (
+    "spec.json", "sketch.tl", "code.tl", "scheduled.tl", "kernel.cu", "kernel.cubin", "report.json",
+    "reasons.json",
+)  # fmt: skip
+OPTIONAL = ("verdict.json", "speed.json")  # besides any number of headers, *.cuh
+
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+ARCH = re.compile(r"sm_(\d{1,3})(\d)([af]?)")
+_HEADER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}\.cuh")
+
+
+@dataclass(frozen=True, slots=True)
+class GridAxis:
+    """One axis of the grid: `stop - start` blocks."""
+
+    name: str
+    start: Expression
+    stop: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor argument."""
+
+    name: str
+    dtype: str  # fp16, bf16, f32, i32
+    dims: tuple[Expression, ...]
+    role: str  # input, output
+    align: int = 0  # bytes of which the pointer and each stride are multiples; 0: 16 for 16-bit types, else the item
+
+    @property
+    def item_bytes(self) -> int:
+        """Give the size of one element."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def align_bytes(self) -> int:
+        """Give the alignment that holds."""
+        return self.align or (16 if self.item_bytes == 2 else self.item_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A float32 argument; `op` and `bound` say which values the kernel is right for."""
+
+    name: str
+    op: str | None = None  # a comparison; None: any finite value
+    bound: float = 0.0
+    dtype: str = "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What must hold between sizes, such as Hq % Hk == 0."""
+
+    left: Expression
+    op: str
+    right: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """How a kernel is launched and what it is made of."""
+
+    kernel: str  # its name in the cubin
+    target: str  # the GPU it was generated for, "A100"
+    arch: str  # the target's, "sm_80"
+    built_arch: str  # what the cubin is for, "sm_90"
+    threads: int  # per block
+    shared_bytes: int  # dynamic, per block
+    grid: tuple[GridAxis, ...]
+    tensors: tuple[Tensor, ...]
+    sizes: tuple[str, ...]
+    scalars: tuple[Scalar, ...]
+    requires: tuple[Requirement, ...] = ()
+    call: Mapping[str, str] = field(default_factory=dict)  # q, k, v to tensors; empty: `launch` only
+    outputs: tuple[str, ...] = ()  # what a call gives: the output, then the LSE
+    default_scale: float = 1.0  # of a call that names none
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, date: plain JSON values
+    files: Mapping[str, str] = field(default_factory=dict)  # sha256 in hexadecimal by name
+    format: int = FORMAT
+
+    def tensor(self, name: str) -> Tensor:
+        """Find a tensor by name."""
+        return next(tensor for tensor in self.tensors if tensor.name == name)
+
+
+def is_file_name(name: object) -> bool:
+    """Tell whether a bundle may hold a file of this name besides its manifest."""
+    return isinstance(name, str) and (name in REQUIRED or name in OPTIONAL or _HEADER.fullmatch(name) is not None)
+
+
+def problem_with(manifest: Manifest) -> str | None:
+    """Say which field of a manifest contradicts another or its kind, None if all is well."""
+    return _wrong_value(manifest) or _wrong_argument(manifest) or _wrong_name(manifest) or _wrong_call(manifest)
+
+
+def _wrong_value(manifest: Manifest) -> str | None:
+    if IDENTIFIER.fullmatch(manifest.kernel) is None:
+        return "kernel: must be an identifier"
+    for name, arch in (("arch", manifest.arch), ("built_arch", manifest.built_arch)):
+        if ARCH.fullmatch(arch) is None:
+            return f"{name}: '{arch}' is no architecture such as sm_90"
+    if not 1 <= manifest.threads <= 1024:
+        return "threads: must be from 1 to 1024"
+    if manifest.shared_bytes < 0:
+        return "shared_bytes: must not be negative"
+    if not 1 <= len(manifest.grid) <= 3:
+        return "grid: must have 1 to 3 entries"
+    wrong = [name for name in manifest.files if not is_file_name(name)]
+    return f"files: {wrong[0]!r} is no file of a bundle" if wrong else None
+
+
+def _wrong_argument(manifest: Manifest) -> str | None:
+    for tensor in manifest.tensors:
+        if tensor.dtype not in ITEM_BYTES or tensor.role not in ROLES or not tensor.dims:
+            return f"tensors: {tensor.name} needs dims, a dtype of {', '.join(ITEM_BYTES)} and a role of input, output"
+        if tensor.align < 0 or tensor.align & (tensor.align - 1) or tensor.align_bytes % tensor.item_bytes:
+            return f"tensors: align of {tensor.name} must be a power of two, a multiple of its items"
+    for scalar in manifest.scalars:
+        if scalar.dtype != "f32" or (scalar.op is not None and scalar.op not in COMPARISONS):
+            return f"scalars: {scalar.name} needs the dtype f32 and, if bounded, an op of {', '.join(COMPARISONS)}"
+    if any(requirement.op not in COMPARISONS for requirement in manifest.requires):
+        return f"requires: the middle must be one of {', '.join(COMPARISONS)}"
+    return None
+
+
+def _wrong_name(manifest: Manifest) -> str | None:
+    given = [*(t.name for t in manifest.tensors), *manifest.sizes, *(s.name for s in manifest.scalars)]
+    for name in given:
+        if IDENTIFIER.fullmatch(name) is None or given.count(name) > 1:
+            return f"'{name}': names of arguments must be identifiers, each given once"
+    expressions: list[Expression] = [dim for tensor in manifest.tensors for dim in tensor.dims]
+    expressions += [end for axis in manifest.grid for end in (axis.start, axis.stop)]
+    expressions += [side for requirement in manifest.requires for side in (requirement.left, requirement.right)]
+    unknown = {name for expression in expressions for name in names(expression)} - set(manifest.sizes)
+    return f"sizes: {', '.join(sorted(unknown))} is used but not declared" if unknown else None
+
+
+def _wrong_call(manifest: Manifest) -> str | None:
+    roles = {tensor.name: tensor.role for tensor in manifest.tensors}
+    if any(roles.get(name) != "output" for name in manifest.outputs) or len(manifest.outputs) > 2:
+        return "outputs: must name at most two output tensors, the LSE last"
+    if not manifest.call:
+        return None
+    inputs = [name for name, role in roles.items() if role == "input"]
+    if sorted(manifest.call) != sorted(CALL) or sorted(manifest.call.values()) != sorted(inputs):
+        return "call: must map q, k and v to the input tensors, all of them"
+    if not manifest.outputs or set(manifest.outputs) != set(roles) - set(inputs):
+        return "outputs: must name every output tensor"
+    if [scalar.name for scalar in manifest.scalars] not in ([], ["scale"]):
+        return "scalars: a call gives none but scale"
+    found = {dim for name in inputs for dim in manifest.tensor(name).dims if isinstance(dim, str)}
+    missing = [name for name in manifest.sizes if name not in found]
+    return f"sizes: {', '.join(missing)} is a dimension of no input" if missing else None
+
+
+def seal(fields: Mapping[str, Any]) -> bytes:
+    """Give the one form that a manifest has on disk."""
+    kept = {name: value for name, value in fields.items() if name != "digest"}
+    digest = hashlib.sha256(_dump(kept).encode()).hexdigest()
+    return (_dump({**kept, "digest": digest}) + "\n").encode()
+
+
+def _dump(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, indent=1, allow_nan=False)

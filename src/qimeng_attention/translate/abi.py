@@ -1,0 +1,67 @@
+"""What a launcher must know of a kernel: its grid and its arguments, as data without any TL in it.
+
+Arguments in order: for each tensor its pointer and the strides of all dimensions but the last (int64), then the run-time
+sizes (int32), then the scalars (float32). Expressions are JSON: an integer, a size's name, or [operator, arguments...].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qimeng_attention.errors import DiagnosticError
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.types import Checked
+
+_FUNCTIONS = ("min", "max", "clamp", "ceildiv")
+
+
+def launch_facts(checked: Checked) -> dict[str, Any]:
+    """Give grid, tensors, sizes and scalars of a kernel, as its manifest holds them."""
+    tensors = [
+        {
+            "name": t.name,
+            "dtype": t.dtype,
+            "dims": [json_expression(d, checked.fixed) for d in t.dims],
+            "role": "output" if t.name in checked.outputs else "input",
+        }
+        for t in used_tensors(checked)
+    ]
+    scalars = [
+        {"name": n, "dtype": sc.dtype, "op": sc.op, "bound": None if sc.bound is None else _number(sc.bound, checked)}
+        for n, sc in checked.scalars.items()
+    ]
+    grid = [
+        {"name": d.name, "start": json_expression(d.start, checked.fixed), "stop": json_expression(d.stop, checked.fixed)}
+        for d in checked.grid.dims
+    ]
+    return {"grid": grid, "tensors": tensors, "sizes": list(checked.sizes), "scalars": scalars}
+
+
+def used_tensors(checked: Checked) -> list[Any]:
+    """Give the tensors the kernel touches, in order of declaration."""
+    return [t for t in checked.tensors.values() if t.name in checked.inputs or t.name in checked.outputs]
+
+
+def json_expression(e: s.Expr, fixed: dict[str, int]) -> Any:
+    """Write an integer expression as JSON, fixed sizes put in."""
+    try:
+        return integer(e, fixed)
+    except (KeyError, ValueError, ZeroDivisionError):
+        pass
+    match e:
+        case s.Name(id):
+            return id
+        case s.Binary(op, a, b):
+            return [op, json_expression(a, fixed), json_expression(b, fixed)]
+        case s.Unary("-", x):
+            return ["-", 0, json_expression(x, fixed)]
+        case s.Call(function, args) if function in _FUNCTIONS:
+            return [function, *[json_expression(a, fixed) for a in args]]
+    raise DiagnosticError([]) from None
+
+
+def _number(e: s.Expr, checked: Checked) -> float:
+    from qimeng_attention.tl.evaluate import Environment
+
+    return float(Environment(checked.fixed).evaluate(e).data)

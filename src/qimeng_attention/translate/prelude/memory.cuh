@@ -1,0 +1,135 @@
+// Transfers between memories that a program may ask for beside the asynchronous copy and the plain store of sm80.cuh.
+#pragma once
+
+#include "integer.cuh"
+#include "sm80.cuh"
+
+namespace tl {
+
+/// Stage `slot` of a ring: the same tile, further on in shared memory.
+template <class Element, int kRows, int kCols>
+__device__ inline SharedTile<Element, kRows, kCols> stage(SharedTile<Element, kRows, kCols> tile, int slot) {
+  return {tile.data + slot * (kRows * kCols)};
+}
+
+/// Copy rows [first, last) of `source` into `tile`, zeros elsewhere, and wait for nothing: sync() must follow.
+template <int kThreads, class Tile>
+__device__ inline void copy(Tile tile, typename Tile::Element const* source, int64_t stride, int first, int last) {
+  constexpr int kPassRows = kThreads / kSpan;
+  int const row = threadIdx.x / kSpan;
+  int const chunk = threadIdx.x % kSpan;
+#pragma unroll
+  for (int i = 0; i < Tile::kRows / kPassRows; ++i) {
+    int const at = row + i * kPassRows;
+#pragma unroll
+    for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span) {
+      Vector16B value{};
+      if (at >= first && at < last)
+        value = *reinterpret_cast<Vector16B const*>(source + at * stride + (span * kSpan + chunk) * kChunk);
+      tile.chunk(i * kPassRows, span * kSpan, row, chunk) = value;
+    }
+  }
+}
+
+/// The asynchronous copy where rows before `first` do not exist either.
+template <int kThreads, class Tile>
+__device__ inline void copy_async_between(Tile tile, typename Tile::Element const* source, int64_t stride, int first,
+                                          int last) {
+  constexpr int kPassRows = kThreads / kSpan;
+  int const row = threadIdx.x / kSpan;
+  int const chunk = threadIdx.x % kSpan;
+#pragma unroll
+  for (int i = 0; i < Tile::kRows / kPassRows; ++i) {
+    int const at = row + i * kPassRows;
+#pragma unroll
+    for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span) {
+      cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<Vector16B>::copy(
+          *reinterpret_cast<Vector16B const*>(source + at * stride + (span * kSpan + chunk) * kChunk),
+          tile.chunk(i * kPassRows, span * kSpan, row, chunk), at >= first && at < last);
+    }
+  }
+}
+
+/// Round a warp's accumulator rows into a shared tile; sync() must follow before other warps read it.
+template <int kRows, int kCols, class Tile>
+__device__ inline void stage_rows(Tile tile, Accumulator<kRows, kCols> const& acc) {
+#pragma unroll
+  for (int r = 0; r < kRows / 8; ++r)
+#pragma unroll
+    for (int c = 0; c < kCols / 4; c += 2)
+      *reinterpret_cast<uint32_t*>(&tile(tile_row<kRows>(r), tile_col(c))) =
+          pack<typename Tile::Element>(acc(r, c), acc(r, c + 1));
+}
+
+/// Write rows [0, rows) of a shared tile to `target`, 16 bytes a lane and whole 128-byte spans.
+template <int kThreads, class Tile>
+__device__ inline void store_tile(typename Tile::Element* target, int64_t stride, Tile tile, int rows) {
+  constexpr int kPassRows = kThreads / kSpan;
+  int const row = threadIdx.x / kSpan;
+  int const chunk = threadIdx.x % kSpan;
+#pragma unroll
+  for (int i = 0; i < Tile::kRows / kPassRows; ++i) {
+    int const at = row + i * kPassRows;
+    if (at < rows) {
+#pragma unroll
+      for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span)
+        *reinterpret_cast<Vector16B*>(target + at * stride + (span * kSpan + chunk) * kChunk) =
+            tile.chunk(i * kPassRows, span * kSpan, row, chunk);
+    }
+  }
+}
+
+/// Write a tile as fp32 to rows [0, rows) of `target`.
+template <int kRows, int kCols>
+__device__ inline void store_float(float* target, int64_t stride, Accumulator<kRows, kCols> const& acc, int rows) {
+#pragma unroll
+  for (int r = 0; r < kRows / 8; ++r) {
+    int const row = tile_row<kRows>(r);
+    if (row < rows) {
+#pragma unroll
+      for (int c = 0; c < kCols / 4; ++c) target[row * stride + tile_col(c)] = acc(r, c);
+    }
+  }
+}
+
+/// Write one value a row to rows [0, rows) of `target`; one lane of the four that share a row writes.
+template <class Element, int kRows>
+__device__ inline void store_vector(Element* target, int64_t stride, RowVector<kRows> const& values, int rows) {
+#pragma unroll
+  for (int r = 0; r < kRows / 8; ++r) {
+    int const row = tile_row<kRows>(r);
+    if (lane_index() % 4 == 0 && row < rows) target[row * stride] = Element(values(r));
+  }
+}
+
+/// Read one value a row, 0 outside of rows [first, last).
+template <class Element, int kRows>
+__device__ inline void load_rows(RowVector<kRows>& values, Element const* source, int64_t stride, int first, int last) {
+#pragma unroll
+  for (int r = 0; r < kRows / 8; ++r) {
+    int const row = tile_row<kRows>(r);
+    values(r) = row >= first && row < last ? float(source[row * stride]) : 0.0f;
+  }
+}
+
+/// Read one value a column, 0 outside of columns [first, last).
+template <class Element, int kCols>
+__device__ inline void load_columns(ColVector<kCols>& values, Element const* source, int64_t stride, int first,
+                                    int last) {
+#pragma unroll
+  for (int c = 0; c < kCols / 4; ++c) {
+    int const column = tile_col(c);
+    values(c) = column >= first && column < last ? float(source[column * stride]) : 0.0f;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Functions of TL that are no single instruction
+// ---------------------------------------------------------------------------------------------
+
+__device__ inline float sigmoid(float x) { return reciprocal(1.0f + exp(-x)); }
+__device__ inline float softplus(float x) { return fmaxf(x, 0.0f) + log(1.0f + exp(-fabsf(x))); }
+__device__ inline float sqrt(float x) { return sqrtf(x); }
+__device__ inline float rsqrt(float x) { return rsqrtf(x); }
+
+}  // namespace tl

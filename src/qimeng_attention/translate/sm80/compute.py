@@ -1,0 +1,221 @@
+"""Elementwise expressions, masks and row reductions on fragments: loops over the rows and columns that a lane holds."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.functions import REDUCTIONS
+from qimeng_attention.tl.scope import LANE
+from qimeng_attention.tl.traverse import expressions, map_expressions, names_in
+from qimeng_attention.tl.types import TileType
+from qimeng_attention.translate import names
+from qimeng_attention.translate.expressions import Cpp
+from qimeng_attention.translate.sm80.context import FUNCTIONS, INTERNAL, Lowering, Refused
+
+_START = {"RowMax": "tl::negative_infinity()", "RowSum": "0.0f", "LaneSum": "0.0f"}
+
+
+class _Element:
+    """How tiles and indices are called at one element (r, c) of the statement's loops."""
+
+    def __init__(self, low: Lowering, n: s.Statement, tiles: set[str], rows: str | None, columns: str | None) -> None:
+        self.low, self.n, self.rows, self.columns = low, n, rows, columns
+        self.tiles = {t for t in tiles if t in low.checked.tiles}
+
+    def tile(self, name: str) -> str:
+        kind, register = self.low.checked.tiles[name], names.register(name)
+        if len(kind.axes) == 2 and kind.axis_names[1] != LANE:
+            if self.rows is None or self.columns is None:
+                raise Refused(self.n, f"{name} has columns, the result has none", "reduce it with RowMax or RowSum")
+            return f"{register}({self.rows}, {self.columns})"
+        if kind.axes[0].name == self.low.row_axis:
+            return f"{register}({self.rows})"
+        return f"{register}({self.columns})"
+
+    def indices(self) -> dict[str, str]:
+        """Give the global indices that an expression over these tiles may use."""
+        places = self.low.places(self.n)
+        known: dict[str, str] = {}
+        for name in sorted(self.tiles):
+            for axis in self.low.checked.tiles[name].axes:
+                origin = places.get(name, {}).get(axis.name)
+                if origin is not None and axis.name != LANE:
+                    known[axis.name] = axis.name
+        return known
+
+
+def _origin(low: Lowering, n: s.Statement, tiles: set[str], axis: str) -> s.Expr:
+    places = low.places(n)
+    return next(places[t][axis].start for t in sorted(tiles) if axis in places.get(t, {}))
+
+
+def _used_axes(e: object, low: Lowering, tiles: set[str]) -> list[tuple[str, bool]]:
+    """Give the axes whose global index an expression reads, and whether each runs along the rows."""
+    read = names_in(e) - set(low.checked.fixed) - set(low.checked.sizes)
+    axes = {a.name for t in tiles if t in low.checked.tiles for a in low.checked.tiles[t].axes}
+    return [(a, a == low.row_axis) for a in sorted(axes & read)]
+
+
+def _index_line(low: Lowering, n: s.Statement, tiles: set[str], axis: str, along_rows: bool) -> str:
+    start = low.integer(_origin(low, n, tiles, axis), n)
+    if along_rows:
+        some = next(t for t in sorted(tiles) if t in low.checked.tiles and low.checked.tiles[t].axes[0].name == low.row_axis)
+        at = f"tl::tile_row<{low.warp_rows(low.checked.tiles[some], n)}>(r)"
+    else:
+        at = "tl::tile_col(c)"
+    return f"int const {names.variable(axis)} = {start} + {at};" if start != "0" else f"int const {names.variable(axis)} = {at};"
+
+
+def _compute(n: s.Compute, low: Lowering) -> None:
+    out, kind = low.out, low.checked.tiles[n.out]
+    tiles = names_in(n.value) | {n.out}
+    reductions = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
+    has_rows = kind.axes[0].name == low.row_axis
+    has_columns = len(kind.axes) == 2 and kind.axis_names[1] != LANE or not has_rows
+    used = _used_axes(n.value, low, tiles)
+    with ExitStack() as stack:
+        if has_rows:
+            _open(stack, low, f"for (int r = 0; r < {names.register(n.out)}.kR; ++r)")
+            _index_lines(low, n, tiles, [u for u in used if u[1]])
+        found = {e: _reduce(e, number, n, low) for number, e in enumerate(dict.fromkeys(reductions))}
+        meaning = _without_division(n.value, low)
+        if has_columns:
+            found |= _hoist(meaning, n, low, found, has_rows)
+            _open(stack, low, f"for (int c = 0; c < {names.register(n.out)}.kC; ++c)")
+            _index_lines(low, n, tiles, [u for u in used if not u[1]])
+        element = _Element(low, n, tiles, "r" if has_rows else None, "c" if has_columns else None)
+        cpp = Cpp(low.checked, FUNCTIONS | INTERNAL, element.tile, _variables(element.indices()), found)
+        value = low.expression(cpp, meaning, n)
+        out.line(f"{element.tile(n.out)} = {_as_float(cpp, meaning, value)};")
+
+
+def _without_division(e: s.Expr, low: Lowering) -> s.Expr:
+    """Write a quotient as a product with the reciprocal, which may then be computed once a row."""
+
+    def turn(x: s.Expr) -> s.Expr:
+        if isinstance(x, s.Binary) and x.op == "/":
+            return s.Binary("*", _floating(x.left, low), s.Call("reciprocal", (x.right,)))
+        return x
+
+    return map_expressions(e, turn)
+
+
+def _floating(e: s.Expr, low: Lowering) -> s.Expr:
+    return s.Num(float(e.value)) if isinstance(e, s.Num) else e
+
+
+def _hoist(e: s.Expr, n: s.Compute, low: Lowering, known: dict[s.Expr, str], has_rows: bool) -> dict[s.Expr, str]:
+    """Compute what is the same for all columns before the loop over them."""
+    columns = {a.name for t in low.checked.tiles.values() if t.space == "register" for a in t.axes} - {low.row_axis, LANE}
+    columns -= set(low.checked.fixed) | set(low.checked.sizes)
+    found: dict[s.Expr, str] = {}
+    element = _Element(low, n, names_in(e) | {n.out}, "r" if has_rows else None, None)
+
+    def wide(x: s.Expr) -> bool:
+        read = names_in(x)
+        tiles = {t for t in read if t in low.checked.tiles}
+        return bool(read & columns) or any(_columns(t, low) == 2 or low.checked.tiles[t].axes[0].name != low.row_axis for t in tiles)
+
+    def visit(x: s.Expr) -> None:
+        if x in known or x in found or isinstance(x, s.Num | s.Name | s.Index | s.Scan):
+            return
+        cpp = Cpp(low.checked, FUNCTIONS | INTERNAL, element.tile, _variables(element.indices()), known | found)
+        if not wide(x) and isinstance(x, s.Binary | s.Call | s.Unary) and not cpp.is_int(x) and not _is_condition(x) and names_in(x) - {"inf"}:
+            name = f"row_{len(found)}" if names_in(x) & set(low.checked.tiles) else f"factor_{len(found)}"
+            low.out.line(f"float const {name} = {low.expression(cpp, x, n)};")
+            found[x] = name
+            return
+        for child in _children(x):
+            visit(child)
+
+    visit(e)
+    return found
+
+
+def _is_condition(e: s.Expr) -> bool:
+    return isinstance(e, s.Compare) or (isinstance(e, s.Binary) and e.op in ("and", "or")) or (isinstance(e, s.Unary) and e.op == "not")
+
+
+def _children(e: s.Expr) -> tuple[s.Expr, ...]:
+    match e:
+        case s.Unary(_, x):
+            return (x,)
+        case s.Binary(_, a, b):
+            return (a, b)
+        case s.Call(_, args) | s.Compare(args, _):
+            return args
+    return ()
+
+
+def _as_float(cpp: Cpp, e: s.Expr, text: str) -> str:
+    return f"float({text})" if cpp.is_int(e) and not isinstance(e, s.Num) else f"{text}.0f" if isinstance(e, s.Num) and isinstance(e.value, int) else text
+
+
+def _variables(axes: dict[str, str]) -> dict[str, str]:
+    return {k: names.variable(v) for k, v in axes.items()}
+
+
+def _open(stack: ExitStack, low: Lowering, head: str) -> None:
+    low.out.line("#pragma unroll")
+    stack.enter_context(low.out.block(head))
+
+
+def _index_lines(low: Lowering, n: s.Statement, tiles: set[str], axes: list[tuple[str, bool]]) -> None:
+    for axis, along_rows in axes:
+        low.out.line(_index_line(low, n, tiles, axis, along_rows))
+
+
+def _reduce(e: s.Call, number: int, n: s.Compute, low: Lowering) -> str:
+    """Reduce a row; the part a lane holds first, then across the four lanes that share the row."""
+    (inside,) = e.args
+    if isinstance(inside, s.Name) and _columns(inside.id, low) == 2:
+        function = {"RowMax": "tl::row_max", "RowSum": "tl::row_sum", "LaneSum": "tl::lane_sum"}[e.function]
+        return f"{function}({names.register(inside.id)}, r)"
+    if isinstance(inside, s.Name):
+        if e.function == "RowMax":
+            raise Refused(n, "RowMax of partial sums means nothing", "use RowSum")
+        return f"tl::quad_sum({names.register(inside.id)}(r))"
+    return _reduce_expression(e, f"row_{number}", n, low)
+
+
+def _columns(name: str, low: Lowering) -> int:
+    """Count a tile's axes; partial sums along the lanes have one value a row."""
+    tile: TileType = low.checked.tiles[name]
+    return 1 if len(tile.axes) == 2 and tile.axis_names[1] == LANE else len(tile.axes)
+
+
+def _reduce_expression(e: s.Call, name: str, n: s.Compute, low: Lowering) -> str:
+    (inside,) = e.args
+    tiles = names_in(inside)
+    wide = next(t for t in sorted(tiles) if t in low.checked.tiles and _columns(t, low) == 2)
+    low.out.line(f"float {name} = {_START[e.function]};")
+    low.out.line("#pragma unroll")
+    with low.out.block(f"for (int c = 0; c < {names.register(wide)}.kC; ++c)"):
+        _index_lines(low, n, tiles, [u for u in _used_axes(inside, low, tiles) if not u[1]])
+        element = _Element(low, n, tiles, "r", "c")
+        cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()))
+        value = low.expression(cpp, inside, n)
+        low.out.line(f"{name} = tl::max({name}, {value});" if e.function == "RowMax" else f"{name} += {value};")
+    return name if e.function == "LaneSum" else f"{FUNCTIONS[e.function]}({name})"
+
+
+def _mask(n: s.Mask, low: Lowering) -> None:
+    tiles = names_in(n.condition) | names_in(n.fill) | {n.tile}
+    used = _used_axes((n.condition, n.fill), low, tiles)
+    register = names.register(n.tile)
+    rows_only = _columns(n.tile, low) == 1
+    with ExitStack() as stack:
+        _open(stack, low, f"for (int r = 0; r < {register}.kR; ++r)")
+        _index_lines(low, n, tiles, [u for u in used if u[1]])
+        if not rows_only:
+            _open(stack, low, f"for (int c = 0; c < {register}.kC; ++c)")
+            _index_lines(low, n, tiles, [u for u in used if not u[1]])
+        element = _Element(low, n, tiles, "r", None if rows_only else "c")
+        cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()))
+        condition = low.expression(cpp, n.condition, n)
+        fill = "tl::negative_infinity()" if n.fill is None else cpp.floating(n.fill)
+        low.out.line(f"{element.tile(n.tile)} = {condition} ? {element.tile(n.tile)} : {fill};")
+
+
+LOWERINGS = {"Compute": _compute, "Mask": _mask}

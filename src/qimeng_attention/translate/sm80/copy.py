@@ -1,0 +1,186 @@
+"""Copies. A row outside of the tensor is filled with zeros and never read; rows past the end are never written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.coordinates import Place, copy_target, copy_tensor, places
+from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.numerics import BYTES
+from qimeng_attention.tl.traverse import names_in, num, statements, sub
+from qimeng_attention.tl.types import TensorType
+from qimeng_attention.translate import names
+from qimeng_attention.translate.sm80.context import Lowering, Refused
+
+
+@dataclass(frozen=True)
+class _Access:
+    """Where a Copy touches a tensor: the first element, the step between rows, and which rows exist."""
+
+    pointer: str
+    stride: str
+    first: str  # rows before it do not exist; "0" where none can
+    rows: str  # rows from it on do not exist
+
+
+def _access(n: s.Copy, low: Lowering, vector: bool) -> _Access:
+    tensor = low.checked.tensors[copy_tensor(n)]
+    found = places(n, [integer(d.size, low.checked.fixed) for d in n.dims], tensor.axis_names)
+    moving = [(d, p) for d, p in enumerate(found) if p.kind != "index"]
+    if any(p.at is not None for _, p in moving):
+        raise Refused(n, "this generation's lowering has no copy through an index tensor (`at`)", "give each tile a plain coordinate")
+    if not vector and (len(moving) != 2 or moving[1][0] != len(tensor.dims) - 1 or moving[1][1].kind != "whole"):
+        raise Refused(n, f"the columns of the tile must be the whole last dimension of {tensor.name}", "tile its rows only")
+    row, place = moving[0]
+    base = low.views.get(view_key(tensor.name, found)) or _pointer(tensor, found, n, low)
+    offset = _term(tensor, row, place, n, low)
+    limit = low.views.get((*view_key(tensor.name, found), "rows")) or _rows(tensor, found, n, low)
+    start = low.integer(place.start, n)
+    rows = limit if start == "0" else f"{limit} - {_product(place.start, start)}"
+    if place.stop is not None:
+        rows = f"tl::min({rows}, {low.integer(sub(place.stop, place.start), n)})"
+    first = "0" if nonnegative(place.start, low) else low.integer(sub(num(0), place.start), n)
+    pointer = f"{base} + {offset}" if offset else base
+    return _Access(pointer, "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row), first, rows)
+
+
+def _product(e: s.Expr, text: str) -> str:
+    return text if isinstance(e, s.Name | s.Num) or (isinstance(e, s.Binary) and e.op == "*") else f"({text})"
+
+
+def view_key(tensor: str, found: list[Place]) -> tuple[object, ...]:
+    """Name a tensor at fixed indices: the part of a coordinate that stays while the tile's rows move on."""
+    return (tensor, *[p.start if p.kind == "index" else None for p in found])
+
+
+def _pointer(tensor: TensorType, found: list[Place], n: s.Copy, low: Lowering) -> str:
+    terms = [_term(tensor, d, p, n, low) for d, p in enumerate(found) if p.kind == "index"]
+    return " + ".join([names.tensor(tensor.name), *[t for t in terms if t]])
+
+
+def _rows(tensor: TensorType, found: list[Place], n: s.Copy, low: Lowering) -> str:
+    """Give the extent along the rows, or 0 where an index lies outside of the tensor."""
+    row = next(d for d, p in enumerate(found) if p.kind != "index")
+    extent = low.integer(tensor.dims[row], n)
+    guards = [f"tl::inside({low.integer(p.start, n)}, {low.integer(d, n)})"
+              for p, d in zip(found, tensor.dims, strict=True) if p.kind == "index" and not _within(p.start, d, low)]  # fmt: skip
+    return f"({' && '.join(guards)} ? {extent} : 0)" if guards else extent
+
+
+def _term(tensor: TensorType, dimension: int, place: Place, n: s.Copy, low: Lowering) -> str:
+    if place.start == s.Num(0):
+        return ""
+    start = low.integer(place.start, n)
+    if dimension == len(tensor.dims) - 1:
+        return f"int64_t({start})"
+    return f"int64_t({start}) * {names.stride(tensor.name, dimension)}"
+
+
+def declare_views(n: s.Statement, low: Lowering) -> None:
+    """Before a top-level statement: point at each tensor it copies from or to, at the indices that stay fixed in it."""
+    known = {*low.checked.fixed, *low.checked.sizes, *[d.name for d in low.checked.grid.dims], *low.lets}
+    for copy in statements((n,)):
+        if not isinstance(copy, s.Copy) or "global" not in (copy.source, copy.target):
+            continue
+        tensor = low.checked.tensors[copy_tensor(copy)]
+        found = places(copy, [integer(d.size, low.checked.fixed) for d in copy.dims], tensor.axis_names)
+        key = view_key(tensor.name, found)
+        if key in low.views or not names_in(tuple(p.start for p in found if p.kind == "index")) <= known:
+            continue
+        number = sum(k[0] == tensor.name and "rows" not in k for k in low.views)
+        name = f"{names.tensor(tensor.name)}_at" + (f"_{number}" if number else "")
+        constant = " const" if tensor.name not in low.checked.outputs else ""
+        low.out.line(f"{names.ELEMENTS[tensor.dtype]}{constant}* const {name} = {_pointer(tensor, found, copy, low)};")
+        rows = _rows(tensor, found, copy, low)
+        if "?" in rows:
+            low.out.line(f"int const {name}_rows = {rows};")
+            low.views[(*key, "rows")] = f"{name}_rows"
+        low.views[key] = name
+
+
+def _within(index: s.Expr, dim: s.Expr, low: Lowering) -> bool:
+    """Tell whether an index is one of the grid that runs over just this dimension."""
+    return any(index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in low.checked.grid.dims)
+
+
+def nonnegative(e: s.Expr, low: Lowering) -> bool:
+    """Prove an integer expression to be at least 0, from how its names are made."""
+    match e:
+        case s.Num(value):
+            return value >= 0
+        case s.Name(id):
+            return _nonnegative_name(id, low)
+        case s.Binary("+" | "*" | "//" | "%", a, b):
+            return nonnegative(a, low) and nonnegative(b, low)
+        case s.Call("max", args):
+            return any(nonnegative(a, low) for a in args)
+        case s.Call("min" | "ceildiv", args):
+            return all(nonnegative(a, low) for a in args)
+        case s.Call("clamp", (_, a, b)):
+            return nonnegative(a, low) and nonnegative(b, low)
+    return False
+
+
+def _nonnegative_name(name: str, low: Lowering) -> bool:
+    if name in low.checked.fixed or name in low.checked.sizes:
+        return True
+    starts = [d.start for d in low.checked.grid.dims if d.name == name]
+    for n in statements(low.checked.kernel.body):
+        if isinstance(n, s.Let) and n.name == name:
+            starts.append(n.value)
+        if isinstance(n, s.For) and n.var == name:
+            starts += [r.start for r in n.ranges]
+    return bool(starts) and all(name not in names_in(e) and nonnegative(e, low) for e in starts)
+
+
+def _copy(n: s.Copy, low: Lowering) -> None:
+    if n.signals is not None or n.accumulate:
+        raise Refused(n, f"{low.target.arch} has no copy that signals a ring or accumulates here", "use `async` with Commit and Wait copies")
+    if n.source == "global":
+        _load(n, low)
+    elif n.target == "global":
+        _store(n, low)
+    elif n.source == "register":
+        low.out.line(f"tl::stage_rows({low.shared_at(copy_target(n), n.slot, n)}, {names.register(n.name)});")
+    else:
+        low.out.line(f"tl::load_operand({names.register(copy_target(n))}, {low.shared_at(n.name, n.slot, n)});")
+
+
+def _load(n: s.Copy, low: Lowering) -> None:
+    tile = low.checked.tiles[copy_target(n)]
+    if n.target == "register":
+        if len(tile.axes) != 1:
+            raise Refused(n, f"{tile.name} {tile.describe()} would go from global memory straight to registers", "copy matrices to shared memory")
+        a = _access(n, low, vector=True)
+        function = "load_rows" if tile.axes[0].name == low.row_axis else "load_columns"
+        low.out.line(f"tl::{function}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+        return
+    a = _access(n, low, vector=False)
+    if tile.axes[0].size % (low.threads // 8):
+        raise Refused(n, f"{tile.axes[0].size} rows of {tile.name} do not divide among {low.threads} threads", "take fewer warps, or a taller tile")
+    where = low.shared_at(tile.name, n.slot, n)
+    if not n.asynchronous:
+        low.out.line(f"tl::copy<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+    elif a.first == "0":
+        low.out.line(f"tl::copy_async_bounded<kThreads>({where}, {a.pointer}, {a.stride}, {a.rows});")
+    else:
+        low.out.line(f"tl::copy_async_between<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+
+
+def _store(n: s.Copy, low: Lowering) -> None:
+    tile, tensor = low.checked.tiles[n.name], low.checked.tensors[copy_tensor(n)]
+    vector = len(tile.axes) == 1
+    a = _access(n, low, vector=vector)
+    if a.first != "0":
+        raise Refused(n, "a store may begin before the tensor's first row", "begin at a coordinate that is never negative")
+    if vector:
+        low.out.line(f"tl::store_vector({a.pointer}, {a.stride}, {names.register(n.name)}, {a.rows});")
+    elif n.source == "shared":
+        low.out.line(f"tl::store_tile<kThreads>({a.pointer}, {a.stride}, {low.shared_at(n.name, n.slot, n)}, {a.rows});")
+    else:
+        function = "store_float" if BYTES[tensor.dtype] == 4 else "store_direct"
+        low.out.line(f"tl::{function}({a.pointer}, {a.stride}, {names.register(n.name)}, {a.rows});")
+
+
+LOWERINGS = {"Copy": _copy}

@@ -1,0 +1,118 @@
+"""The frame of a kernel: its arguments, the block's indices, its tiles; and the declarations inside it."""
+
+from __future__ import annotations
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.evaluate import Environment
+from qimeng_attention.tl.printer import head
+from qimeng_attention.tl.types import TensorType
+from qimeng_attention.translate import names
+from qimeng_attention.translate.abi import used_tensors
+from qimeng_attention.translate.sm80.copy import declare_views
+from qimeng_attention.translate.sm80.context import ALIGNMENT, Lowering, Refused
+from qimeng_attention.translate.writer import Writer
+
+_BLOCK_INDEX = ("x", "y", "z")
+
+
+def emit(low: Lowering, digest: str) -> None:
+    """Emit the whole kernel."""
+    checked, out = low.checked, low.out
+    out.line(f"// {checked.kernel.name}: made from TL {digest} for {low.target.name} ({low.target.arch}).")
+    for comment in checked.kernel.above:
+        out.line(f"// {comment}")
+    out.line('#include "memory.cuh"')
+    out.line()
+    blocks = f", {checked.blocks_per_sm}" if checked.blocks_per_sm else ""
+    out.line(f'extern "C" __global__ void __launch_bounds__({low.threads}{blocks}) {checked.kernel.name}(')
+    _arguments(low, out)
+    with out.block(")"):
+        _fixed(low, out)
+        _indices(low, out)
+        _shared_tiles(low, out)
+        low.body(checked.kernel.body, declare_views)
+
+
+def _arguments(low: Lowering, out: Writer) -> None:
+    """Emit the arguments in the order of translate/abi.py."""
+    lines = [_pointer(t, low) for t in used_tensors(low.checked)]
+    sizes = [f"int const {names.variable(n)}" for n in low.checked.sizes]
+    scalars = [f"float const {names.variable(n)}" for n in low.checked.scalars]
+    groups = [*lines, *([", ".join(sizes)] if sizes else []), *([", ".join(scalars)] if scalars else [])]
+    for number, group in enumerate(groups):
+        out.line("    " + group + ("," if number < len(groups) - 1 else ""))
+
+
+def _pointer(tensor: TensorType, low: Lowering) -> str:
+    constant = " const" if tensor.name not in low.checked.outputs else ""
+    element = names.ELEMENTS[tensor.dtype]
+    strides = "".join(f", int64_t const {names.stride(tensor.name, d)}" for d in range(len(tensor.dims) - 1))
+    return f"{element}{constant}* __restrict__ const {names.tensor(tensor.name)}{strides}"
+
+
+def _fixed(low: Lowering, out: Writer) -> None:
+    if low.checked.fixed:
+        out.line("constexpr int " + ", ".join(f"{names.variable(k)} = {v}" for k, v in low.checked.fixed.items()) + ";")
+    out.line(f"constexpr int kThreads = {low.threads};")
+    out.line()
+
+
+def _indices(low: Lowering, out: Writer) -> None:
+    """Emit the block's indices; one that counts down begins with the last block."""
+    grid = low.checked.grid
+    if grid.persistent:
+        raise Refused(grid, "this generation's lowering has no persistent grid", "remove `persistent`")
+    out.mark(grid.span.line, head(grid))
+    for d, axis in zip(grid.dims, _BLOCK_INDEX, strict=False):
+        index = f"int(gridDim.{axis} - 1 - blockIdx.{axis})" if d.down else f"int(blockIdx.{axis})"
+        start = "" if d.start == s.Num(0) else f"{low.integer(d.start, grid)} + "
+        out.line(f"int const {names.variable(d.name)} = {start}{index};")
+
+
+def _shared_tiles(low: Lowering, out: Writer) -> None:
+    tiles = [t for t in low.checked.tiles.values() if t.space == "shared"]
+    if not tiles:
+        return
+    out.line()
+    out.line(f"extern __shared__ __align__({ALIGNMENT}) unsigned char shared_memory[];  // {low.shared_bytes} bytes")
+    allocations = {n.name: n for n in low.checked.kernel.body if isinstance(n, s.Allocate) and n.space == "shared"}
+    for tile in tiles:
+        n: s.Statement = allocations.get(tile.name, low.checked.grid)
+        if tile.view is not None:
+            raise Refused(n, f"{tile.name} is a view, which this generation's lowering does not read", "copy it as a tile of its own")
+        if len(tile.axes) != 2 or tile.swizzle != 128:
+            raise Refused(n, f"the tile {tile.name} {tile.describe()} needs rows that are a multiple of 128 bytes, swizzled over 128", "take a head dim that is a multiple of 64")
+        if isinstance(n, s.Allocate):
+            out.mark(n.span.line, head(n))
+        element = names.ELEMENTS[tile.dtype]
+        out.line(f"{low.shared_type(tile)} const {names.shared(tile.name)}{{reinterpret_cast<{element}*>(shared_memory + {low.offsets[tile.name]})}};")
+    out.line()
+
+
+# ------------------------------------------------------------------ statements
+
+
+def _allocate(n: s.Allocate, low: Lowering) -> None:
+    """Declare a register tile and give it its initial value."""
+    if n.space != "register":
+        return
+    low.out.mark(n.span.line, head(n))
+    low.out.line(f"{low.register_type(n.name, n)} {names.register(n.name)};")
+    low.declared.add(n.name)
+    if n.init is not None:
+        value = float(Environment(low.checked.fixed).evaluate(n.init).data)
+        text = "tl::negative_infinity()" if value == float("-inf") else f"{value!r}f"
+        low.out.line(f"{names.register(n.name)}.fill({text});")
+
+
+def _let(n: s.Let, low: Lowering) -> None:
+    low.out.line(f"int const {names.variable(n.name)} = {low.integer(n.value, n)};")
+    low.lets.add(n.name)
+
+
+def _nothing(n: s.Statement, low: Lowering) -> None:
+    """Declarations are in the kernel's frame."""
+
+
+LOWERINGS = {"Size": _nothing, "Tile": _nothing, "Scalar": _nothing, "Grid": _nothing, "Warps": _nothing,
+             "Allocate": _allocate, "Let": _let}  # fmt: skip
