@@ -68,10 +68,8 @@ def _listing(folder: Path) -> set[str]:
 
 def _read(folder: Path, name: str) -> bytes:
     try:
-        # SAFETY: a link is refused by the open itself, a pipe does not block it.
-        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
+        with open(folder / name, "rb", opener=_open) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise _damaged(folder, name, "is no plain file")
             if status.st_size > _MOST_BYTES:
@@ -81,6 +79,11 @@ def _read(folder: Path, name: str) -> bytes:
         linked = (folder / name).is_symlink()
         problem = "is a symbolic link" if linked else f"cannot be read ({error.strerror})"
         raise _damaged(folder, name, problem) from None
+
+
+def _open(path: str, flags: int) -> int:
+    # SAFETY: a link is refused by the open itself, and a pipe does not block it.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _damaged(folder: Path, name: str, problem: str, **more: Any) -> BundleError:

@@ -53,17 +53,16 @@ class Tensor:
     dtype: str  # fp16, bf16, f32, i32
     dims: tuple[Expression, ...]
     role: str  # input, output
-    align: int = 0  # bytes of which the pointer and each stride are multiples; 0: 16 for 16-bit types, else the item
+    align: int = 0  # bytes of which the pointer and each stride are multiples; 0 stands for 16 if items have 16 bits
+
+    def __post_init__(self) -> None:
+        if self.align == 0:
+            object.__setattr__(self, "align", 16 if self.item_bytes == 2 else self.item_bytes)
 
     @property
     def item_bytes(self) -> int:
         """Give the size of one element."""
-        return ITEM_BYTES[self.dtype]
-
-    @property
-    def align_bytes(self) -> int:
-        """Give the alignment that holds."""
-        return self.align or (16 if self.item_bytes == 2 else self.item_bytes)
+        return ITEM_BYTES.get(self.dtype, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +141,8 @@ def _wrong_argument(manifest: Manifest) -> str | None:
     for tensor in manifest.tensors:
         if tensor.dtype not in ITEM_BYTES or tensor.role not in ROLES or not tensor.dims:
             return f"tensors: {tensor.name} needs dims, a dtype of {', '.join(ITEM_BYTES)} and a role of input, output"
-        if tensor.align < 0 or tensor.align & (tensor.align - 1) or tensor.align_bytes % tensor.item_bytes:
-            return f"tensors: align of {tensor.name} must be a power of two, a multiple of its items"
+        if tensor.align < tensor.item_bytes or tensor.align & (tensor.align - 1):
+            return f"tensors: align of {tensor.name} must be a power of two, its items' size or more"
     for scalar in manifest.scalars:
         if scalar.dtype != "f32" or (scalar.op is not None and scalar.op not in COMPARISONS):
             return f"scalars: {scalar.name} needs the dtype f32 and, if bounded, an op of {', '.join(COMPARISONS)}"

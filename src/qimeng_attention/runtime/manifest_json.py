@@ -88,7 +88,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         "built_arch": manifest.built_arch, "threads": manifest.threads, "shared_bytes": manifest.shared_bytes,
         "grid": [{"name": a.name, "start": plain(a.start), "stop": plain(a.stop)} for a in manifest.grid],
         "tensors": [
-            {"name": t.name, "dtype": t.dtype, "dims": [plain(d) for d in t.dims], "role": t.role, "align": t.align_bytes}
+            {"name": t.name, "dtype": t.dtype, "dims": [plain(d) for d in t.dims], "role": t.role, "align": t.align}
             for t in manifest.tensors
         ],
         "sizes": [{"name": name} for name in manifest.sizes],

@@ -24,12 +24,19 @@ class Value:
     axes: tuple[str, ...] = ()
 
 
+MOST = 1 << 62  # no size, index or product of them is as large
+
+
+class TooLarge(ValueError):
+    """An integer beyond what a 64-bit register holds."""
+
+
 def integer(e: s.Expr, ints: Mapping[str, int]) -> int:
     """Evaluate an integer expression.
 
     Raises:
         KeyError: a name that `ints` lacks.
-        ValueError: something that is no integer expression.
+        ValueError: something that is no integer expression; `TooLarge` for a value that no register holds.
         ZeroDivisionError: division by zero.
     """
     match e:
@@ -40,12 +47,23 @@ def integer(e: s.Expr, ints: Mapping[str, int]) -> int:
         case s.Unary("-", x):
             return -integer(x, ints)
         case s.Binary(op, left, right) if op in _INTEGER_OPS:
-            return int(_INTEGER_OPS[op](integer(left, ints), integer(right, ints)))
-        case s.Call(function, args) if function in ("min", "max", "clamp", "ceildiv", "abs"):
-            return int(FUNCTIONS[function].meaning(*[integer(a, ints) for a in args]))
+            return _in_range(_INTEGER_OPS[op](integer(left, ints), integer(right, ints)))
+        case s.Call(function, args) if function in _INTEGER_CALLS and _takes(function, args):
+            return _in_range(_INTEGER_CALLS[function](*[integer(a, ints) for a in args]))
         case s.Call("where", (condition, a, b)):
             return integer(a, ints) if boolean(condition, ints) else integer(b, ints)
     raise ValueError(f"not an integer expression: {e}")
+
+
+def _in_range(value: int) -> int:
+    if abs(value) >= MOST:
+        raise TooLarge("an integer is too large, expected less than 2^62")
+    return value
+
+
+def _takes(function: str, args: tuple[s.Expr, ...]) -> bool:
+    least, most = FUNCTIONS[function].arity
+    return least <= len(args) <= most
 
 
 def boolean(e: s.Expr, ints: Mapping[str, int]) -> bool:
@@ -66,6 +84,9 @@ def boolean(e: s.Expr, ints: Mapping[str, int]) -> bool:
 _INTEGER_OPS: dict[str, Any] = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
     "//": lambda a, b: a // b, "%": lambda a, b: a % b,
+}  # fmt: skip
+_INTEGER_CALLS: dict[str, Any] = {
+    "min": min, "max": max, "clamp": lambda x, a, b: min(max(x, a), b), "ceildiv": lambda a, b: -(-a // b), "abs": abs,
 }  # fmt: skip
 _COMPARISONS: dict[str, Any] = {
     "<": lambda a, b: a < b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b,

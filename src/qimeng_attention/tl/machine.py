@@ -11,15 +11,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from qimeng_attention.errors import Diagnostic, Span
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.evaluate import Environment, Value, boolean, integer
+from qimeng_attention.tl.evaluate import Environment, TooLarge, Value, boolean, integer
 from qimeng_attention.tl.numerics import Array, round_to
 from qimeng_attention.tl.types import Checked, TileType
+
+V = TypeVar("V", int, bool)
 
 STEPS_BETWEEN_PROGRESS = 10_000  # strands asked in vain before the block counts as deadlocked
 
@@ -93,33 +95,37 @@ class Strand:
     # -------------------------------------------------------------- values
     def integer(self, e: s.Expr, span: Span) -> int:
         """Evaluate an integer expression; elements of named tensors may take part."""
-        try:
-            return integer(e, self.ints)
-        except KeyError as missing:
-            raise Fault("TL101", span, f"unknown name {missing}", "declare it before this line") from None
-        except ZeroDivisionError:
-            raise Fault("TL107", span, "division by zero", "guard the divisor") from None
-        except ValueError:
-            return int(self.environment().evaluate(e).data)
+        return self._uniform(e, span, integer, lambda data: int(np.asarray(data).reshape(-1)[0]))
 
     def boolean(self, e: s.Expr, span: Span) -> bool:
         """Evaluate a condition that the whole role agrees on."""
+        return self._uniform(e, span, boolean, lambda data: bool(np.all(data)))
+
+    def _uniform(self, e: s.Expr, span: Span, quick: Callable[..., V], read: Callable[[Any], V]) -> V:
+        place = e.span if e.span.line else span
         try:
-            return boolean(e, self.ints)
-        except (ValueError, KeyError):
-            return bool(np.all(self.environment().evaluate(e).data))
+            try:
+                return quick(e, self.ints)
+            except ValueError as error:
+                if isinstance(error, TooLarge):
+                    raise
+                return read(self.environment().evaluate(e).data)  # it reads an element of a tensor
+        except KeyError as missing:
+            raise Fault("TL101", place, f"{missing.args[0]} has no value here", "give it one on every path to this line") from None
         except ZeroDivisionError:
-            raise Fault("TL107", span, "division by zero", "guard the divisor") from None
+            raise Fault("TL107", place, "division by zero", "guard the divisor, as with max(x, 1)") from None
+        except (TooLarge, OverflowError):
+            raise Fault("TL103", place, "an integer here is 2^62 or more", "check the sizes it is made of") from None
 
     def environment(self, names: set[str] | None = None, span: Span | None = None) -> Environment:
         """Give what an expression over the named register tiles may read, with the global indices of their axes."""
         tiles: dict[str, Value] = {}
         indices: dict[str, Array] = {}
         for name in sorted(names or ()):
-            if name not in self.registers:
+            kind = self.machine.checked.tiles.get(name)
+            if kind is None or kind.space != "register":
                 continue
             register = self.read_register(name, span or Span())
-            kind = self.machine.checked.tiles[name]
             if register.data is not None:
                 tiles[name] = Value(register.data, kind.axis_names)
             for axis in kind.axes:
@@ -134,7 +140,10 @@ class Strand:
 
     def read_register(self, name: str, span: Span) -> Register:
         """Give a register tile, whose GEMM must be over."""
-        register = self.registers[name]
+        register = self.registers.get(name)
+        if register is None:
+            raise Fault("TL204", span, f"tile {name} is read, but no line has filled it on this path",
+                        f"give {name} an initial value in its Allocate, or fill it before the loop or branch")  # fmt: skip
         if register.pending:
             raise Fault("TL406", span, f"{name} is read while the asynchronous GEMM that makes it may " "still run",
                         "put `Wait gemm pending ...` before this line")  # fmt: skip

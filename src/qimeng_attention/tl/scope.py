@@ -22,12 +22,13 @@ LANE = "lane"  # the axis of LaneSum's partial sums
 class Type:
     """The type of an expression: its kind, its axes in order, and whether the whole block agrees on its value."""
 
-    kind: str  # "int", "float", "bool"
+    kind: str  # "int", "float", "bool", or "any" where a finding has been reported
     axes: tuple[Axis, ...] = ()
     uniform: bool = True
 
 
-UNKNOWN = Type("float")
+UNKNOWN = Type("any")  # of what has been reported already: it fits everywhere
+LARGEST = 1 << 20  # of sizes and tile sizes with a value
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Scope:
     grid: s.Grid | None = None
     warps: s.Warps | None = None
     roles: int = 0
+    depth: int = 0  # of the blocks around the statement
+    macros: list[str] = field(default_factory=list)  # operators that the program or the library defines
     rings: set[str] = field(default_factory=set)
     trace: list[dict[str, dict[str, Origin]]] | None = None  # origins before each statement, if asked for
 
@@ -65,9 +68,8 @@ class Scope:
 
     def unknown(self, name: str, span: Span, candidates: list[str] | None = None, what: str = "name") -> None:
         """Report TL101 with the nearest known name."""
-        near = difflib.get_close_matches(
-            name, candidates if candidates is not None else self.known_names(), n=1, cutoff=0.4
-        )
+        candidates = [c for c in (self.known_names() if candidates is None else candidates) if c != name]
+        near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"declare '{name}' before this line"
         self.report("TL101", span, f"unknown {what} '{name}'", hint)
 
@@ -81,54 +83,104 @@ class Scope:
         except (KeyError, ValueError, ZeroDivisionError, TypeError, OverflowError):
             return None
 
-    def extent(self, e: s.Expr, span: Span, what: str) -> int:
-        """Give a tile extent, or report TL103 and give 1."""
-        for name in _names(e):
-            if name not in self.known_names():
-                self.unknown(name, span)
-                return 1
+    def extent(self, e: s.Expr, span: Span, what: str, most: int = LARGEST) -> int:
+        """Give a number between 1 and `most` that is known at compile time, or report TL103 and give 1."""
+        place = _at(e, span)
+        if self.type_of(e, span).kind == UNKNOWN.kind:
+            return 1
         value = self.constant(e)
-        if value is None or not 1 <= value <= 1 << 20:
-            found = "not known at compile time" if value is None else str(value)
-            self.report("TL103", span, f"{what} must be a positive number known at compile time, found " f"{found}",
-                        "give its names a value with Tile or Size")  # fmt: skip
+        if value is None or not 1 <= value <= most:
+            found = f"found {_text(e)}, which is not known at compile time" if value is None else f"found {value}"
+            self.report("TL103", place, f"{what} must be a number from 1 to {most:,} known at compile time, {found}",
+                        "use numbers, and names that Tile or Size gives a value")  # fmt: skip
             return 1
         return value
+
+    def uniform_integer(self, e: s.Expr, span: Span, what: str) -> None:
+        """Report an expression that is no integer, or on which the threads of the block do not agree."""
+        t = self.type_of(e, span)
+        if t.kind not in ("int", UNKNOWN.kind):
+            self.report("TL107", _at(e, span), f"{what} must be an integer, found {_text(e)}",
+                        "use sizes, indices, `//` and ceildiv")  # fmt: skip
+        elif not t.uniform or t.axes:
+            self.report("TL208", _at(e, span), f"{what} differs within the block: {_text(e)}",
+                        "use an integer that the whole block agrees on")  # fmt: skip
+
+    def at_top(self, n: s.Statement, what: str) -> None:
+        """Report a declaration inside a block."""
+        if self.depth:
+            self.report("TL209", n.span, f"{what} stands inside a block", "move it to the kernel's top level")
+
+    def of_sizes(self, e: s.Expr, span: Span, what: str) -> None:
+        """Report an expression that is no integer, or made of anything but sizes: it is needed before the launch."""
+        t = self.type_of(e, span)
+        if t.kind not in ("int", UNKNOWN.kind):
+            self.report("TL107", _at(e, span), f"{what} is no integer: {_text(e)}", "use `//` or ceildiv")
+        elif names := sorted(_names(e) - set(self.sizes) - set(self.fixed) - set(CONSTANTS)):
+            if t.kind != UNKNOWN.kind:
+                self.report("TL103", _at(e, span), f"{what} must be made of sizes, found {names[0]}",
+                            "declare it with Size")  # fmt: skip
+
+    def claim(self, name: str, span: Span) -> None:
+        """Report a tile or tensor whose name means a number already."""
+        if name in self.fixed or name in self.sizes or name in self.scalars or name in self.ints or name in CONSTANTS:
+            self.report("TL102", span, f"'{name}' is a number already, it cannot name a tile or tensor too",
+                        "choose another name")  # fmt: skip
 
     # -------------------------------------------------------------- types of expressions
     def type_of(self, e: s.Expr, span: Span, axes: dict[str, int] | None = None) -> Type:
         """Type an expression; `axes` are the axis names that may be used as global indices, with their extents."""
         axes = axes or {}
+        place = _at(e, span)
         match e:
             case s.Num(value):
                 return Type("int" if isinstance(value, int) else "float")
             case s.Name(id):
-                return self._name(id, _at(e, span), axes)
+                return self._name(id, place, axes)
             case s.Unary(op, x):
-                t = self.type_of(x, span, axes)
-                return Type("bool" if op == "not" else t.kind, t.axes, t.uniform)
+                return self._unary(op, self.type_of(x, span, axes), place)
             case s.Binary():
                 return self._binary(e, span, axes)
             case s.Compare(operands, _):
                 types = [self.type_of(x, span, axes) for x in operands]
-                return self._join("bool", types, _at(e, span))
+                self._numbers("a comparison", types, place)
+                return self._join("bool", types, place)
             case s.Call():
                 return self._call(e, span, axes)
             case s.Index():
                 return self._index(e, span, axes)
-            case s.Scan(tile, axis):
-                if tile not in self.tiles:
-                    self.unknown(tile, _at(e, span), list(self.tiles), "tile")
-                    return UNKNOWN
-                if axis not in self.tiles[tile].axis_names:
-                    self.report(
-                        "TL105",
-                        _at(e, span),
-                        f"tile {tile} has no axis '{axis}'",
-                        f"it has {self.tiles[tile].describe()}",
-                    )
-                return Type("float", self.tiles[tile].axes, False)
+            case s.Scan():
+                return self._scan(e, place)
         raise TypeError(e)
+
+    def _numbers(self, what: str, types: list[Type], place: Span) -> None:
+        if any(t.kind == "bool" for t in types):
+            self.report("TL104", place, f"{what} takes numbers, found a condition", "use where(condition, a, b)")
+
+    def _conditions(self, what: str, types: list[Type], place: Span) -> None:
+        if any(t.kind in ("int", "float") for t in types):
+            self.report("TL104", place, f"{what} takes conditions, found a number", "compare the number, as `x > 0`")
+
+    def _integers(self, what: str, types: list[Type], place: Span) -> None:
+        if any(t.kind == "float" for t in types):
+            self.report("TL107", place, f"{what} is for integers, found a floating value", "use '/' for floating values")
+
+    def _unary(self, op: str, t: Type, place: Span) -> Type:
+        if op == "not":
+            self._conditions("'not'", [t], place)
+            return Type("bool", t.axes, t.uniform)
+        self._numbers("a sign", [t], place)
+        return t
+
+    def _scan(self, e: s.Scan, place: Span) -> Type:
+        t = self._name(e.tile, place, {}) if e.tile in self.tiles else UNKNOWN
+        if e.tile not in self.tiles:
+            self.unknown(e.tile, place, list(self.tiles), "tile")
+        elif e.axis not in self.tiles[e.tile].axis_names:
+            kind = self.tiles[e.tile]
+            self.report("TL105", place, f"tile {e.tile} is {kind.describe()}, it has no axis '{e.axis}'",
+                        f"scan along one of {', '.join(kind.axis_names)}")  # fmt: skip
+        return t
 
     def _name(self, name: str, span: Span, axes: dict[str, int]) -> Type:
         if name in axes and name not in self.tiles:
@@ -136,14 +188,9 @@ class Scope:
         if name in self.tiles:
             tile = self.tiles[name]
             if tile.space != "register":
-                self.report(
-                    "TL207",
-                    span,
-                    f"tile {name} lies in {tile.space} memory, expected a register tile",
-                    "elementwise Compute works on registers: GEMM reads shared memory, or Copy "
-                    "the tile to register first",
-                )
-            if name not in self.filled:
+                self.report("TL207", span, f"tile {name} lies in {tile.space} memory, expected a register tile",
+                            "Compute works on registers: Copy the tile to register first (GEMM reads shared memory)")  # fmt: skip
+            elif name not in self.filled:
                 self.report("TL204", span, f"tile {name} is read before anything fills it",
                             f"give {name} an initial value in its Allocate, or compute it first")  # fmt: skip
             return Type("float", tile.axes, False)
@@ -153,6 +200,10 @@ class Scope:
             return Type("float" if self.scalars[name].dtype not in INTEGER_TYPES else "int")
         if name in CONSTANTS:
             return Type("float")
+        if name in self.tensors:
+            self.report("TL207", span, f"{name} lies in global memory, expected a tile or a number",
+                        f"Copy a tile of {name} to register first, or read one element as {name}[...]")  # fmt: skip
+            return UNKNOWN
         self.unknown(name, span, [*self.known_names(), *axes])
         return UNKNOWN
 
@@ -160,30 +211,13 @@ class Scope:
         types = [self.type_of(x, span, axes) for x in (e.left, e.right)]
         place = _at(e, span)
         if e.op in ("and", "or"):
-            for t in types:
-                if t.kind != "bool":
-                    self.report(
-                        "TL104",
-                        place,
-                        f"'{e.op}' joins conditions, found a number",
-                        "compare it with something",
-                    )
+            self._conditions(f"'{e.op}'", types, place)
             return self._join("bool", types, place)
-        if any(t.kind == "bool" for t in types):
-            self.report(
-                "TL104", place, f"'{e.op}' takes numbers, found a condition", "use where(condition, a, b)"
-            )
+        self._numbers(f"'{e.op}'", types, place)
         if e.op in ("//", "%"):
-            if any(t.kind == "float" for t in types):
-                self.report(
-                    "TL107",
-                    place,
-                    f"'{e.op}' is for integers, found a floating value",
-                    "use '/' for floating values",
-                )
+            self._integers(f"'{e.op}'", types, place)
             return self._join("int", types, place)
-        kind = "float" if e.op == "/" or any(t.kind == "float" for t in types) else "int"
-        return self._join(kind, types, place)
+        return self._join("float" if e.op == "/" else _kind(types), types, place)
 
     def _call(self, e: s.Call, span: Span, axes: dict[str, int]) -> Type:
         place = _at(e, span)
@@ -193,42 +227,30 @@ class Scope:
         f = FUNCTIONS[e.function]
         if not f.arity[0] <= len(e.args) <= f.arity[1]:
             wanted = str(f.arity[0]) if f.arity[0] == f.arity[1] else f"{f.arity[0]} to {f.arity[1]}"
-            self.report(
-                "TL108",
-                place,
-                f"{f.name} takes {wanted} argument(s), found {len(e.args)}",
-                f"{f.name}: {f.doc}",
-            )
+            self.report("TL108", place, f"{f.name} takes {wanted} argument(s), found {len(e.args)}",
+                        f"{f.name} gives {f.doc}")  # fmt: skip
             return UNKNOWN
         types = [self.type_of(a, span, axes) for a in e.args]
+        values = types[1:] if f.name == "where" else types
+        self._numbers(f.name, values, place)
         if f.name in REDUCTIONS:
             return self._reduction(e, types[0], place)
         if f.name == "where":
-            if types[0].kind != "bool":
-                self.report(
-                    "TL104",
-                    place,
-                    "where takes a condition first, found a number",
-                    "compare it with something",
-                )
-            joined = self._join("float", types[1:], place)
-            kind = "int" if all(t.kind == "int" for t in types[1:]) else "float"
-            return self._join(kind, [types[0], joined], place)
-        if f.result == "int" and any(t.kind == "float" for t in types):
-            self.report(
-                "TL107",
-                place,
-                f"{f.name} is for integers, found a floating value",
-                "use '/' for floating values",
-            )
-        kind = f.result if f.result != "same" else "int" if all(t.kind == "int" for t in types) else "float"
-        return self._join(kind, types, place)
+            self._conditions("the first argument of where", types[:1], place)
+        if f.result == "int":
+            self._integers(f.name, types, place)
+        return self._join(f.result if f.result != "same" else _kind(values), types, place)
 
     def _reduction(self, e: s.Call, t: Type, place: Span) -> Type:
+        if t.kind == UNKNOWN.kind:
+            return UNKNOWN
         if len(t.axes) != 2:
-            self.report("TL106", place, f"{e.function} reduces the rows of a tile with two axes, found " f"{len(t.axes)}",
-                        "a vector needs no row reduction")  # fmt: skip
+            self.report("TL106", place, f"{e.function} reduces the rows of a tile with two axes, found {len(t.axes)}",
+                        "give it a matrix; a vector needs no row reduction")  # fmt: skip
             return Type("float", t.axes[:1], False)
+        if e.function == "LaneSum" and t.axes[1].size % (2 * LANES_A_ROW):
+            self.report("TL106", place, f"LaneSum spreads a row over {LANES_A_ROW} lanes in pairs, found a row of "
+                        f"{t.axes[1].size} elements", f"take a multiple of {2 * LANES_A_ROW}, or use RowSum")  # fmt: skip
         kept = (t.axes[0], Axis(LANE, LANES_A_ROW)) if e.function == "LaneSum" else (t.axes[0],)
         return Type("float", kept, False)
 
@@ -248,9 +270,10 @@ class Scope:
                 f"index it as declared: {e.tensor}[{', '.join(_text(d) for d in tensor.dims)}]",
             )
         types = [self.type_of(i, span, axes) for i in e.indices]
-        for t in types:
-            if t.kind != "int":
-                self.report("TL107", place, "an index must be an integer", "use integer arithmetic")
+        for index, t in zip(e.indices, types, strict=True):
+            if t.kind not in ("int", UNKNOWN.kind):
+                self.report("TL107", _at(index, place), f"an index of {e.tensor} must be an integer, found {_text(index)}",
+                            "use sizes, indices and `//`")  # fmt: skip
         kind = "int" if tensor.dtype in INTEGER_TYPES else "float"
         return self._join(kind, types, place)
 
@@ -267,6 +290,8 @@ class Scope:
             names = ", ".join(order)
             self.report("TL105", span, f"the operands' axes clash: together they have the axes {names}, " "a tile has two",
                         "check the axes that each operand's Copy or Allocate gave it")  # fmt: skip
+        if kind != "bool" and any(t.kind == UNKNOWN.kind for t in types):
+            kind = UNKNOWN.kind
         return Type(kind, tuple(order.values())[:2], all(t.uniform for t in types))
 
     # -------------------------------------------------------------- tiles
@@ -291,6 +316,10 @@ class Scope:
         self.origins[out] = {
             a: o for n in sorted(names) for a, o in self.origins.get(n, {}).items() if a in kept
         }
+
+
+def _kind(types: list[Type]) -> str:
+    return "int" if all(t.kind == "int" for t in types) else "float"
 
 
 def _at(e: s.Expr, span: Span) -> Span:

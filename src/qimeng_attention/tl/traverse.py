@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from qimeng_attention.errors import Span
 from qimeng_attention.tl import syntax as s
 
 T = TypeVar("T")
@@ -109,32 +110,48 @@ def map_blocks(body: tuple[s.Statement, ...], f: Callable[[s.Statement], s.State
     return tuple(out)
 
 
+def with_span(node: T, span: Span) -> T:
+    """Rebuild a node with one place for all that is in it."""
+    rebuilt: Any = node
+    if isinstance(node, tuple):
+        rebuilt = tuple(with_span(x, span) for x in node)
+    elif is_dataclass(node):
+        changes: dict[str, Any] = {}
+        for f in fields(node):
+            old = getattr(node, f.name)
+            if f.name == "span":
+                changes["span"] = span
+            elif is_dataclass(old) or isinstance(old, tuple):
+                changes[f.name] = with_span(old, span)
+        rebuilt = replace(node, **changes)  # type: ignore[type-var]
+    return rebuilt  # type: ignore[no-any-return]
+
+
 def rename_tiles(n: s.Statement, names: Mapping[str, str]) -> s.Statement:
-    """Rename the tiles and variables a statement reads and writes, inside its block too."""
+    """Rename the tiles and variables that a statement itself makes, reads and writes; not those in its block."""
     new: Any = substitute(n, {k: s.Name(v) for k, v in names.items()})
-    pick = names.get
+
+    def pick(name: Any) -> Any:
+        return names.get(name, name)
+
     match new:
         case s.Gemm():
-            a, b = (replace(o, name=pick(o.name, o.name)) for o in (new.a, new.b))
-            new = replace(new, a=a, b=b, out=pick(new.out, new.out))
+            a, b = (replace(o, name=pick(o.name)) for o in (new.a, new.b))
+            new = replace(new, a=a, b=b, out=pick(new.out))
         case s.Mask():
-            new = replace(new, tile=pick(new.tile, new.tile))
-        case s.Compute():
-            new = replace(new, out=pick(new.out, new.out))
-        case s.Apply() | s.Reshape():
-            new = replace(new, out=pick(new.out, new.out) if new.out else None)
-            new = replace(new, name=pick(new.name, new.name)) if isinstance(new, s.Reshape) else new
+            new = replace(new, tile=pick(new.tile))
+        case s.Compute() | s.Apply():
+            new = replace(new, out=pick(new.out))
+        case s.Reshape():
+            new = replace(new, name=pick(new.name), out=pick(new.out))
         case s.Copy():
-            new = replace(
-                new,
-                name=pick(new.name, new.name),
-                to_name=pick(new.to_name, new.to_name) if new.to_name else None,
-            )
-        case s.For() | s.Role():
-            new = replace(new, body=tuple(rename_tiles(x, names) for x in new.body))
-        case s.If():
-            new = replace(new, body=tuple(rename_tiles(x, names) for x in new.body),
-                          orelse=tuple(rename_tiles(x, names) for x in new.orelse))  # fmt: skip
+            new = replace(new, name=pick(new.name), to_name=pick(new.to_name))
+        case s.Allocate():
+            new = replace(new, name=pick(new.name), view=pick(new.view), over=pick(new.over))
+        case s.Let():
+            new = replace(new, name=pick(new.name))
+        case s.For():
+            new = replace(new, var=pick(new.var))
     return map_expressions(new, lambda e: _rename_indexed(e, names))  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,118 @@
+"""The built-in author: from a specification to TL code, offline, with a reason beside every number.
+
+First a sketch from the library, with mask and score expressions composed into it; then the parameters are reasoned with
+an analytic model of the SM's pipes. Authors write and run no gate: the checker, the interpreter and the judge come after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qimeng_attention.author.planner.code import write_code
+from qimeng_attention.author.planner.model import Tiling, tilings
+from qimeng_attention.author.planner.sketch import compose
+from qimeng_attention.errors import SpecError
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.targets import Target
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.functions import FUNCTIONS
+from qimeng_attention.tl.printer import print_program
+from qimeng_attention.tl.traverse import expressions
+
+HEAD_DIM_STEP = 64  # rows of shared memory are swizzled over 128 bytes
+MOST_HEAD_DIM = 256
+SPECIAL_FUNCTIONS = {"tanh": 2, "sigmoid": 2, "exp": 1, "exp2": 1, "ln": 1, "log2": 1, "softplus": 2, "sqrt": 1, "rsqrt": 1}
+SHOWN_ALTERNATIVES = 4
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a parameter has its value: one sentence, and the model's figures behind it (predictions)."""
+
+    parameter: str
+    value: str
+    why: str
+    figures: dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the author wrote."""
+
+    sketch: str
+    code: str
+    reasons: tuple[Reason, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the reasons as data."""
+        return {"author": "planner", "reasons": [asdict(r) for r in self.reasons]}
+
+
+def plan(spec: AttentionSpec, target: Target) -> Plan:
+    """Write a program for a specification.
+
+    Raises:
+        SpecError: a head dim or type that the generator or the target lacks, or an expression it cannot read.
+    """
+    _refuse(spec, target)
+    sketch = compose(spec)
+    special = 1 + _special_functions(sketch)
+    choices = tilings(target, spec.Dqk, spec.Dv, special)
+    if not choices:
+        raise SpecError(f"no tile of head dims {spec.Dqk} and {spec.Dv} fits {target.name}", hint="take a smaller head dim", field="Dqk", value=spec.Dqk)
+    best = choices[0]
+    reasons = _reasons(spec, target, best, choices, special)
+    code = write_code(spec, target, sketch, best, {r.parameter: r.why for r in reasons})
+    return Plan(print_program(sketch), print_program(code), tuple(reasons))
+
+
+def _refuse(spec: AttentionSpec, target: Target) -> None:
+    if "mma m16n8k16" not in target.capabilities:
+        raise SpecError(f"{target.name} ({target.arch}) has no mma m16n8k16, which the programs so far need",
+                        hint="name a target from sm_80 on, such as A100", field="target", value=target.name, nearest="A100")  # fmt: skip
+    if spec.dtype not in target.dtypes:
+        raise SpecError(f"{target.name} has no {spec.dtype}", hint=f"take one of {', '.join(target.dtypes)}", field="dtype",
+                        value=spec.dtype, allowed=list(target.dtypes))  # fmt: skip
+    for field in ("Dqk", "Dv"):
+        value = getattr(spec, field)
+        if value % HEAD_DIM_STEP or value > MOST_HEAD_DIM:
+            nearest = min(max(round(value / HEAD_DIM_STEP), 1) * HEAD_DIM_STEP, MOST_HEAD_DIM)
+            raise SpecError(f"{field} = {value} is not supported yet: head dims are multiples of {HEAD_DIM_STEP} up to {MOST_HEAD_DIM}",
+                            hint=f"nearest valid choice: {nearest}", field=field, value=value,
+                            allowed=list(range(HEAD_DIM_STEP, MOST_HEAD_DIM + 1, HEAD_DIM_STEP)), nearest=nearest)  # fmt: skip
+
+
+def _special_functions(sketch: s.Program) -> int:
+    """Count the special-function results that score expressions need an element, beside the softmax's one."""
+    scores = [n.value for k in sketch.kernels for loop in k.body if isinstance(loop, s.For) for n in loop.body if isinstance(n, s.Compute)]
+    calls = [e for value in scores for e in expressions(value) if isinstance(e, s.Call) and e.function in FUNCTIONS]
+    return sum(SPECIAL_FUNCTIONS.get(e.function, 0) for e in calls)
+
+
+def _reasons(spec: AttentionSpec, target: Target, best: Tiling, choices: list[Tiling], special: int) -> list[Reason]:
+    others = [t for t in choices if t != best][:SHOWN_ALTERNATIVES]
+    runner = f"; next best {others[0].rows} x {others[0].columns} with {others[0].warps} warps: {others[0].clocks_a_key:.0f}" if others else ""
+    tile = (f"{best.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {best.bound}{runner}")
+    warps = (f"{best.rows // best.warps} rows a warp: each fragment of K and V serves {best.rows // best.warps // 16} MMA(s); "
+             f"about {best.registers} of {target.max_registers_per_thread} registers")  # fmt: skip
+    kilobytes = best.shared_bytes / 1024
+    ring = f"{kilobytes:.0f} KB of shared memory with one stage each: {best.blocks} block(s) an SM hide each other's waits"
+    return [
+        Reason("tile", f"BM = {best.rows}, BN = {best.columns}", tile, {**_figures(best), **{f"alternative {n}": t.describe() for n, t in enumerate(others, 1)}}),
+        Reason("warps", f"{best.warps} along q, {best.blocks} blocks an SM", warps, {"registers": best.registers}),
+        Reason("ring", "K stages 1, V stages 1", ring, {"shared_bytes": best.shared_bytes, "blocks": best.blocks}),
+        Reason("prefetch", "K 1 ahead, V 0 ahead", "K of the next tile arrives during softmax, V of this one during the first GEMM", {}),
+        Reason("store", "through shared over Q", "whole rows leave in pieces of 16 bytes; Q is no longer needed", {}),
+        Reason("guard", "Mask where it is all true", "only the tiles that the mask touches pay for it", {}),
+        Reason("grid", "head fastest, longest first", "neighbours share K and V in the L2 cache, and the last wave is short blocks", {}),
+        Reason("special", str(special), f"{special} special-function result(s) a score", {"special": special}),
+    ]  # fmt: skip
+
+
+def _figures(t: Tiling) -> dict[str, float | str]:
+    return {"tensor": round(t.tensor, 1), "shared": round(t.shared, 1), "special": round(t.special, 1), "issue": round(t.issue, 1),
+            "blocks": t.blocks, "bound": t.bound, "model": "author/planner/model.py", "kind": "prediction"}  # fmt: skip
+
+
+__all__ = ["Plan", "Reason", "plan"]

@@ -74,11 +74,11 @@ def _run(n: s.Compute, t: Strand) -> None:
         origin = t.registers[n.out].origin
     _check_reductions(n, t)
     if not t.machine.numeric:
-        for name in sorted(tiles):
+        for name in sorted(names & t.machine.checked.tiles.keys()):
             t.read_register(name, n.span)
         t.write_register(n.out, None, origin, n.span, ends)
         return
-    context = names | ({n.out} if n.new else set())
+    context = names | ({n.out} & t.registers.keys() if n.new else set())
     value = t.environment(context, n.span).evaluate(n.value)
     shape = tuple(a.size for a in kind.axes)
     t.write_register(n.out, np.array(align(value, kind.axis_names, shape), np.float32), origin, n.span, ends)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.functions import CONSTANTS
 from qimeng_attention.tl.machine import Strand, no_value
 from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.scope import Scope
@@ -16,10 +17,14 @@ def declare(scope: Scope, name: str, n: s.Statement) -> bool:
     taken = name in scope.fixed or name in scope.sizes or name in scope.scalars or name in scope.ints
     if taken:
         scope.report("TL102", n.span, f"'{name}' is declared twice", "choose another name")
+    elif name in scope.tiles or name in scope.tensors or name in CONSTANTS:
+        what = "constant" if name in CONSTANTS else "tile" if name in scope.tiles else "tensor"
+        scope.report("TL102", n.span, f"'{name}' is a {what} already, it cannot be a number too", "choose another name")
     return not taken
 
 
 def _check_size(n: s.Size, scope: Scope) -> None:
+    scope.at_top(n, "Size")
     for name, value in n.entries:
         if not declare(scope, name, n):
             continue
@@ -30,12 +35,16 @@ def _check_size(n: s.Size, scope: Scope) -> None:
 
 
 def _check_tile(n: s.Tile, scope: Scope) -> None:
+    scope.at_top(n, "Tile")
     for name, value in n.entries:
         if declare(scope, name, n):
             scope.fixed[name] = scope.extent(value, n.span, f"tile size {name}")
 
 
 def _check_scalar(n: s.Scalar, scope: Scope) -> None:
+    scope.at_top(n, "Scalar")
+    if n.bound is not None and scope.constant(n.bound) is None and not isinstance(n.bound, s.Num):
+        scope.of_sizes(n.bound, n.span, f"the bound of {n.name}")
     if n.dtype not in BYTES:
         scope.unknown(n.dtype, n.span, list(BYTES), "type")
     if declare(scope, n.name, n):
@@ -49,18 +58,17 @@ def _check_grid(n: s.Grid, scope: Scope) -> None:
         scope.report(
             "TL110", n.span, f"the grid has {len(n.dims)} indices, the device knows three", "join two of them"
         )
+    scope.at_top(n, "Grid")
     for d in n.dims:
         for e in (d.start, d.stop):
-            if scope.type_of(e, n.span).kind != "int":
-                scope.report(
-                    "TL107", n.span, f"the range of {d.name} must be an integer", "use `//` or ceildiv"
-                )
+            scope.of_sizes(e, n.span, f"the range of {d.name}")
         if declare(scope, d.name, n):
             scope.ints.add(d.name)
     scope.grid = n
 
 
 def _check_warps(n: s.Warps, scope: Scope) -> None:
+    scope.at_top(n, "Warps")
     count = scope.extent(n.count, n.span, "the number of warps")
     if count not in LEGAL_WARPS:
         allowed = ", ".join(str(w) for w in LEGAL_WARPS)
@@ -73,14 +81,7 @@ def _check_warps(n: s.Warps, scope: Scope) -> None:
 
 
 def _check_let(n: s.Let, scope: Scope) -> None:
-    t = scope.type_of(n.value, n.span)
-    if t.kind != "int" or not t.uniform or t.axes:
-        scope.report(
-            "TL208",
-            n.span,
-            f"{n.name} must be an integer that the whole block agrees on",
-            "compute it from sizes and indices",
-        )
+    scope.uniform_integer(n.value, n.span, f"the value of {n.name}")
     if declare(scope, n.name, n):
         scope.ints.add(n.name)
 

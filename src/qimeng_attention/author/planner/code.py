@@ -1,0 +1,193 @@
+"""The second step of authoring: from sketch to TL code, with every parameter in it and its reason beside it.
+
+Generic over the sketch: each Copy gets shape and coordinate from the tensor it moves, each tile an Allocate whose initial
+value follows from how the loop updates it, each loop its bounds from the mask, and a Reshape stands between fused GEMMs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qimeng_attention.author.planner.model import Tiling
+from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.targets import Target
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.intervals import any_true
+from qimeng_attention.tl.macros import expand
+from qimeng_attention.tl.parser import parse
+from qimeng_attention.tl.traverse import call, map_blocks, mul, names_in, num, statements, substitute
+
+_OPERAND = "P"  # what a result is called once it is an operand
+
+
+def write_code(spec: AttentionSpec, target: Target, sketch: s.Program, tiling: Tiling, why: dict[str, str]) -> s.Program:
+    """Write the code of a sketch for one tiling.
+
+    Args:
+        spec: sizes and mask.
+        target: the GPU the program is for.
+        sketch: the composed sketch.
+        tiling: the tile sizes and warps chosen.
+        why: a reason for each parameter, put beside it as a comment.
+    """
+    kernel = sketch.kernels[0]
+    frame = parse(_frame(spec, target, tiling, why)).kernels[0]
+    body = map_blocks(kernel.body, lambda n: _elaborated(n, spec, tiling))
+    body = _reshaped(body, spec)
+    shapes = _register_tiles(kernel, spec)
+    before = [*frame.body, *[_allocate(name, dims, kernel, sketch) for name, dims in shapes]]
+    if spec.Hq != spec.Hk:
+        group = s.Binary("//", s.Name("head"), s.Binary("//", s.Name("Hq"), s.Name("Hk")))
+        before.append(s.Let("head_k", group, comment=f"{spec.Hq // spec.Hk} query heads share a key head"))
+    made = replace(frame, body=(*before, *body))
+    return s.Program((made,), sketch.defines, sketch.below)
+
+
+# ------------------------------------------------------------------ declarations and schedule
+
+
+def _frame(spec: AttentionSpec, target: Target, t: Tiling, why: dict[str, str]) -> str:
+    free = [n for n in ("B", "Sq", "Sk") if getattr(spec, n) is None]
+    fixed = [f"{n} = {getattr(spec, n)}" for n in ("B", "Sq", "Sk") if getattr(spec, n) is not None]
+    fixed += [f"Hq = {spec.Hq}", f"Hk = {spec.Hk}", *_head_dims(spec)]
+    bound = " > 0" if spec.scale_sign == "positive" else ""
+    qk, v = _dim(spec, "Dqk"), _dim(spec, "Dv")
+    lse = ["Allocate Lse in global (B, Hq, Sq) f32"] if "LSE" in spec.outputs else []
+    lines = [
+        *[f"# {line}" for line in spec.describe()],
+        f"Kernel {spec.kernel_name} for {target.name.lower()}",
+        *([f"Size {', '.join(free)}  # arguments of each call"] if free else []),
+        f"Size {', '.join(fixed)}",
+        f"Scalar scale f32{bound}",
+        f"Tile BM = {t.rows}, BN = {t.columns}  # {why['tile']}",
+        "Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B",
+        f"Allocate Q in global (B, Sq, Hq, {qk}) {spec.dtype}",
+        f"Allocate K in global (B, Sk, Hk, {qk}) {spec.dtype}",
+        f"Allocate V in global (B, Sk, Hk, {v}) {spec.dtype}",
+        f"Allocate Out in global (B, Sq, Hq, {v}) {spec.dtype}",
+        *lse,
+        "Schedule",
+        f"    ring K stages 1, V stages 1  # {why['ring']}",
+        f"    prefetch K 1 ahead, V 0 ahead  # {why['prefetch']}",
+        *([f"    store O through shared over Q  # {why['store']}"] if spec.Dv <= spec.Dqk else []),
+        "    copies async",
+        f"    guard Mask of loop i where it is all true  # {why['guard']}",
+        f"    warps {t.warps} along q, {t.blocks} blocks an SM  # {why['warps']}",
+        f"    grid longest first  # {why['grid']}",
+        "    grid head fastest",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head_dims(spec: AttentionSpec) -> list[str]:
+    return [f"D = {spec.Dqk}"] if spec.Dqk == spec.Dv else [f"Dqk = {spec.Dqk}", f"Dv = {spec.Dv}"]
+
+
+def _dim(spec: AttentionSpec, which: str) -> str:
+    return "D" if spec.Dqk == spec.Dv else which
+
+
+# ------------------------------------------------------------------ statements
+
+
+def _elaborated(n: s.Statement, spec: AttentionSpec, t: Tiling) -> s.Statement:
+    if isinstance(n, s.Copy):
+        return _placed(n, spec)
+    if isinstance(n, s.For):
+        return replace(n, ranges=(_bounds(spec, t),))
+    return n
+
+
+def _placed(n: s.Copy, spec: AttentionSpec) -> s.Copy:
+    """Give a Copy its shape and coordinate, from the tensor it moves."""
+    qk, v = s.Dim(s.Name(_dim(spec, "Dqk"))), s.Dim(s.Name(_dim(spec, "Dv")))
+    batch, head = s.Coordinate(s.Name("batch")), s.Coordinate(s.Name("head"))
+    head_k = head if spec.Hq == spec.Hk else s.Coordinate(s.Name("head_k"))
+    rows = s.Coordinate(mul(s.Name("block"), s.Name("BM")), "q")
+    keys = s.Coordinate(mul(s.Name("i"), s.Name("BN")), "k")
+    m, k = s.Dim(s.Name("BM")), s.Dim(s.Name("BN"))
+    table = {
+        "Q": ((m, qk), (batch, rows, head)),
+        "K": ((k, qk), (batch, keys, head_k)),
+        "V": ((k, v), (batch, keys, head_k)),
+        "O": ((m, v), (batch, rows, head)),
+        "lse": ((m,), (batch, head, rows)),
+    }
+    dims, coordinate = table[n.name]
+    return replace(n, dims=dims, coordinate=coordinate)
+
+
+def _bounds(spec: AttentionSpec, t: Tiling) -> s.Range:
+    """Visit just the tiles in which some row of the block may see a key."""
+    end: s.Expr = call("ceildiv", s.Name("Sk"), s.Name("BN"))
+    condition = visible(spec)
+    if condition is None:
+        return s.Range(num(0), end)
+    origins = {"q": mul(s.Name("block"), s.Name("BM")), "k": mul(s.Name("i"), s.Name("BN"))}
+    stretch = any_true(condition, origins, {"q": t.rows, "k": t.columns}, "i", {"BM": t.rows, "BN": t.columns})
+    start = num(0) if stretch.start is None else call("max", num(0), stretch.start)
+    stop = end if stretch.stop is None else call("min", end, stretch.stop)
+    return s.Range(start, stop)
+
+
+def _reshaped(body: tuple[s.Statement, ...], spec: AttentionSpec) -> tuple[s.Statement, ...]:
+    """Put a Reshape before each GEMM whose first operand is the result of another."""
+    results = {n.out for n in statements(body) if isinstance(n, s.Gemm)}
+
+    def visit(n: s.Statement) -> s.Statement | tuple[s.Statement, ...]:
+        if not isinstance(n, s.Gemm) or n.a.name not in results:
+            return n
+        source, target = ("MMA_C", "MMA_M", "MMA_N"), ("MMA_A", "MMA_M", "MMA_N_new")
+        reshape = s.Reshape(n.a.name, source, target, spec.dtype, _OPERAND)
+        return reshape, replace(n, a=replace(n.a, name=_OPERAND))
+
+    return map_blocks(body, visit)
+
+
+# ------------------------------------------------------------------ register tiles
+
+
+def _register_tiles(kernel: s.Kernel, spec: AttentionSpec) -> list[tuple[str, tuple[s.Dim, ...]]]:
+    """Give the tiles that the loop carries or that GEMM makes, with their shapes."""
+    rows, keys = s.Dim(s.Name("BM"), "q"), s.Dim(s.Name("BN"), "k")
+    shapes: dict[str, tuple[s.Dim, ...]] = {}
+    for n in statements(kernel.body):
+        if isinstance(n, s.Gemm):
+            shapes[n.out] = (rows, keys) if n.b.transposed else (rows, s.Dim(s.Name(_dim(spec, "Dv"))))
+    for n in statements(kernel.body):
+        if isinstance(n, s.Apply):
+            for a in n.args:
+                if isinstance(a, s.Name):
+                    shapes.setdefault(a.id, (rows,))
+    return list(shapes.items())
+
+
+def _allocate(name: str, dims: tuple[s.Dim, ...], kernel: s.Kernel, sketch: s.Program) -> s.Allocate:
+    return s.Allocate(name, "register", dims, "f32", _initial(name, kernel, sketch))
+
+
+def _initial(name: str, kernel: s.Kernel, sketch: s.Program) -> s.Expr | None:
+    """Find the neutral element of how a loop updates a tile: 0 for sums and products, -inf for maxima; none if it is made anew."""
+    expanded, _ = expand(kernel, sketch.defines)
+    loop = next(n for n in expanded.body if isinstance(n, s.For))
+    made: dict[str, s.Expr] = {}
+    for n in statements(loop.body):
+        if isinstance(n, s.Gemm) and n.out == name:
+            return num(0) if n.accumulate else None
+        if isinstance(n, s.Compute):
+            value = substitute(n.value, {k: v for k, v in made.items() if k != name})
+            if n.out == name and name in names_in(value):
+                return _neutral(value, name)
+            made[n.out] = value
+    return None
+
+
+def _neutral(value: s.Expr, name: str) -> s.Expr:
+    if isinstance(value, s.Call) and value.function == "max" and s.Name(name) in value.args:
+        return s.Unary("-", s.Name("inf"))
+    if isinstance(value, s.Call) and value.function == "min" and s.Name(name) in value.args:
+        return s.Name("inf")
+    return num(0)
+
+

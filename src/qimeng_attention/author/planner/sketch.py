@@ -1,0 +1,106 @@
+"""The first step of authoring: a sketch from the library, with the specification's expressions composed into it.
+
+A sketch says what moves and what is computed, in which order; it has no numbers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import resources
+
+from qimeng_attention.errors import DiagnosticError, SpecError
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, REDUCTIONS
+from qimeng_attention.tl.parser import parse, parse_expression
+from qimeng_attention.tl.traverse import expressions, map_blocks, names_in, substitute
+
+# How a user's names are called in TL.
+RENAMED = {"q_idx": "q", "kv_idx": "k", "h": "head", "b": "batch"}
+SIZES = ("B", "Hq", "Hk", "Sq", "Sk")
+_TL_NAMES = {user: s.Name(tl) for user, tl in RENAMED.items()}
+COLUMN_LIMIT = s.Compare((s.Name("k"), s.Name("Sk")), ("<",))
+
+
+def visible(spec: AttentionSpec) -> s.Expr | None:
+    """Give the mask's condition in TL's names, or None where every key is seen.
+
+    Raises:
+        SpecError: an expression that does not parse, or reads an unknown name.
+    """
+    if spec.condition is None:
+        return None
+    return _renamed(_parsed(spec.condition, "mask", (*RENAMED, *SIZES)))
+
+
+def modified(spec: AttentionSpec, scaled: s.Expr) -> s.Expr:
+    """Give the modified score of a scaled one; the same where there are no modifiers."""
+    if spec.score_expression is None:
+        return scaled
+    e = _parsed(spec.score_expression, "score", ("score", *RENAMED, *SIZES))
+    return substitute(_renamed(e), {"score": scaled})
+
+
+def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
+    try:
+        e = parse_expression(text)
+    except DiagnosticError as error:
+        first = error.diagnostics[0]
+        raise SpecError(f"{field} cannot be read at column {first.span.column}: {first.message}", hint=first.hint, field=field, value=text) from None
+    for name in sorted(names_in(e) - set(known) - set(CONSTANTS)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        raise SpecError(f"{field} reads the unknown name '{name}'", hint=f"did you mean '{near[0]}'?" if near else f"use {', '.join(known)}",
+                        field=field, value=text, allowed=list(known), nearest=near[0] if near else None)  # fmt: skip
+    for call in expressions(e):
+        if isinstance(call, s.Call) and (call.function not in FUNCTIONS or call.function in REDUCTIONS):
+            allowed = sorted(set(FUNCTIONS) - REDUCTIONS)
+            near = difflib.get_close_matches(call.function, allowed, n=1, cutoff=0.3)
+            raise SpecError(f"{field} calls the unknown function '{call.function}'", hint=f"did you mean '{near[0]}'?" if near else f"use {', '.join(allowed)}",
+                            field=field, value=text, allowed=allowed, nearest=near[0] if near else None)  # fmt: skip
+    return e
+
+
+def _renamed(e: s.Expr) -> s.Expr:
+    return substitute(e, _TL_NAMES)
+
+
+def softmax_factor(spec: AttentionSpec) -> tuple[bool, s.Expr]:
+    """Tell whether the scores are written out before the softmax, and what its exponent multiplies them by."""
+    written = spec.score_expression is not None or spec.scale_sign == "any"
+    return written, s.Name("log2e") if written else s.Binary("*", s.Name("scale"), s.Name("log2e"))
+
+
+def compose(spec: AttentionSpec) -> s.Program:
+    """Compose a specification's sketch.
+
+    Raises:
+        SpecError: an expression that does not parse, or reads an unknown name.
+    """
+    program = library_sketch("attention")
+    written, factor = softmax_factor(spec)
+    condition = visible(spec)
+    mask = COLUMN_LIMIT if condition is None else s.Binary("and", condition, COLUMN_LIMIT)
+    score = modified(spec, s.Binary("*", s.Name("S"), s.Name("scale")))
+    summed = s.Call("ln", (s.Name("l"),))
+    m = s.Name("m") if written else s.Binary("*", s.Name("m"), s.Name("scale"))
+    values: dict[str, s.Expr] = {"visible": mask, "c": factor, "logarithm": s.Binary("+", m, summed)}
+    kernel = program.kernels[0]
+    body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, "LSE" in spec.outputs))
+    return replace(program, kernels=(replace(kernel, body=body),))
+
+
+def _filled_in(n: s.Statement, values: Mapping[str, s.Expr], score: s.Expr | None, lse: bool) -> s.Statement | None:
+    match n:
+        case s.Compute(s.Call("score", _), _):
+            return None if score is None else replace(n, value=score)
+        case s.Compute(_, "lse") | s.Copy("lse"):
+            return substitute(n, values) if lse else None
+    return substitute(n, values)
+
+
+def library_sketch(name: str) -> s.Program:
+    """Read a sketch of the shipped library."""
+    text = resources.files("qimeng_attention.tl").joinpath("library", f"{name}.tl").read_text("utf-8")
+    return parse(text, f"{name}.tl")
