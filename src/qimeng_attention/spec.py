@@ -104,7 +104,8 @@ class AttentionSpec(BaseModel):
             return CAUSAL
         if window := _WINDOW.fullmatch(text):
             left, right = int(window[1]), int(window[2] or 0)
-            return f"kv_idx <= q_idx + Sk - Sq + {right} and kv_idx >= q_idx + Sk - Sq - {left}"
+            end = f"{CAUSAL} + {right}" if right else CAUSAL
+            return f"{end} and kv_idx >= q_idx + Sk - Sq - {left}"
         return text
 
     @property
@@ -133,7 +134,7 @@ class AttentionSpec(BaseModel):
 
     def describe(self) -> list[str]:
         """State the operator with everything a reader might otherwise assume."""
-        heads = f"{self.Hq} query heads, {self.Hk} key/value heads ({self.Hq // self.Hk} query heads share one)"
+        heads = f"{self.Hq} query heads, {self.Hk} key/value heads ({_shared(self.Hq // self.Hk)})"
         lengths = ", ".join(f"{k} = {v if v is not None else 'any'}" for k, v in (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk)))
         lines = [
             f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
@@ -194,13 +195,17 @@ class AttentionSpec(BaseModel):
         return cls.make(**{str(k): v for k, v in data.items()})
 
 
+def _shared(group: int) -> str:
+    return "one for each query head" if group == 1 else f"{group} query heads share one"
+
+
 def _explained(error: ValidationError, fields: dict[str, Any]) -> SpecError:
     """Turn pydantic's first finding into a SpecError."""
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else "spec"
     known = list(AttentionSpec.model_fields)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        near = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         hint = f"did you mean '{near[0]}'?" if near else f"fields are {', '.join(known)}"
         return SpecError(f"unknown field '{name}'", hint=hint, field=name, value=_plain(fields.get(name)), allowed=known, nearest=near[0] if near else None)
     value = fields.get(name)

@@ -1,0 +1,1 @@
+"""Timing, peers and results of benchmarks."""

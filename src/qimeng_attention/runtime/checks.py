@@ -22,8 +22,17 @@ from qimeng_attention.runtime.expressions import Expression, evaluate, show
 from qimeng_attention.runtime.manifest import Manifest, Requirement, Scalar, Tensor
 
 INT32_MAX = 2**31 - 1
-GRID_LIMITS = (2**31 - 1, 65_535, 65_535)  # blocks along x, y, z, on every GPU since 3.0; CUDA programming guide
-TORCH_TYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "f32": "torch.float32", "i32": "torch.int32"}
+GRID_LIMITS = (
+    2**31 - 1,
+    65_535,
+    65_535,
+)  # blocks along x, y, z, on every GPU since 3.0; CUDA programming guide
+TORCH_TYPES = {
+    "fp16": "torch.float16",
+    "bf16": "torch.bfloat16",
+    "f32": "torch.float32",
+    "i32": "torch.int32",
+}
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
 }  # fmt: skip
@@ -71,7 +80,9 @@ def layout_of(tensor: TensorLike, label: str) -> Layout:
     try:
         return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)  # type: ignore[return-value]
     except (AttributeError, TypeError):
-        raise LaunchError(f"{label} is a {type(tensor).__name__}, no tensor", hint="pass a CUDA tensor", argument=label) from None
+        raise LaunchError(
+            f"{label} is a {type(tensor).__name__}, no tensor", hint="pass a CUDA tensor", argument=label
+        ) from None
     except RuntimeError:
         raise LaunchError(f"{label} has no strides", hint="pass a dense tensor", argument=label) from None
 
@@ -93,7 +104,11 @@ def make_plan(
     Raises:
         LaunchError: the kernel must not be launched on these.
     """
-    pairs = [(t, layout, label) for t, layout, label in zip(manifest.tensors, layouts, labels, strict=True) if layout]
+    pairs = [
+        (t, layout, label)
+        for t, layout, label in zip(manifest.tensors, layouts, labels, strict=True)
+        if layout
+    ]
     device = _one_device([(layout, label) for _, layout, label in pairs])
     for tensor, layout, label in pairs:
         _check_kind(tensor, layout, label)
@@ -134,13 +149,19 @@ def check_scalar(scalar: Scalar, value: object) -> float:
         LaunchError: no number, not finite, or out of its bound.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise LaunchError(f"{scalar.name} is a {type(value).__name__}, no number", hint="pass a float", argument=scalar.name)
+        raise LaunchError(
+            f"{scalar.name} is a {type(value).__name__}, no number", hint="pass a float", argument=scalar.name
+        )
     try:
         rounded: float = struct.unpack("<f", struct.pack("<f", float(value)))[0]
     except OverflowError:
         rounded = math.inf
     if not math.isfinite(rounded):
-        raise LaunchError(f"{scalar.name} = {value} is not finite in float32", hint="pass a finite number", argument=scalar.name)
+        raise LaunchError(
+            f"{scalar.name} = {value} is not finite in float32",
+            hint="pass a finite number",
+            argument=scalar.name,
+        )
     if scalar.op is not None and not COMPARE[scalar.op](rounded, scalar.bound):
         raise LaunchError(
             f"{scalar.name} = {value} is refused: the kernel was made for {scalar.name} {scalar.op} {scalar.bound:g}",
@@ -157,21 +178,33 @@ def check_names(given: Mapping[str, Any], expected: Sequence[str], kind: str) ->
     """
     for name in expected:
         if name not in given:
-            raise LaunchError(f"the {kind} {name} is missing", hint=f"{kind}s are {', '.join(expected)}", argument=name)
+            raise LaunchError(
+                f"the {kind} {name} is missing", hint=f"{kind}s are {', '.join(expected)}", argument=name
+            )
     for name in given:
         if name not in expected:
-            raise LaunchError(f"the {kind} {name} is not known", hint=f"{kind}s are {', '.join(expected) or 'none'}", argument=name)
+            raise LaunchError(
+                f"the {kind} {name} is not known",
+                hint=f"{kind}s are {', '.join(expected) or 'none'}",
+                argument=name,
+            )
 
 
 # ------------------------------------------------------------------------------------------ devices and types
 def _one_device(pairs: Sequence[tuple[Layout, str]]) -> int:
     for (_, _, _, device), label in pairs:
         if device.type != "cuda":
-            raise LaunchError(f"{label} is on {device}, not on a CUDA device", hint=f"pass {label}.cuda()", argument=label)
+            raise LaunchError(
+                f"{label} is on {device}, not on a CUDA device", hint=f"pass {label}.cuda()", argument=label
+            )
     first, name = pairs[0][0][3], pairs[0][1]
     for (_, _, _, device), label in pairs:
         if device != first:
-            raise LaunchError(f"{label} is on {device}, {name} on {first}", hint="move all tensors to one device", argument=label)
+            raise LaunchError(
+                f"{label} is on {device}, {name} on {first}",
+                hint="move all tensors to one device",
+                argument=label,
+            )
     return int(first.index)
 
 
@@ -183,7 +216,11 @@ def _check_kind(tensor: Tensor, layout: Layout, label: str) -> None:
             hint=f"pass {label}.to({TORCH_TYPES[tensor.dtype]})", argument=label,
         )  # fmt: skip
     if len(shape) != len(tensor.dims):
-        raise LaunchError(f"{label} has {len(shape)} dimensions, expected {_dims(tensor)}", hint=f"pass the shape {_dims(tensor)}", argument=label)
+        raise LaunchError(
+            f"{label} has {len(shape)} dimensions, expected {_dims(tensor)}",
+            hint=f"pass the shape {_dims(tensor)}",
+            argument=label,
+        )
 
 
 def _dims(tensor: Tensor) -> str:
@@ -195,7 +232,9 @@ def _given_sizes(manifest: Manifest, given: Mapping[str, int]) -> dict[str, int]
     check_names(given, manifest.sizes, "size")
     for name, value in given.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INT32_MAX:
-            raise LaunchError(f"{name} = {value!r} is no size", hint=f"pass an integer from 0 to {INT32_MAX}", argument=name)
+            raise LaunchError(
+                f"{name} = {value!r} is no size", hint=f"pass an integer from 0 to {INT32_MAX}", argument=name
+            )
     return {name: given[name] for name in manifest.sizes}
 
 
@@ -213,7 +252,12 @@ def _bind(manifest: Manifest, pairs: Sequence[tuple[Tensor, Layout, str]]) -> di
                     hint=f"{label} has the dimensions {_dims(tensor)}", argument=label, size=dim,
                 )  # fmt: skip
             if extent > INT32_MAX:
-                raise LaunchError(f"{dim} = {extent} in {label} is over {INT32_MAX}", hint="split the call", argument=label, size=dim)
+                raise LaunchError(
+                    f"{dim} = {extent} in {label} is over {INT32_MAX}",
+                    hint="split the call",
+                    argument=label,
+                    size=dim,
+                )
     return {name: found[name][0] for name in manifest.sizes}
 
 
@@ -233,7 +277,9 @@ def _value(expression: Expression, sizes: Mapping[str, int]) -> int:
         return evaluate(expression, sizes)
     except ZeroDivisionError:
         values = ", ".join(f"{name} = {value}" for name, value in sizes.items())
-        raise LaunchError(f"{show(expression)} divides by zero ({values})", hint="pass tensors without that zero") from None
+        raise LaunchError(
+            f"{show(expression)} divides by zero ({values})", hint="pass tensors without that zero"
+        ) from None
 
 
 def _check_requirement(requirement: Requirement, sizes: Mapping[str, int]) -> None:
@@ -241,7 +287,9 @@ def _check_requirement(requirement: Requirement, sizes: Mapping[str, int]) -> No
     if not COMPARE[requirement.op](left, right):
         text = f"{show(requirement.left)} {requirement.op} {show(requirement.right)}"
         values = ", ".join(f"{name} = {value}" for name, value in sizes.items())
-        raise LaunchError(f"the kernel needs {text}, which {values} does not fulfil", hint="pass tensors of other sizes")
+        raise LaunchError(
+            f"the kernel needs {text}, which {values} does not fulfil", hint="pass tensors of other sizes"
+        )
 
 
 # ------------------------------------------------------------------------------------------ strides and memory
@@ -256,7 +304,9 @@ def _contiguous(tensor: Tensor, sizes: Mapping[str, int], device: Any) -> Layout
 def _check_strides(tensor: Tensor, layout: Layout, label: str) -> None:
     shape, strides, _, _ = layout
     if strides[-1] != 1 and shape[-1] > 1:
-        raise LaunchError(f"the last stride of {label} is {strides[-1]}, not 1", hint=_CONTIGUOUS, argument=label)
+        raise LaunchError(
+            f"the last stride of {label} is {strides[-1]}, not 1", hint=_CONTIGUOUS, argument=label
+        )
     step = tensor.align // tensor.item_bytes
     for axis, (extent, stride) in enumerate(zip(shape[:-1], strides[:-1], strict=True)):
         if extent > 1 and (stride < 0 or stride % step):
@@ -265,7 +315,9 @@ def _check_strides(tensor: Tensor, layout: Layout, label: str) -> None:
                 hint=_CONTIGUOUS, argument=label, axis=axis,
             )  # fmt: skip
     if tensor.role == "output" and _may_overlap(shape, strides):
-        raise LaunchError(f"elements of {label} share memory", hint="pass an output made with torch.empty", argument=label)
+        raise LaunchError(
+            f"elements of {label} share memory", hint="pass an output made with torch.empty", argument=label
+        )
 
 
 def _may_overlap(shape: Sequence[int], strides: Sequence[int]) -> bool:
@@ -288,15 +340,21 @@ def _extent(shape: Sequence[int], strides: Sequence[int]) -> int:
     return 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
 
 
-def _check_alone(manifest: Manifest, plan: Plan, pointers: Sequence[int], labels: Sequence[str], index: int) -> None:
+def _check_alone(
+    manifest: Manifest, plan: Plan, pointers: Sequence[int], labels: Sequence[str], index: int
+) -> None:
     start, end = pointers[index], pointers[index] + plan.extents[index]
     for other, (pointer, extent) in enumerate(zip(pointers, plan.extents, strict=True)):
         if other == index or pointer >= end or pointer + extent <= start or extent == 0 or start == end:
             continue
         items = manifest.tensors[index].item_bytes, manifest.tensors[other].item_bytes
-        if items[0] != items[1] or not _interleaved(plan.layouts[index], plan.layouts[other], (pointer - start) // items[0]):
+        if items[0] != items[1] or not _interleaved(
+            plan.layouts[index], plan.layouts[other], (pointer - start) // items[0]
+        ):
             raise LaunchError(
-                f"{labels[index]} shares memory with {labels[other]}", hint="pass an output of its own", argument=labels[index]
+                f"{labels[index]} shares memory with {labels[other]}",
+                hint="pass an output of its own",
+                argument=labels[index],
             )
 
 
@@ -305,8 +363,10 @@ def _interleaved(one: Layout, other: Layout, distance: int) -> bool:
 
     They share none if, modulo a stride that divides every longer stride of both, their inner parts lie apart.
     """
+    parts = [
+        [(n, s) for n, s in zip(shape, strides, strict=True) if n > 1] for shape, strides, *_ in (one, other)
+    ]
     for stride in set(one[1]) & set(other[1]):
-        parts = [[(n, s) for n, s in zip(shape, strides, strict=True) if n > 1] for shape, strides, *_ in (one, other)]
         if stride < 2 or any(s % stride for part in parts for _, s in part if s >= stride):
             continue
         inner = [1 + sum((n - 1) * s for n, s in part if s < stride) for part in parts]
@@ -320,9 +380,14 @@ def _interleaved(one: Layout, other: Layout, distance: int) -> bool:
 def _finish(manifest: Manifest, device: int, sizes: Mapping[str, int], layouts: Sequence[Layout]) -> Plan:
     grid = _grid(manifest, sizes)
     empty = 0 in grid
-    outputs = [layout[0] for tensor, layout in zip(manifest.tensors, layouts, strict=True) if tensor.role == "output"]
+    outputs = [
+        layout[0] for tensor, layout in zip(manifest.tensors, layouts, strict=True) if tensor.role == "output"
+    ]
     if empty and any(0 not in shape for shape in outputs):
-        raise LaunchError("the grid has no blocks, but there are outputs to write", hint="report this kernel: its grid is wrong")
+        raise LaunchError(
+            "the grid has no blocks, but there are outputs to write",
+            hint="report this kernel: its grid is wrong",
+        )
     values: list[int | float] = []
     for _, strides, *_ in layouts:
         values += [0, *strides[:-1]]

@@ -63,7 +63,9 @@ def _listing(folder: Path) -> set[str]:
         raise BundleError(f"{folder} is a file", hint="name the bundle's folder", file=str(folder)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise BundleError(f"{folder}: no bundle ({reason})", hint="name the bundle's folder", file=str(folder)) from None
+        raise BundleError(
+            f"{folder}: no bundle ({reason})", hint="name the bundle's folder", file=str(folder)
+        ) from None
 
 
 def _read(folder: Path, name: str) -> bytes:

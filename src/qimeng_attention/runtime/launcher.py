@@ -51,7 +51,9 @@ class Launcher:
         self._lock = threading.Lock()
         self._thread = threading.local()  # another thread may pack while the driver still reads
 
-    def launch(self, device: int, grid: tuple[int, int, int], values: Sequence[int | float], stream: int) -> None:
+    def launch(
+        self, device: int, grid: tuple[int, int, int], values: Sequence[int | float], stream: int
+    ) -> None:
         """Launch the kernel.
 
         Raises:
@@ -67,7 +69,15 @@ class Launcher:
         entered = self._enter(loaded)
         try:
             (result,) = driver.cuLaunchKernel(
-                loaded.function, *grid, manifest.threads, 1, 1, manifest.shared_bytes, stream, arguments.address, 0
+                loaded.function,
+                *grid,
+                manifest.threads,
+                1,
+                1,
+                manifest.shared_bytes,
+                stream,
+                arguments.address,
+                0,
             )
         finally:
             if entered:
@@ -95,7 +105,9 @@ class Launcher:
         context = self._call("cuDevicePrimaryCtxRetain", ordinal)
         self._call("cuCtxPushCurrent", context)
         # NOTE: loading allocates, which a capture that is under way elsewhere forbids unless this thread is relaxed.
-        mode = self._call("cuThreadExchangeStreamCaptureMode", driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+        mode = self._call(
+            "cuThreadExchangeStreamCaptureMode", driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        )
         try:
             function = self._function(self._call("cuModuleLoadData", self._cubin))
         finally:
@@ -107,7 +119,11 @@ class Launcher:
         driver, name = self._driver, self._manifest.kernel
         result, function = driver.cuModuleGetFunction(module, name.encode())
         if result:
-            raise BundleError(f"kernel.cubin has no kernel named {name}", hint="generate the bundle again", file="kernel.cubin")
+            raise BundleError(
+                f"kernel.cubin has no kernel named {name}",
+                hint="generate the bundle again",
+                file="kernel.cubin",
+            )
         if self._manifest.shared_bytes > _DEFAULT_SHARED_BYTES:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             self._call("cuFuncSetAttribute", function, attribute, self._manifest.shared_bytes)
@@ -115,8 +131,12 @@ class Launcher:
 
     def _check_device(self, device: int, ordinal: Any) -> None:
         known, manifest = self._driver.CUdevice_attribute, self._manifest
-        major = self._call("cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, ordinal)
-        minor = self._call("cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, ordinal)
+        major = self._call(
+            "cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, ordinal
+        )
+        minor = self._call(
+            "cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, ordinal
+        )
         if not runs_on(manifest.built_arch, (major, minor)):
             raise LaunchError(
                 f"the cubin is for {manifest.built_arch}, cuda:{device} is an sm_{major}{minor}",

@@ -159,7 +159,9 @@ def _manifest(fields: _Fields) -> Manifest:
         built_arch=fields.take("built_arch", str),
         threads=fields.take("threads", int),
         shared_bytes=fields.take("shared_bytes", int),
-        grid=fields.each("grid", lambda f: GridAxis(f.take("name", str), f.expression("start"), f.expression("stop"))),
+        grid=fields.each(
+            "grid", lambda f: GridAxis(f.take("name", str), f.expression("start"), f.expression("stop"))
+        ),
         tensors=fields.each("tensors", _tensor),
         sizes=fields.each("sizes", lambda f: str(f.take("name", str))),
         scalars=fields.each("scalars", _scalar),

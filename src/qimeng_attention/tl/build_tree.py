@@ -163,7 +163,7 @@ class LineBuilder(Transformer[Token, Any]):
             key, value = option.data, option.children[0]
             if key == "swizzle" and len(value) > 9:
                 raise BadNumber(str(value), value)
-            extra[key] = int(value) if key == "swizzle" else str(value) if key in ("view", "over") else value
+            extra[key] = int(value) if key == "swizzle" else str(value) if key in ("view", "over", "contiguous") else value
         dtype = None if dtype is None else str(dtype)
         return s.Allocate(str(name), str(space), dims, dtype, init, span=self._span(meta), **extra)
 

@@ -31,6 +31,7 @@ from qimeng_attention.tl.types import Checked
 SCHEDULED = (s.Role, s.Wait, s.Release, s.PassTurn, s.Commit, s.Barrier, s.Fence, s.Warps)
 MODEL_BLOCKS = 3  # points of each grid index tried on small sizes
 DEFAULT_WARPS = 4
+ROLE_THREADS = 256  # two consumer warpgroups share the register tiles
 
 
 def level_of(kernel: s.Kernel) -> str:
@@ -151,12 +152,22 @@ def _check_whole(kernel: s.Kernel, scope: Scope) -> None:
                 "remove its Allocate, or use it",
                 "warning",
             )
-    warps = scope.constant(scope.warps.count) if scope.warps else DEFAULT_WARPS
-    threads = (warps or DEFAULT_WARPS) * THREADS_A_WARP
-    if not scope.roles:
-        check_budget(scope, kernel.span, threads)
+    if scope.roles:
+        check_budget(scope, kernel.span, ROLE_THREADS)
     else:
-        check_budget(scope, kernel.span, 2 * 128)
+        check_budget(scope, kernel.span, _warps(kernel, scope) * THREADS_A_WARP)
+
+
+def _warps(kernel: s.Kernel, scope: Scope) -> int:
+    """Give the warps of a block: as stated, as the Schedule asks for, or the usual four."""
+    if scope.warps is not None:
+        return scope.constant(scope.warps.count) or DEFAULT_WARPS
+    for choice in kernel.schedule:
+        if choice.words[0] == "warps" and len(choice.words) > 1 and choice.words[1].isdigit():
+            return max(1, int(choice.words[1]))
+        if choice.words[0] == "roles":
+            return ROLE_THREADS // THREADS_A_WARP
+    return DEFAULT_WARPS
 
 
 def _checked(kernel: s.Kernel, level: str, scope: Scope) -> Checked:

@@ -121,7 +121,8 @@ def _allocate(n: s.Allocate) -> str:
     text += f" with offset {expression(n.offset)}" if n.offset is not None else ""
     text += f" stages {expression(n.stages)}" if n.stages is not None else ""
     text += f" swizzle {n.swizzle}" if n.swizzle is not None else ""
-    return text + (f" view {n.view}" if n.view else "") + (f" over {n.over}" if n.over else "")
+    text += (f" view {n.view}" if n.view else "") + (f" over {n.over}" if n.over else "")
+    return text + (f" contiguous {n.contiguous}" if n.contiguous else "")
 
 
 def _copy(n: s.Copy) -> str:

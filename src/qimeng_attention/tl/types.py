@@ -33,6 +33,7 @@ class TileType:
     view: str | None = None
     over: str | None = None
     init: s.Expr | None = None
+    contiguous: str | None = None  # the axis whose elements lie side by side; None: the last
 
     @property
     def axis_names(self) -> tuple[str, ...]:

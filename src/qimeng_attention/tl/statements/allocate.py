@@ -12,6 +12,7 @@ from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.types import Axis, TensorType, TileType
 
+MOST_STAGES = 16  # more never fit into shared memory
 SWIZZLES = (32, 64, 128)  # bytes of a row over which 16-byte pieces are exchanged
 
 
@@ -39,13 +40,17 @@ def _check(n: s.Allocate, scope: Scope) -> None:
 def _check_tensor(n: s.Allocate, dtype: str, scope: Scope) -> None:
     if n.name in scope.tensors:
         scope.report("TL102", n.span, f"tensor {n.name} is allocated twice", "choose another name")
+    scope.claim(n.name, n.span)
     for d in n.dims:
-        if scope.type_of(d.size, n.span).kind != "int":
-            scope.report(
-                "TL107", n.span, f"the dimension {expression(d.size)} is no integer", "use `//` or ceildiv"
-            )
-    if n.stages or n.swizzle or n.view or n.over:
-        scope.report("TL207", n.span, f"{n.name} lies in global memory, which has no stages, swizzle or " "views",
+        scope.of_sizes(d.size, n.span, f"the dimension {expression(d.size)} of {n.name}")
+    if n.offset is not None:
+        scope.report("TL110", n.span, f"{n.name} has an offset, expected the whole tensor with all its dimensions",
+                     "write `(B, Sq, Hq, D)`; the Copy's coordinate selects: `[batch, q = block * BM, head]`")  # fmt: skip
+    if n.init is not None:
+        scope.report("TL207", n.span, f"{n.name} lies in global memory, which takes no initial value",
+                     "give the value to a register tile and store it with Copy")  # fmt: skip
+    if n.stages or n.swizzle or n.view or n.over or n.contiguous:
+        scope.report("TL207", n.span, f"{n.name} lies in global memory, which has no stages, swizzle or views",
                      "stages belong to tiles in shared memory")  # fmt: skip
     if not n.dims:
         scope.report("TL110", n.span, f"tensor {n.name} has no dimension", "use Scalar for a single number")
@@ -58,34 +63,34 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
         Axis(axis_name(d), scope.extent(d.size, n.span, f"extent {expression(d.size)} of {n.name}"))
         for d in n.dims
     )
+    scope.claim(n.name, n.span)
     if len({a.name for a in axes}) != len(axes):
         scope.report("TL105", n.span, f"two axes of {n.name} have the same name", "name each: `(BM q, BN k)`")
     if not 1 <= len(axes) <= 2:
-        scope.report(
-            "TL106",
-            n.span,
-            f"tile {n.name} has {len(axes)} axes, expected one or two",
-            "tiles are vectors or matrices",
-        )
+        scope.report("TL106", n.span, f"tile {n.name} has {len(axes)} axes, expected one or two",
+                     "make it a vector or a matrix")  # fmt: skip
+        return
     known = scope.tiles.get(n.name)
-    stages = 1 if n.stages is None else scope.extent(n.stages, n.span, f"the stages of {n.name}")
+    what = f"the number of stages of {n.name}"
+    stages = 1 if n.stages is None else scope.extent(n.stages, n.span, what, MOST_STAGES)
     if n.space == "register" and (n.stages or n.swizzle or n.view or n.over):
-        scope.report(
-            "TL207",
-            n.span,
-            f"{n.name} lies in registers, which have no stages, swizzle or views",
-            "remove them",
-        )
+        scope.report("TL207", n.span, f"{n.name} lies in registers, which have no stages, swizzle or views",
+                     "remove them, or allocate it in shared")  # fmt: skip
+    if n.offset is not None:
+        scope.report("TL207", n.span, f"{n.name} is a tile, only a tensor in global memory has an offset", "remove it")
     if n.swizzle is not None and n.swizzle not in SWIZZLES:
-        scope.report(
-            "TL503", n.span, f"swizzle {n.swizzle} is unknown, expected one of {SWIZZLES}", "take 128"
-        )
+        scope.report("TL503", n.span, f"swizzle {n.swizzle} is unknown, expected one of {SWIZZLES}", "take 128")
+    bases = [t.name for t in scope.tiles.values() if t.space == "shared" and not (t.view or t.over) and t.name != n.name]
     for other in (n.view, n.over):
-        if other is not None and (other not in scope.tiles or scope.tiles[other].space != "shared"):
-            scope.unknown(
-                other, n.span, [t.name for t in scope.tiles.values() if t.space == "shared"], "shared tile"
-            )
-    tile = TileType(n.name, n.space, dtype, axes, "MMA_C", stages, n.swizzle, n.view, n.over, n.init)
+        if other is not None and other not in bases:
+            scope.unknown(other, n.span, bases, "shared tile with memory of its own")
+            return
+    if n.contiguous is not None and (n.space != "shared" or n.contiguous not in {a.name for a in axes}):
+        scope.report("TL503", n.span, f"{n.name} is no shared tile with an axis {n.contiguous} to lie along",
+                     "name an axis of a tile in shared memory, as `contiguous k`")  # fmt: skip
+    tile = TileType(
+        n.name, n.space, dtype, axes, "MMA_C", stages, n.swizzle, n.view, n.over, n.init, n.contiguous
+    )
     if known is not None and (known.space, known.axes, known.dtype) != (tile.space, tile.axes, tile.dtype):
         scope.report(
             "TL102",
@@ -95,21 +100,26 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
         )
     scope.tiles[n.name] = tile
     scope.filled.discard(n.name)
-    if n.init is not None:
-        t = scope.type_of(n.init, n.span)
-        if t.axes or t.kind == "bool":
-            scope.report(
-                "TL106",
-                n.span,
-                f"the initial value of {n.name} must be one number",
-                "compute the tile instead",
-            )
-        if n.space != "register" or dtype not in FLOAT_TYPES:
-            scope.report("TL207", n.span, f"only register tiles take an initial value, {n.name} lies in " f"{n.space} memory",
-                         "fill it with Copy")  # fmt: skip
-        scope.filled.add(n.name)
-    if n.view is not None and n.view in scope.tiles:
+    _check_init(n, dtype, scope)
+    if n.view is not None:
         _check_view(n, tile, scope.tiles[n.view], scope)
+    if n.over is not None and tile.bytes > scope.tiles[n.over].bytes:
+        under = scope.tiles[n.over]
+        scope.report("TL106", n.span, f"{n.name} takes {tile.bytes:,} bytes, expected at most the {under.bytes:,} of {n.over}",
+                     "put it over a larger tile")  # fmt: skip
+
+
+def _check_init(n: s.Allocate, dtype: str, scope: Scope) -> None:
+    if n.init is None:
+        return
+    t = scope.type_of(n.init, n.span)
+    if t.axes or t.kind == "bool":
+        scope.report("TL106", n.span, f"the initial value of {n.name} must be one number, found {expression(n.init)}",
+                     "compute the tile instead")  # fmt: skip
+    if n.space != "register" or dtype not in FLOAT_TYPES:
+        scope.report("TL207", n.span, f"only floating register tiles take an initial value, {n.name} is {dtype} in {n.space} memory",
+                     "fill it with Copy")  # fmt: skip
+    scope.filled.add(n.name)
 
 
 def _check_view(n: s.Allocate, tile: TileType, whole: TileType, scope: Scope) -> None:
@@ -138,7 +148,8 @@ def _run(n: s.Allocate, t: Strand) -> None:
 RULES = {
     s.Allocate: Rule(
         "Allocate", "Allocate", "Allocate K in global (B, Sk, Hk, D) bf16",
-        "Names a tensor in global memory, or a tile in shared memory (with stages, swizzle) or in " "registers (with an " "initial value).",
+        "Names a tensor in global memory, or a tile in shared memory (with stages, swizzle, the axis that lies contiguous) or in registers "
+        "(with an initial value).",
         _check, _run,
     ),
 }  # fmt: skip

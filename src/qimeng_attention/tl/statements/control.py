@@ -13,6 +13,7 @@ from qimeng_attention.tl.statements.declare import declare
 from qimeng_attention.tl.statements.rule import Rule
 
 MAX_ITERATIONS = 1 << 20
+MOST_INSTANCES = 8  # of a role: a block has at most 1,024 threads, a warpgroup 128
 
 
 def check_body(body: tuple[s.Statement, ...], scope: Scope) -> None:
@@ -25,33 +26,25 @@ def check_body(body: tuple[s.Statement, ...], scope: Scope) -> None:
         TABLE[type(n)].check(n, scope)
 
 
+def check_block(body: tuple[s.Statement, ...], scope: Scope) -> None:
+    """Check the statements of a block; the integers it names are its own."""
+    before = set(scope.ints)
+    scope.depth += 1
+    check_body(body, scope)
+    scope.depth -= 1
+    scope.ints &= before
+
+
 def _check_for(n: s.For, scope: Scope) -> None:
     for r in n.ranges:
         for e in (r.start, r.stop):
-            t = scope.type_of(e, n.span)
-            if t.kind != "int":
-                scope.report(
-                    "TL107", n.span, f"the bound {expression(e)} is no integer", "use `//` or ceildiv"
-                )
-            if not t.uniform:
-                scope.report(
-                    "TL208",
-                    n.span,
-                    f"the bound {expression(e)} differs within the block",
-                    "use an integer of the block",
-                )
+            scope.uniform_integer(e, n.span, f"a bound of the loop over {n.var}")
     if not n.ranges and (scope.grid is None or not scope.grid.persistent):
-        scope.report(
-            "TL603",
-            n.span,
-            "`for ... in tiles` needs a persistent Grid",
-            "end the Grid statement with `persistent`",
-        )
-    fresh = n.var not in scope.ints
-    if fresh:
-        declare(scope, n.var, n)
-        scope.ints.add(n.var)
-    check_body(n.body, scope)
+        scope.report("TL603", n.span, "`for ... in tiles` needs a persistent Grid, found one that is not",
+                     "end the Grid statement with `persistent`")  # fmt: skip
+    fresh = declare(scope, n.var, n)
+    scope.ints.add(n.var)
+    check_block(n.body, scope)
     if fresh:
         scope.ints.discard(n.var)
 
@@ -62,11 +55,11 @@ def _run_for(n: s.For, t: Strand) -> Generator[Span | None, None, None]:
         return
     stretches = [range(t.integer(r.start, n.span), t.integer(r.stop, n.span)) for r in n.ranges]
     if sum(len(r) for r in stretches) > MAX_ITERATIONS:
-        raise Fault("TL410", n.span, f"the loop runs more than {MAX_ITERATIONS} times", "check its bounds")
-    values = [i for r in stretches for i in r]
-    for i in reversed(values) if n.down else values:
-        t.ints[n.var] = i
-        yield from execute(n.body, t)
+        raise Fault("TL410", n.span, f"the loop runs more than {MAX_ITERATIONS:,} times", "check its bounds")
+    for r in reversed(stretches) if n.down else stretches:
+        for i in reversed(r) if n.down else r:
+            t.ints[n.var] = i
+            yield from execute(n.body, t)
 
 
 def _run_tiles(n: s.For, t: Strand) -> Generator[Span | None, None, None]:
@@ -80,17 +73,15 @@ def _run_tiles(n: s.For, t: Strand) -> Generator[Span | None, None, None]:
 
 def _check_if(n: s.If, scope: Scope) -> None:
     kind = scope.type_of(n.condition, n.span)
-    if kind.kind != "bool":
-        scope.report("TL104", n.span, "`if` takes a condition, found a number", "write a comparison")
-    if not kind.uniform or kind.axes:
-        scope.report(
-            "TL208",
-            n.span,
-            "the condition of `if` differs within the role",
-            "use Mask, or where(...), for elements",
-        )
-    check_body(n.body, scope)
-    check_body(n.orelse, scope)
+    place = n.condition.span if n.condition.span.line else n.span
+    if kind.kind in ("int", "float"):
+        scope.report("TL104", place, f"`if` takes a condition, found the number {expression(n.condition)}",
+                     "write a comparison, as `first < last`")  # fmt: skip
+    elif not kind.uniform or kind.axes:
+        scope.report("TL208", place, "the condition of `if` differs within the block, expected one that all threads agree on",
+                     "use Mask, or where(...), for elements")  # fmt: skip
+    check_block(n.body, scope)
+    check_block(n.orelse, scope)
 
 
 def _run_if(n: s.If, t: Strand) -> Generator[Span | None, None, None]:
@@ -98,25 +89,25 @@ def _run_if(n: s.If, t: Strand) -> Generator[Span | None, None, None]:
 
 
 def _check_role(n: s.Role, scope: Scope) -> None:
+    scope.at_top(n, f"role {n.name}")
     scope.roles += 1
     before = set(scope.filled)
     if n.range is not None:
-        for e in (n.range.start, n.range.stop):
-            scope.extent(s.Binary("+", e, s.Num(1)), n.span, f"the range of role {n.name}")
+        start, stop = (scope.constant(e) for e in (n.range.start, n.range.stop))
+        if start is None or stop is None or not 0 < stop - start <= MOST_INSTANCES:
+            shown = f"{expression(n.range.start)} : {expression(n.range.stop)}"
+            scope.report("TL103", n.span, f"role {n.name} must have 1 to {MOST_INSTANCES} instances known at compile time, "
+                         f"found {shown}", "write numbers, as `w = 0 : 2`")  # fmt: skip
     if n.registers is not None:
         count = scope.extent(n.registers, n.span, f"the registers of role {n.name}")
-        if count % 8 or not 24 <= count <= 256:
-            scope.report(
-                "TL502",
-                n.span,
-                f"{count} registers a thread is no legal budget of a role",
-                "take a multiple of 8 from 24 to 240",
-            )
-    fresh = n.var is not None and n.var not in scope.ints
+        if count % 8 or not 24 <= count <= 240:
+            scope.report("TL502", n.span, f"{count} registers a thread is no legal budget of a role",
+                         "take a multiple of 8 from 24 to 240")  # fmt: skip
     if n.var is not None:
+        declare(scope, n.var, n)
         scope.ints.add(n.var)
-    check_body(n.body, scope)
-    if fresh and n.var is not None:
+    check_block(n.body, scope)
+    if n.var is not None:
         scope.ints.discard(n.var)
     scope.filled |= before
 

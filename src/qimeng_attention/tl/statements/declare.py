@@ -55,9 +55,7 @@ def _check_grid(n: s.Grid, scope: Scope) -> None:
     if scope.grid is not None:
         scope.report("TL102", n.span, "the kernel has two Grid statements", "keep one")
     if len(n.dims) > 3:
-        scope.report(
-            "TL110", n.span, f"the grid has {len(n.dims)} indices, the device knows three", "join two of them"
-        )
+        scope.report("TL110", n.span, f"the grid has {len(n.dims)} indices, expected at most three", "join two of them")
     scope.at_top(n, "Grid")
     for d in n.dims:
         for e in (d.start, d.stop):

@@ -1,0 +1,184 @@
+"""Are the inputs strong enough? Each clause of a spec is left out in turn; what is left must be rejected.
+
+A candidate that lacks a clause gives the outputs of a weaker operator. If the rule accepts those on every case, the
+judge has not looked at the clause, and says so. A clause that the others imply (`kv_idx < Sk`) cannot be missed.
+
+Not here: the cases (inputs.py), the rule (rule.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qimeng_attention.judge import rule
+from qimeng_attention.judge.meaning import Call, Operator
+from qimeng_attention.judge.reference import Truth, row_chunks, truth
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.numerics import Array, round_to
+from qimeng_attention.tl.printer import expression
+from qimeng_attention.tl.traverse import expressions, names_in, substitute
+
+PROBES = 120  # pairs of lengths on which a clause of the mask may show
+POINTS = 24  # rows and keys looked at in each, besides those near the numbers the mask names
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """A clause of a spec, and the operator that lacks it."""
+
+    name: str
+    weaker: Operator
+    mask: bool = False  # a part of the mask: implied if no shape tells it apart
+
+
+def clauses(spec: AttentionSpec, operator: Operator) -> list[Clause]:
+    """Give every clause of a spec."""
+    found = [Clause(f"mask: {name}", weaker, mask=True) for name, weaker in _masks(operator)]
+    found.append(Clause("scale", replace(operator, scale="none")))
+    found.append(Clause("the scale of the call", replace(operator, scale="default")))
+    if spec.softcap is not None:
+        uncapped = spec.model_copy(update={"softcap": None})
+        found.append(Clause(f"softcap {spec.softcap:g}", replace(operator, score=Operator.of(uncapped).score)))
+    if spec.score.strip() != "score":
+        plain = spec.model_copy(update={"score": "score"})
+        found.append(Clause(f"score: {spec.score.strip()}", replace(operator, score=Operator.of(plain).score)))
+    if spec.Hk > 1 and spec.Hq > spec.Hk:
+        found.append(Clause("query heads of a group share a key head", replace(operator, head_map="interleaved")))
+    if _some_row_is_blind(operator, spec):
+        found.append(Clause("a row that sees nothing gives O = 0", replace(operator, empty_out="mean")))
+        if "LSE" in spec.outputs:
+            found.append(Clause("a row that sees nothing gives LSE = -inf", replace(operator, empty_lse=0.0)))
+    if "LSE" in spec.outputs:
+        found.append(Clause("LSE is a natural logarithm", replace(operator, lse_base=2.0)))
+        if operator.score is not None:
+            found.append(Clause("LSE is of the modified scores", replace(operator, lse_of="unmodified")))
+    return found
+
+
+def weaker_masks(operator: Operator) -> list[Operator]:
+    """Give the operator with each clause of its mask left out."""
+    return [weaker for _, weaker in _masks(operator)]
+
+
+def _masks(operator: Operator) -> Iterator[tuple[str, Operator]]:
+    if operator.condition is None:
+        return
+    for name, left in _without_one(operator.condition):
+        yield name, replace(operator, condition=left)
+    if {"Sq", "Sk"} <= names_in(operator.condition):
+        top = substitute(operator.condition, {"Sq": s.Name("Sk")})
+        yield "aligned at the sequences' ends", replace(operator, condition=top)
+
+
+def _without_one(e: s.Expr) -> Iterator[tuple[str, s.Expr | None]]:
+    """Give the condition without each of its parts in turn: operands of `and`, of `or`, links of a chain."""
+    if isinstance(e, s.Binary) and e.op in ("and", "or"):
+        for mine, other, first in ((e.left, e.right, True), (e.right, e.left, False)):
+            for name, left in _without_one(mine):
+                rest = other if left is None else s.Binary(e.op, left, other) if first else s.Binary(e.op, other, left)
+                yield name, rest
+    elif isinstance(e, s.Compare) and len(e.ops) > 1:
+        links = [s.Compare((a, b), (op,)) for a, op, b in zip(e.operands, e.ops, e.operands[1:], strict=False)]
+        for n, link in enumerate(links):
+            rest = [x for i, x in enumerate(links) if i != n]
+            whole: s.Expr = rest[0]
+            for x in rest[1:]:
+                whole = s.Binary("and", whole, x)
+            yield expression(link), whole
+    else:
+        yield expression(e), None
+
+
+# ------------------------------------------------------------------ what tells a clause apart
+
+
+def tells_apart(operator: Operator, weaker: Operator, call: Call) -> bool:
+    """Tell whether a mask and a weaker one differ anywhere in a call."""
+    heads = itertools.product(range(call.B), range(call.Hq)) if operator.reads_position else [(0, 0)]
+    keys = np.arange(call.Sk)
+    for b, h in heads:
+        for rows in row_chunks(call):
+            if np.any(operator.visible(call, b, h, rows, keys) != weaker.visible(call, b, h, rows, keys)):
+                return True
+    return False
+
+
+def implied(clause: Clause, operator: Operator, spec: AttentionSpec) -> bool:
+    """Tell whether a clause of the mask is implied by the others, as far as lengths on all sides of its numbers show."""
+    return clause.mask and not any(_differ(operator, clause.weaker, p) for p in _probes(operator, spec))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    call: Call
+    rows: Array
+    keys: Array
+    places: tuple[tuple[int, int], ...]  # batch entry and head
+
+
+def _differ(operator: Operator, weaker: Operator, p: _Probe) -> bool:
+    return any(np.any(operator.visible(p.call, b, h, p.rows, p.keys) != weaker.visible(p.call, b, h, p.rows, p.keys))
+               for b, h in p.places)  # fmt: skip
+
+
+def _some_row_is_blind(operator: Operator, spec: AttentionSpec) -> bool:
+    """Tell whether a row of some call with keys may see none: looked for among short lengths."""
+    for rows, keys in itertools.product((1, 2, 17, 129), (1, 3, 65)):
+        call = _call(spec, rows, keys)
+        for b, h in _places(spec, operator):
+            seen = operator.visible(call, b, h, np.arange(call.Sq), np.arange(call.Sk))
+            if call.Sk and not np.all(seen.any(axis=1)):
+                return True
+    return False
+
+
+def _probes(operator: Operator, spec: AttentionSpec) -> Iterator[_Probe]:
+    """Give lengths up to a few times the largest number in the mask, and the rows and keys near its edges."""
+    random = np.random.default_rng(0)
+    numbers = sorted({abs(int(e.value)) for e in expressions(operator.condition)
+                      if isinstance(e, s.Num) and abs(e.value) < 1 << 30})  # fmt: skip
+    lengths = {1, 2, 3, 17, 130} | {max(1, f * n + d) for n in numbers[-6:] for f in (1, 2) for d in (-1, 0, 1)}
+    lengths |= {4 * n + 3 for n in numbers[-1:]}
+    pairs = list(itertools.product(sorted(lengths), repeat=2))
+    random.shuffle(pairs)
+    for rows, keys in pairs[:PROBES]:
+        call = _call(spec, rows, keys)
+        near = {0, 1, call.Sk - 1, call.Sq - 1, *(n + d for n in numbers for d in (-1, 0, 1))}
+        some_rows = _within(call.Sq, near | set(random.integers(0, max(1, call.Sq), POINTS).tolist()))
+        shifted = {int(r) + call.Sk - call.Sq + d for r in some_rows for d in (-1, 0, 1)}
+        far = {r + sign * (n + d) for r in list(shifted)[:POINTS] for n in numbers for sign in (-1, 1) for d in (0, 1)}
+        some_keys = _within(call.Sk, near | shifted | far | set(random.integers(0, max(1, call.Sk), POINTS).tolist()))
+        if len(some_rows) and len(some_keys):
+            yield _Probe(call, some_rows, some_keys, _places(spec, operator))
+
+
+def _call(spec: AttentionSpec, rows: int, keys: int) -> Call:
+    sq, sk = spec.Sq if spec.Sq is not None else rows, spec.Sk if spec.Sk is not None else keys
+    return Call(spec.B or 2, sq, sk, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale)
+
+
+def _places(spec: AttentionSpec, operator: Operator) -> tuple[tuple[int, int], ...]:
+    if not operator.reads_position:
+        return ((0, 0),)
+    return tuple(itertools.product({0, (spec.B or 2) - 1}, {0, 1 % spec.Hq, spec.Hq // 2, spec.Hq - 1}))
+
+
+def _within(length: int, places: set[int]) -> Array:
+    return np.array(sorted(p for p in places if 0 <= p < length), int)
+
+
+# ------------------------------------------------------------------ the check
+
+
+def caught(clause: Clause, call: Call, tensors: dict[str, Array], want: Truth, limits: rule.Limits, spec: AttentionSpec) -> bool:
+    """Tell whether the rule rejects, on one case, what a candidate that lacks the clause would give."""
+    lacking = truth(clause.weaker, call, tensors["Q"], tensors["K"], tensors["V"])
+    found = [rule.compare("Out", round_to(lacking.out, spec.dtype), want.out, limits)]
+    if "LSE" in spec.outputs:
+        found.append(rule.compare("Lse", lacking.lse, want.lse, rule.lse_limits(want)))
+    return not all(f.passed for f in found)

@@ -1,0 +1,99 @@
+"""What the judge says: a verdict with everything it rests on, as one value that reads and writes JSON.
+
+Not here: how it is reached (judge.py).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+
+def _written(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+# JSON has no infinity: it is written as the word `inf`, `-inf` or `nan`, and read back.
+Number = Annotated[float, BeforeValidator(float), PlainSerializer(_written, when_used="json")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Check(_Frozen):
+    """One output of one case against the reference, by the acceptance rule."""
+
+    case: str
+    output: str
+    passed: bool
+    worst_error: Number
+    bound: Number
+    mean_error: Number
+    mean_bound: Number
+    reason: str = ""
+    diagnostics: tuple[dict[str, Any], ...] = ()  # of a program that the interpreter stopped
+
+
+class PropertyResult(_Frozen):
+    """One property that needs no reference values."""
+
+    name: str
+    applies: bool  # the reference itself has it
+    passed: bool
+    worst_error: Number = 0.0
+    bound: Number = 0.0
+    reason: str = ""
+
+
+class ClauseResult(_Frozen):
+    """One clause of the spec: the case on which a candidate that lacks it is rejected."""
+
+    name: str
+    caught_by: str | None
+    implied: bool = False  # the other clauses imply it, it cannot be missed
+
+
+class Verdict(_Frozen):
+    """The judge's verdict on one candidate."""
+
+    verdict: Literal["accepted", "rejected", "inconclusive"]
+    reason: str
+    subject: str  # the kernel's name
+    where: Literal["cpu", "gpu"]
+    digest: str  # of the TL text, or of the bundle
+    entropy: int
+    seed: int
+    checks: tuple[Check, ...] = ()
+    properties: tuple[PropertyResult, ...] = ()
+    clauses: tuple[ClauseResult, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def accepted(self) -> bool:
+        """Tell whether the candidate computes what was asked."""
+        return self.verdict == "accepted"
+
+    @property
+    def worst(self) -> Check | None:
+        """Give the check nearest to, or furthest beyond, its bound."""
+        return max(self.checks, key=lambda c: (not c.passed, _share(c)), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all fields as JSON values."""
+        return self.model_dump(mode="json")
+
+    def row(self, case: dict[str, Any]) -> dict[str, Any]:
+        """Give the row of a correctness table: case, verdict, number of checks, and the worst error with its bound."""
+        worst = self.worst
+        return {
+            "case": case, "verdict": self.verdict, "checks": len(self.checks) + sum(p.applies for p in self.properties),
+            "worst_error": _written(worst.worst_error) if worst else None, "bound": _written(worst.bound) if worst else None,
+        }  # fmt: skip
+
+
+def _share(c: Check) -> float:
+    share = c.worst_error / c.bound if c.bound else math.inf * bool(c.worst_error)
+    return 0.0 if math.isnan(share) else share

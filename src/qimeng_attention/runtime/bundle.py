@@ -1,0 +1,292 @@
+"""A finished kernel as a function of tensors.
+
+    attention = load("bundles/gqa_causal_d128_bf16.A100")
+    out = attention(q, k, v)                                 # (B, Sq, Hq, Dv)
+    out, lse = attention(q, k, v, scale=0.1, return_lse=True)  # and (B, Hq, Sq), float32
+
+A call runs on the tensors' device and PyTorch's current stream, neither waits nor copies, and can be captured in a
+CUDA graph. What the kernel was not made for is a LaunchError, and nothing is launched.
+
+Not here: the checks (checks.py), the driver (launcher.py), the files (folder.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from qimeng_attention.errors import EnvironmentMissing, LaunchError
+from qimeng_attention.runtime import comparison, summary
+from qimeng_attention.runtime.checks import (
+    Layout,
+    Plan,
+    TensorLike,
+    check_names,
+    check_pointers,
+    check_scalar,
+    layout_of,
+    make_plan,
+)
+from qimeng_attention.runtime.folder import Contents, read_folder
+from qimeng_attention.runtime.launcher import Launcher
+from qimeng_attention.runtime.manifest import CALL, Manifest
+from qimeng_attention.runtime.packing import places_of
+
+_MOST_PLANS = 1024  # kept: one for each combination of layouts that was seen
+_INSTALL = "pip install 'qimeng-attention[gpu]'"
+
+
+def load(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle and check every digest; needs neither PyTorch nor a GPU.
+
+    A bundle holds code that will run on the GPU: load only what you trust.
+
+    Raises:
+        BundleError: damaged, of another version, or no bundle.
+    """
+    return Bundle(read_folder(path))
+
+
+@cache
+def gpu_torch() -> Any:
+    """Give PyTorch, with a GPU to use.
+
+    Raises:
+        EnvironmentMissing: one of the two is not there.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise EnvironmentMissing(f"running a kernel needs PyTorch: {_INSTALL}") from None
+    if not torch.cuda.is_available():
+        raise EnvironmentMissing(
+            "running a kernel needs an NVIDIA GPU that PyTorch can use: torch.cuda.is_available() is False"
+        )
+    return torch
+
+
+@cache
+def cuda_driver() -> Any:
+    """Give the CUDA driver's functions.
+
+    Raises:
+        EnvironmentMissing: the bindings are not installed.
+    """
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        raise EnvironmentMissing(f"running a kernel needs cuda-bindings: {_INSTALL}") from None
+    return driver
+
+
+@cache
+def current_stream() -> Callable[[int], int]:
+    """Give the function from a device to PyTorch's current stream on it."""
+    torch = gpu_torch()
+    # NOTE: what PyTorch's own generated code calls; the public way costs a microsecond more.
+    raw: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return raw or (lambda device: int(torch.cuda.current_stream(device).cuda_stream))
+
+
+class Bundle:
+    """One kernel, ready to be called."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        manifest = contents.manifest
+        self._names = [tensor.name for tensor in manifest.tensors]
+        self._pointers, self._scalars = places_of(manifest)
+        self._arguments = _arguments(manifest)
+        self._plans: dict[Any, Plan] = {}
+
+    @property
+    def path(self) -> Path:
+        """Give the bundle's folder."""
+        return self._contents.path
+
+    @property
+    def manifest(self) -> Manifest:
+        """Say how the kernel is launched and where it comes from."""
+        return self._contents.manifest
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Give every file of the bundle but the manifest."""
+        return self._contents.files
+
+    def __repr__(self) -> str:
+        return f"<Bundle {self.manifest.kernel} for {self.manifest.target} at {self.path}>"
+
+    def __call__(
+        self,
+        q: TensorLike,  # (B, Sq, Hq, Dqk)
+        k: TensorLike,  # (B, Sk, Hk, Dqk)
+        v: TensorLike,  # (B, Sk, Hk, Dv)
+        *,
+        scale: float | None = None,
+        out: TensorLike | None = None,  # (B, Sq, Hq, Dv)
+        lse: TensorLike | None = None,  # (B, Hq, Sq) float32
+        return_lse: bool = False,
+    ) -> Any:
+        """Compute attention; `out` and `lse` are filled where given.
+
+        Args:
+            q: queries.
+            k: keys.
+            v: values.
+            scale: of the scores; None takes the bundle's.
+            out: where to write the output; None allocates it.
+            lse: where to write the natural logarithm of each row's sum; None allocates it.
+            return_lse: give (out, lse).
+
+        Raises:
+            LaunchError: tensors or scale that the kernel was not made for.
+            EnvironmentMissing: no PyTorch or no GPU.
+        """
+        torch, labels = gpu_torch(), self._labels_of_call(scale, lse, return_lse)
+        given = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
+        tensors: list[Any] = [given[label] for label in labels]
+        plan = self._plan(
+            tuple(
+                None if tensor is None and label in _OUTPUTS else layout_of(tensor, label)
+                for tensor, label in zip(tensors, labels, strict=True)
+            ),
+            labels,
+        )
+        for index, tensor in enumerate(tensors):
+            if tensor is None:
+                dtype = getattr(torch, _TORCH_NAMES[self.manifest.tensors[index].dtype])
+                tensors[index] = torch.empty(plan.layouts[index][0], dtype=dtype, device=q.device)
+        value = self.manifest.default_scale if scale is None else scale
+        self._run(torch, plan, tensors, labels, [value] * len(self.manifest.scalars))
+        results = [tensors[self._names.index(name)] for name in self.manifest.outputs]
+        return tuple(results) if return_lse else results[0]
+
+    def launch(
+        self, tensors: Mapping[str, TensorLike], sizes: Mapping[str, int], scalars: Mapping[str, float]
+    ) -> None:
+        """Launch the kernel on tensors, sizes and scalars by the names of the manifest; outputs are tensors too.
+
+        Raises:
+            LaunchError: what the kernel was not made for.
+            EnvironmentMissing: no PyTorch or no GPU.
+        """
+        torch = gpu_torch()
+        check_names(tensors, self._names, "tensor")
+        check_names(scalars, [scalar.name for scalar in self.manifest.scalars], "scalar")
+        ordered = [tensors[name] for name in self._names]
+        layouts = tuple(layout_of(tensor, name) for tensor, name in zip(ordered, self._names, strict=True))
+        plan = self._plan(layouts, self._names, sizes)
+        values = [scalars[scalar.name] for scalar in self.manifest.scalars]
+        self._run(torch, plan, ordered, self._names, values)
+
+    def prepare(self, device: int = 0) -> None:
+        """Load the kernel on a device, which its first call does otherwise; call it before a capture.
+
+        Raises:
+            LaunchError: the kernel is not for this device.
+            EnvironmentMissing: no PyTorch or no GPU.
+        """
+        gpu_torch()
+        self._launcher.load(device)
+
+    def show(self) -> str:
+        """Describe the kernel as text: operator, tiles, schedule, resources, verdict, speed."""
+        return summary.describe(self.manifest, self.files)
+
+    def compare(
+        self, q: TensorLike, k: TensorLike, v: TensorLike, *, scale: float | None = None
+    ) -> dict[str, Any]:
+        """Measure error and time on these tensors.
+
+        The reference is PyTorch's attention in float64, for full and causal masks without score modifiers; for
+        other operators errors are "not available". Times are medians of GPU milliseconds, launches included.
+        """
+        torch = gpu_torch()
+        chosen = self.manifest.default_scale if scale is None else scale
+        return comparison.compare(
+            torch, lambda: self(q, k, v, scale=chosen), (q, k, v), chosen, self.files["spec.json"]
+        )
+
+    @cached_property
+    def _launcher(self) -> Launcher:
+        return Launcher(self.manifest, self.files["kernel.cubin"], cuda_driver())
+
+    def _labels_of_call(self, scale: float | None, lse: TensorLike | None, return_lse: bool) -> list[str]:
+        """Give what the caller calls each tensor, if the kernel is what was called for."""
+        name = self.manifest.kernel
+        if self._arguments is None:
+            raise LaunchError(
+                f"{name} is no operator of q, k and v", hint="use launch(tensors, sizes, scalars)"
+            )
+        if (return_lse or lse is not None) and "lse" not in self._arguments:
+            hint = "generate it with the outputs O and LSE"
+            raise LaunchError(f"{name} gives no lse", hint=hint, argument="lse")
+        if scale is not None and not self.manifest.scalars:
+            raise LaunchError(f"{name} takes no scale", hint="leave scale out", argument="scale")
+        return self._arguments
+
+    def _plan(
+        self,
+        layouts: tuple[Layout | None, ...],
+        labels: Sequence[str],
+        sizes: Mapping[str, int] | None = None,
+    ) -> Plan:
+        key = (layouts, None if sizes is None else tuple(sizes.items()))
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = make_plan(self.manifest, layouts, labels, sizes)
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def _run(
+        self, torch: Any, plan: Plan, tensors: Sequence[Any], labels: Sequence[str], scalars: Sequence[object]
+    ) -> None:
+        if torch.is_grad_enabled():
+            _refuse_grad(tensors, labels)
+        values = list(plan.values)
+        for place, scalar, value in zip(self._scalars, self.manifest.scalars, scalars, strict=True):
+            values[place] = check_scalar(scalar, value)
+        pointers = _addresses(tensors, labels)
+        check_pointers(self.manifest, plan, pointers, labels)
+        if plan.empty:
+            return
+        for place, pointer in zip(self._pointers, pointers, strict=True):
+            values[place] = pointer
+        self._launcher.launch(plan.device, plan.grid, values, current_stream()(plan.device))
+
+
+_OUTPUTS = ("out", "lse")
+_TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16", "f32": "float32", "i32": "int32"}
+
+
+def _arguments(manifest: Manifest) -> list[str] | None:
+    """Give what a caller of q, k, v calls each tensor of the manifest, None where there is no such call."""
+    if not manifest.call:
+        return None
+    known = {manifest.call[name]: name for name in CALL}
+    known |= dict(zip(manifest.outputs, _OUTPUTS, strict=False))
+    return [known[tensor.name] for tensor in manifest.tensors]
+
+
+def _refuse_grad(tensors: Sequence[Any], labels: Sequence[str]) -> None:
+    for tensor, label in zip(tensors, labels, strict=True):
+        if tensor.requires_grad:
+            raise LaunchError(
+                f"{label} requires grad, and the kernel has no backward",
+                hint=f"call it under torch.no_grad(), or pass {label}.detach()", argument=label,
+            )  # fmt: skip
+
+
+def _addresses(tensors: Sequence[Any], labels: Sequence[str]) -> list[int]:
+    try:
+        return [tensor.data_ptr() for tensor in tensors]
+    except RuntimeError:
+        raise LaunchError(
+            f"{', '.join(labels)}: a tensor without memory", hint="call the kernel outside of tracing"
+        ) from None

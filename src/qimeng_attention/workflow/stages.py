@@ -1,0 +1,113 @@
+"""The way from a request to a bundle, stage by stage: each takes the value before it and gives the next.
+
+Not here: the order they run in and what is kept (generate.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qimeng_attention import targets
+from qimeng_attention.author.planner import Plan, plan
+from qimeng_attention.build import Built, Cache, build
+from qimeng_attention.errors import EnvironmentMissing, SpecError
+from qimeng_attention.schedule import schedule
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.targets import Target
+from qimeng_attention.tl.checker import check_text
+from qimeng_attention.tl.parser import parse
+from qimeng_attention.tl.printer import print_program
+from qimeng_attention.tl.types import Checked
+from qimeng_attention.translate import Translation, translate
+
+STAGES = ("spec", "sketch", "code", "scheduled", "cute", "cubin", "verdict", "bundle")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stages have made so far; a stage fills in its own field."""
+
+    target: Target
+    arch: str  # what the cubin is built for
+    spec: AttentionSpec | None = None
+    sketch: str = ""
+    code: str = ""
+    reasons: dict[str, Any] | None = None
+    checked: Checked | None = None
+    scheduled: str = ""
+    translation: Translation | None = None
+    built: Built | None = None
+    verdict: Any = None
+
+
+def find_target(name: str, arch: str | None = None) -> tuple[Target, str]:
+    """Find a target by name, or the GPU that is present with `auto`, and the architecture to build for.
+
+    Raises:
+        SpecError: an unknown name or architecture.
+        EnvironmentMissing: `auto` without a GPU.
+    """
+    target = detect() if name == "auto" else targets.get(name)
+    built = arch or target.arch
+    known = sorted({targets.get(n).arch for n in targets.names()} | {"sm_80", "sm_86", "sm_89", "sm_90"})
+    if built not in known:
+        raise SpecError(f"unknown architecture '{built}'", hint=f"take one of {', '.join(known)}", field="arch", value=built, allowed=known)
+    return target, built
+
+
+def detect() -> Target:
+    """Find the target of the first GPU of this machine.
+
+    Raises:
+        EnvironmentMissing: no GPU, or no library that sees it.
+    """
+    try:
+        from cuda.core import Device
+
+        device = Device(0)
+        device.set_current()
+        name, capability = device.name, device.compute_capability
+    except Exception as error:  # cuda-core raises many kinds where there is no driver
+        raise EnvironmentMissing("no NVIDIA GPU was found", hint="name a target: `--target A100`", cause=type(error).__name__) from None
+    for known in targets.names():
+        if known.lower() in name.lower().replace(" ", ""):
+            return targets.get(known)
+    found = targets.for_arch(f"sm_{capability[0]}{capability[1]}")
+    if not found:
+        raise EnvironmentMissing(f"{name} (sm_{capability[0]}{capability[1]}) is of no known generation", hint="name a target it is like")
+    return found[0]
+
+
+def author(results: Results, spec: AttentionSpec) -> Results:
+    """Write sketch and code for a specification."""
+    made: Plan = plan(spec, results.target)
+    return replace(results, spec=spec, sketch=made.sketch, code=made.code, reasons=made.to_json())
+
+
+def check_code(results: Results) -> Results:
+    """Check the code; only a checked program goes on."""
+    (checked, *_) = check_text(results.code, target=results.target.name, file="code.tl")
+    return replace(results, checked=checked)
+
+
+def apply_schedule(results: Results) -> Results:
+    """Write the schedule's choices out as statements, and check the result."""
+    program = schedule(parse(results.code, "code.tl"), target=results.target.name)
+    text = print_program(program)
+    (checked, *_) = check_text(text, target=results.target.name, file="scheduled.tl")
+    return replace(results, scheduled=text, checked=checked)
+
+
+def to_cute(results: Results) -> Results:
+    """Translate scheduled TL to CuTe C++."""
+    (translation, *_) = translate(parse(results.scheduled, "scheduled.tl"), target=results.target.name)
+    return replace(results, translation=translation)
+
+
+def to_cubin(results: Results, cache: Cache | None = None) -> Results:
+    """Compile the CuTe C++."""
+    t = results.translation
+    assert t is not None
+    built = build(t.source, name=t.name, arch=results.arch, threads=t.threads, shared_bytes=t.shared_bytes, target=results.target, cache=cache)
+    return replace(results, built=built)
