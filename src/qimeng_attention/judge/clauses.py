@@ -9,7 +9,7 @@ Not here: the cases (inputs.py), the rule (rule.py).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -175,9 +175,10 @@ def _within(length: int, places: set[int]) -> Array:
 # ------------------------------------------------------------------ the check
 
 
-def caught(clause: Clause, call: Call, tensors: dict[str, Array], want: Truth, limits: rule.Limits, spec: AttentionSpec) -> bool:
+def caught(clause: Clause, call: Call, tensors: dict[str, Array], want: Truth, limits: rule.Limits, spec: AttentionSpec,
+           truth_of: Callable[[Operator, Call, Array, Array, Array], Truth] = truth) -> bool:  # fmt: skip
     """Tell whether the rule rejects, on one case, what a candidate that lacks the clause would give."""
-    lacking = truth(clause.weaker, call, tensors["Q"], tensors["K"], tensors["V"])
+    lacking = truth_of(clause.weaker, call, tensors["Q"], tensors["K"], tensors["V"])
     found = [rule.compare("Out", round_to(lacking.out, spec.dtype), want.out, limits)]
     if "LSE" in spec.outputs:
         found.append(rule.compare("Lse", lacking.lse, want.lse, rule.lse_limits(want)))

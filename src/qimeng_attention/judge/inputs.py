@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from qimeng_attention.judge.families import FAMILIES, Tensors
 from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.numerics import round_to
+from qimeng_attention.tl.numerics import Array, round_to
 from qimeng_attention.tl.traverse import expressions
 
 LAYOUTS = ("contiguous", "padded rows", "heads first")
@@ -28,14 +28,14 @@ class Budget:
     """How much to try."""
 
     name: str
-    heads: int  # key heads at most, and query heads a key head; other counts of heads than the spec's are confirmed
+    heads: int | None  # key heads at most, and query heads a key head; None: as many as the spec has
     keys: int  # the longest Sk
     scores: int  # Sq * Sk * query heads of one call at most
     thorough: bool  # every length and family, or the least that catches the known faults
 
 
 CPU = Budget("cpu", heads=2, keys=16_384, scores=6_000_000, thorough=False)
-GPU = Budget("gpu", heads=1 << 24, keys=65_536, scores=1 << 31, thorough=True)
+GPU = Budget("gpu", heads=None, keys=65_536, scores=1 << 31, thorough=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def values(case: Case, operator: Operator, dtype: str, seed: int) -> Tensors:
     return {name: laid_out(round_to(a, dtype), case.layout) for name, a in drawn.items()}
 
 
-def laid_out(a: np.ndarray, layout: str) -> np.ndarray:  # type: ignore[type-arg]
+def laid_out(a: Array, layout: str) -> Array:
     """Give the same values with other strides; the gaps hold NaN."""
     if layout == "padded rows":
         wide = np.full((*a.shape[:-1], a.shape[-1] + 8), np.nan, a.dtype)
@@ -84,9 +84,9 @@ def cases(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget) -> list[C
     planned = _thorough(tiles) if budget.thorough else _short(tiles)
     found: dict[tuple[Call, str], Case] = {}
     if not budget.thorough:
-        _add(found, _own_heads(spec, tiles))
+        _add(found, own_heads(spec, tiles))
     for number, (batch, rows, keys, family) in enumerate(planned):
-        call = _call(spec, budget, batch, rows, keys, number)
+        call = _call(spec, budget.heads, batch, rows, keys, number)
         if family == "saturating" and operator.score is None:
             continue
         if call.Sk <= budget.keys and call.Sq * call.Sk * call.Hq <= budget.scores:
@@ -96,9 +96,16 @@ def cases(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget) -> list[C
     return list(found.values())
 
 
-def heads_of_spec(case: Case, spec: AttentionSpec) -> Case:
-    """Give the case with as many heads as the spec has."""
-    return replace(case, call=replace(case.call, Hq=spec.Hq, Hk=spec.Hk))
+def own_heads(spec: AttentionSpec, tiles: tuple[int, int]) -> Case:
+    """Give a short case with as many heads as the spec has."""
+    call = _sized(spec, 1, min(17, tiles[0]), tiles[1] + 1, spec.Hq, spec.Hk, spec.default_scale)
+    return _case(call, "normal", 0)
+
+
+def few_heads(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget, sizes: tuple[int, int, int] | None = None) -> Case:
+    """Give a case with as many heads as the budget grants; `sizes` are batch, Sq and Sk if not those of `own_heads`."""
+    batch, rows, keys = sizes or (1, min(17, tiles[0]), tiles[1] + 1)
+    return _case(_call(spec, budget.heads, batch, rows, keys, 0), "normal", 0)
 
 
 def _add(found: dict[tuple[Call, str], Case], case: Case) -> None:
@@ -110,14 +117,9 @@ def _case(call: Call, family: str, number: int) -> Case:
     return Case(f"{family}, B={call.B} Sq={call.Sq} Sk={call.Sk} Hq={call.Hq} Hk={call.Hk}", call, family, layout)
 
 
-def _own_heads(spec: AttentionSpec, tiles: tuple[int, int]) -> Case:
-    call = _sized(spec, 1, min(17, tiles[0]), tiles[1] + 1, spec.Hq, spec.Hk, spec.default_scale)
-    return _case(call, "normal", 0)
-
-
-def _call(spec: AttentionSpec, budget: Budget, batch: int, rows: int, keys: int, number: int) -> Call:
-    key_heads = min(spec.Hk, budget.heads)
-    group = min(spec.Hq // spec.Hk, budget.heads)
+def _call(spec: AttentionSpec, heads: int | None, batch: int, rows: int, keys: int, number: int) -> Call:
+    key_heads = min(spec.Hk, heads or spec.Hk)
+    group = min(spec.Hq // spec.Hk, heads or spec.Hq)
     scale = spec.default_scale
     if number % 3 == 1:  # a call may give its own
         scale = scale * 0.75
@@ -158,6 +160,8 @@ def _short(tiles: tuple[int, int]) -> list[tuple[int, int, int, str]]:
         (1, 2, 2 * n + 7, "logits near -60000"),
         (1, 33, n - 1 or 1, "outliers"),
         (1, 9, 2 * n + 1, "saturating"),
+        (1, 3, 1025, "normal"),
+        (1, 5, 4099, "needles"),
         (1, 3, n, "tiny values"),
         (1, 2, n + 1, "zeros"),
     ]
@@ -187,7 +191,7 @@ def _for_mask(spec: AttentionSpec, operator: Operator, tiles: tuple[int, int], b
             continue
         for far in sorted(x for x in numbers if 1 < x < budget.keys):
             longer = [(3, far + n + 1), (m + 1, far + n + 1), (far + 2, far + 2), (far + 2, 9), (2 * far + 1, 2 * far + 1)]
-            calls = [_call(spec, budget, 1, rows, keys, 0) for rows, keys in longer]
+            calls = [_call(spec, budget.heads and 1, 1, rows, keys, 0) for rows, keys in longer]
             fit = [c for c in calls if c.Sk <= budget.keys and c.Sq * c.Sk * c.Hq <= budget.scores]
             if fitting := next((c for c in fit if tells_apart(operator, weaker, c)), None):
                 yield fitting

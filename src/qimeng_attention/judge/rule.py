@@ -2,11 +2,12 @@
 
 For each output, against a reference in float64:
 1. NaN and infinities stand exactly where the reference has them; an element that was never written holds poison.
-2. |o - r| <= min(2 E + 2 u (|r| + spread), (4 u + 2 slack) magnitude) + floor, for every element, where E is the largest
-   error of the same-precision baseline, u the type's unit roundoff, and spread, slack, magnitude belong to the row.
-   The first arm is FlashAttention's rule, its last-place term made relative; the second caps it where the baseline
-   itself degrades. Magnitude is the row's sum of |w| |v|: for softmax at most max |V|, for other operators whatever it is.
-3. mean |o - r| <= 1.5 mean of the baseline's error + u / 2 * mean of (|r| + spread): finds bias that the maximum misses.
+2. |o - r| <= min(2 E + 2 u size, (4 u + 2 slack) magnitude) + floor, for every element. E is the largest error of the
+   same-precision baseline, or the largest relative to size, whichever allows less; u is the type's unit roundoff; size is
+   |r| + spread; spread, slack and magnitude belong to the row. The first arm is FlashAttention's rule, its last-place term
+   made relative; the second caps it where the baseline itself degrades. Magnitude is the row's sum of |w| |v|: for
+   softmax at most max |V|, for other operators whatever it is.
+3. mean |o - r| <= 1.5 mean of the baseline's error + u / 2 * mean of size: finds bias that the maximum misses.
 4. |lse - r| <= 1e-5 |r| + 2^-13 + slack: float32 throughout, with exponentials good to 2^-13.
 5. Every element counts: no share of them may fail.
 
@@ -59,8 +60,9 @@ def out_limits(truth: Truth, baseline: Array, dtype: str) -> Limits:
     """Give the limits of O (rules 2 and 3)."""
     u = unit_roundoff(dtype)
     errors = np.abs(baseline - truth.out)
-    worst = float(errors.max(initial=0))
     size = np.abs(truth.out) + truth.spread[..., None]
+    share = float(np.divide(errors, size, where=size > 0, out=np.zeros_like(size)).max(initial=0))
+    worst = np.minimum(float(errors.max(initial=0)), share * size)
     relative = BASELINE_MAX * worst + LAST_PLACES * u * size
     cap = ((CAP * u + CAP_SLACK * truth.slack) * truth.magnitude)[..., None]
     mean = BASELINE_MEAN * _mean(errors) + MEAN_LAST_PLACES * u * _mean(size) + MEAN_FLOOR * FLOOR[dtype]

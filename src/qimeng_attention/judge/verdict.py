@@ -95,5 +95,6 @@ class Verdict(_Frozen):
 
 
 def _share(c: Check) -> float:
-    share = c.worst_error / c.bound if c.bound else math.inf * bool(c.worst_error)
-    return 0.0 if math.isnan(share) else share
+    if not c.bound:
+        return math.inf if c.worst_error else 0.0
+    return c.worst_error / c.bound if math.isfinite(c.worst_error) else math.inf

@@ -1,7 +1,7 @@
 """A finished kernel: read its bundle, call it on tensors, launch it on the GPU.
 
-Reading a bundle and showing it need the standard library alone; a call needs PyTorch and cuda-bindings, which are
-imported then. Nothing here knows how kernels are made.
+Reading a bundle and showing it need the standard library alone; a call needs PyTorch and cuda-bindings, which
+are imported then. Nothing here knows how kernels are made.
 
 Not here: writing bundles (store/), judging kernels (judge/).
 """

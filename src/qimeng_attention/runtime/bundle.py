@@ -4,8 +4,8 @@
     out = attention(q, k, v)                                 # (B, Sq, Hq, Dv)
     out, lse = attention(q, k, v, scale=0.1, return_lse=True)  # and (B, Hq, Sq), float32
 
-A call runs on the tensors' device and PyTorch's current stream, neither waits nor copies, and can be captured in a
-CUDA graph. What the kernel was not made for is a LaunchError, and nothing is launched.
+A call runs on the tensors' device and PyTorch's current stream, neither waits nor copies, and can be captured
+in a CUDA graph. What the kernel was not made for is a LaunchError, and nothing is launched.
 
 Not here: the checks (checks.py), the driver (launcher.py), the files (folder.py).
 """
@@ -20,22 +20,23 @@ from typing import Any
 
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime import comparison, summary
-from qimeng_attention.runtime.checks import (
-    Layout,
-    Plan,
-    TensorLike,
-    check_names,
-    check_pointers,
-    check_scalar,
-    layout_of,
-    make_plan,
-)
+from qimeng_attention.runtime.checks import check_names, check_scalar, check_sizes
 from qimeng_attention.runtime.folder import Contents, read_folder
 from qimeng_attention.runtime.launcher import Launcher
 from qimeng_attention.runtime.manifest import CALL, Manifest
 from qimeng_attention.runtime.packing import places_of
+from qimeng_attention.runtime.plan import (
+    TORCH_TYPES,
+    Layout,
+    Plan,
+    TensorLike,
+    check_pointers,
+    layout_of,
+    make_plan,
+)
 
 _MOST_PLANS = 1024  # kept: one for each combination of layouts that was seen
+_OUTPUTS = ("out", "lse")  # what a caller calls the manifest's outputs
 _INSTALL = "pip install 'qimeng-attention[gpu]'"
 
 
@@ -158,7 +159,7 @@ class Bundle:
         )
         for index, tensor in enumerate(tensors):
             if tensor is None:
-                dtype = getattr(torch, _TORCH_NAMES[self.manifest.tensors[index].dtype])
+                dtype = getattr(torch, TORCH_TYPES[self.manifest.tensors[index].dtype])
                 tensors[index] = torch.empty(plan.layouts[index][0], dtype=dtype, device=q.device)
         value = self.manifest.default_scale if scale is None else scale
         self._run(torch, plan, tensors, labels, [value] * len(self.manifest.scalars))
@@ -168,7 +169,7 @@ class Bundle:
     def launch(
         self, tensors: Mapping[str, TensorLike], sizes: Mapping[str, int], scalars: Mapping[str, float]
     ) -> None:
-        """Launch the kernel on tensors, sizes and scalars by the names of the manifest; outputs are tensors too.
+        """Launch the kernel on tensors (outputs too), sizes and scalars by the manifest's names.
 
         Raises:
             LaunchError: what the kernel was not made for.
@@ -179,7 +180,7 @@ class Bundle:
         check_names(scalars, [scalar.name for scalar in self.manifest.scalars], "scalar")
         ordered = [tensors[name] for name in self._names]
         layouts = tuple(layout_of(tensor, name) for tensor, name in zip(ordered, self._names, strict=True))
-        plan = self._plan(layouts, self._names, sizes)
+        plan = self._plan(layouts, self._names, check_sizes(self.manifest.sizes, sizes))
         values = [scalars[scalar.name] for scalar in self.manifest.scalars]
         self._run(torch, plan, ordered, self._names, values)
 
@@ -202,8 +203,8 @@ class Bundle:
     ) -> dict[str, Any]:
         """Measure error and time on these tensors.
 
-        The reference is PyTorch's attention in float64, for full and causal masks without score modifiers; for
-        other operators errors are "not available". Times are medians of GPU milliseconds, launches included.
+        The reference is PyTorch's attention in float64, for full and causal masks without score modifiers;
+        for other operators errors are "not available". Times are medians, in milliseconds of the GPU.
         """
         torch = gpu_torch()
         chosen = self.manifest.default_scale if scale is None else scale
@@ -235,7 +236,7 @@ class Bundle:
         labels: Sequence[str],
         sizes: Mapping[str, int] | None = None,
     ) -> Plan:
-        key = (layouts, None if sizes is None else tuple(sizes.items()))
+        key = (layouts, None if sizes is None else tuple(sizes.values()))
         plan = self._plans.get(key)
         if plan is None:
             plan = make_plan(self.manifest, layouts, labels, sizes)
@@ -259,10 +260,6 @@ class Bundle:
         for place, pointer in zip(self._pointers, pointers, strict=True):
             values[place] = pointer
         self._launcher.launch(plan.device, plan.grid, values, current_stream()(plan.device))
-
-
-_OUTPUTS = ("out", "lse")
-_TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16", "f32": "float32", "i32": "int32"}
 
 
 def _arguments(manifest: Manifest) -> list[str] | None:

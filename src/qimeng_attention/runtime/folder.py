@@ -58,7 +58,7 @@ def read_folder(path: str | os.PathLike[str]) -> Contents:
 
 def _listing(folder: Path) -> set[str]:
     try:
-        return set(os.listdir(folder))
+        return {entry.name for entry in folder.iterdir()}
     except NotADirectoryError:
         raise BundleError(f"{folder} is a file", hint="name the bundle's folder", file=str(folder)) from None
     except (OSError, ValueError) as error:

@@ -104,7 +104,7 @@ class Launcher:
         self._check_device(device, ordinal)
         context = self._call("cuDevicePrimaryCtxRetain", ordinal)
         self._call("cuCtxPushCurrent", context)
-        # NOTE: loading allocates, which a capture that is under way elsewhere forbids unless this thread is relaxed.
+        # NOTE: loading allocates, which a capture forbids unless this thread is relaxed about it.
         mode = self._call(
             "cuThreadExchangeStreamCaptureMode", driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         )
@@ -148,9 +148,11 @@ class Launcher:
         )
         if manifest.shared_bytes > most:
             raise LaunchError(
-                f"the kernel needs {manifest.shared_bytes} bytes of shared memory, cuda:{device} has {most} for a block",
-                hint="generate the kernel for this GPU", shared_bytes=manifest.shared_bytes, most=most,
-            )  # fmt: skip
+                f"a block needs {manifest.shared_bytes} bytes of shared memory, cuda:{device} has {most}",
+                hint="generate the kernel for this GPU",
+                shared_bytes=manifest.shared_bytes,
+                most=most,
+            )
 
     def _enter(self, loaded: _Loaded) -> bool:
         """Make the device's context current if it is not; True if it has to be left again."""
@@ -170,6 +172,6 @@ class Launcher:
         name = getattr(result, "name", str(result))
         return LaunchError(
             f"CUDA refused {what} of {self._manifest.kernel}: {name}",
-            hint="if the error is of an earlier kernel, start a new process; else rebuild the kernel for this GPU",
+            hint="if an earlier kernel failed, start a new process; else rebuild this one for the GPU",
             cuda_error=name,
         )

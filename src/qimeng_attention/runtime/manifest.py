@@ -1,8 +1,8 @@
 """The manifest of a bundle: how its kernel is launched, where it comes from, and what each file's digest is.
 
-The kernel's arguments are, in order: for each tensor a pointer and then the strides (int64, in elements) of all
-dimensions but the last, whose stride is 1; each size as an int32; each scalar as a float32. The first entry of
-the grid is blockIdx.x.
+The kernel's arguments are, in order: for each tensor a pointer and then the strides (int64, in elements) of
+all dimensions but the last, whose stride is 1; each size as an int32; each scalar as a float32. The grid's
+first entry is blockIdx.x.
 
 On disk a manifest has one form, with the digest of its other fields among them, so that a change of any byte
 shows. Not here: the other files of a bundle (folder.py), checks of a call (checks.py).
@@ -72,9 +72,9 @@ class Scalar:
     """A float32 argument; `op` and `bound` say which values the kernel is right for."""
 
     name: str
+    dtype: str = "f32"
     op: str | None = None  # a comparison; None: any finite value
     bound: float = 0.0
-    dtype: str = "f32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,8 @@ def _wrong_value(manifest: Manifest) -> str | None:
         return "shared_bytes: must not be negative"
     if not 1 <= len(manifest.grid) <= 3:
         return "grid: must have 1 to 3 entries"
+    if all(tensor.role != "output" for tensor in manifest.tensors):
+        return "tensors: one must be an output"
     wrong = [name for name in manifest.files if not is_file_name(name)]
     return f"files: {wrong[0]!r} is no file of a bundle" if wrong else None
 
@@ -146,12 +148,14 @@ def _wrong_value(manifest: Manifest) -> str | None:
 def _wrong_argument(manifest: Manifest) -> str | None:
     for tensor in manifest.tensors:
         if tensor.dtype not in ITEM_BYTES or tensor.role not in ROLES or not tensor.dims:
-            return f"tensors: {tensor.name} needs dims, a dtype of {', '.join(ITEM_BYTES)} and a role of input, output"
+            return f"tensors: {tensor.name} needs dims, a dtype of {', '.join(ITEM_BYTES)} and a role"
         if tensor.align < tensor.item_bytes or tensor.align & (tensor.align - 1):
             return f"tensors: align of {tensor.name} must be a power of two, its items' size or more"
     for scalar in manifest.scalars:
         if scalar.dtype != "f32" or (scalar.op is not None and scalar.op not in COMPARISONS):
-            return f"scalars: {scalar.name} needs the dtype f32 and, if bounded, an op of {', '.join(COMPARISONS)}"
+            return (
+                f"scalars: {scalar.name} needs the dtype f32 and, if bounded, one of {', '.join(COMPARISONS)}"
+            )
     if any(requirement.op not in COMPARISONS for requirement in manifest.requires):
         return f"requires: the middle must be one of {', '.join(COMPARISONS)}"
     return None

@@ -5,6 +5,7 @@ Not here: the model and what its fields may say (manifest.py).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -84,19 +85,27 @@ def _other_format(found: int, file: str) -> BundleError:
 def _fields(manifest: Manifest) -> dict[str, Any]:
     plain = expressions.plain
     return {
-        "format": manifest.format, "kernel": manifest.kernel, "target": manifest.target, "arch": manifest.arch,
-        "built_arch": manifest.built_arch, "threads": manifest.threads, "shared_bytes": manifest.shared_bytes,
+        "format": manifest.format,
+        "kernel": manifest.kernel,
+        "target": manifest.target,
+        "arch": manifest.arch,
+        "built_arch": manifest.built_arch,
+        "threads": manifest.threads,
+        "shared_bytes": manifest.shared_bytes,
         "grid": [{"name": a.name, "start": plain(a.start), "stop": plain(a.stop)} for a in manifest.grid],
         "tensors": [
-            {"name": t.name, "dtype": t.dtype, "dims": [plain(d) for d in t.dims], "role": t.role, "align": t.align}
-            for t in manifest.tensors
+            {**dataclasses.asdict(tensor), "dims": [plain(dim) for dim in tensor.dims]}
+            for tensor in manifest.tensors
         ],
         "sizes": [{"name": name} for name in manifest.sizes],
-        "scalars": [{"name": s.name, "dtype": s.dtype, "op": s.op, "bound": s.bound} for s in manifest.scalars],
+        "scalars": [dataclasses.asdict(scalar) for scalar in manifest.scalars],
         "requires": [[plain(r.left), r.op, plain(r.right)] for r in manifest.requires],
-        "call": dict(manifest.call), "outputs": list(manifest.outputs), "default_scale": manifest.default_scale,
-        "provenance": dict(manifest.provenance), "files": dict(sorted(manifest.files.items())),
-    }  # fmt: skip
+        "call": dict(manifest.call),
+        "outputs": list(manifest.outputs),
+        "default_scale": manifest.default_scale,
+        "provenance": dict(manifest.provenance),
+        "files": dict(sorted(manifest.files.items())),
+    }
 
 
 class _Fields:

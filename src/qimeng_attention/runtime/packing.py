@@ -1,7 +1,7 @@
 """The arguments of one launch in the form that cuLaunchKernel takes: an array of pointers to values.
 
-Each value has eight bytes of its own, the low ones if it is an int32 or a float32. A buffer belongs to one thread:
-the driver copies the values while the launch returns.
+Each value has eight bytes of its own, the low ones if it is an int32 or a float32. A buffer belongs to one
+thread: the driver has copied the values when the launch returns.
 """
 
 from __future__ import annotations

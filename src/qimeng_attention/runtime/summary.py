@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qimeng_attention.runtime.expressions import show
-from qimeng_attention.runtime.manifest import Manifest
+from qimeng_attention.runtime.manifest import GridAxis, Manifest
 
 _SPEC = ("dtype", "Hq", "Hk", "Dqk", "Dv", "B", "Sq", "Sk", "mask", "score", "softcap")
 _RESOURCES = (
@@ -97,10 +97,11 @@ def _schedule(code: list[str]) -> list[str]:
 
 
 def _launch(manifest: Manifest) -> str:
-    counts = [
-        f"{axis.name}: {show(axis.stop)}"
-        if axis.start == 0
-        else f"{axis.name}: {show(axis.stop)} - {show(axis.start, inner=True)}"
-        for axis in manifest.grid
-    ]
-    return f"grid {', '.join(counts)}; {manifest.threads} threads, {manifest.shared_bytes} bytes of dynamic shared memory"
+    counts = (f"{axis.name} {_count(axis)}" for axis in manifest.grid)
+    shared = f"{manifest.shared_bytes} bytes of dynamic shared memory"
+    return f"grid {', '.join(counts)}; {manifest.threads} threads, {shared}"
+
+
+def _count(axis: GridAxis) -> str:
+    stop = show(axis.stop)
+    return stop if axis.start == 0 else f"{stop} - {show(axis.start, inner=True)}"

@@ -1,7 +1,7 @@
 """Writing a bundle: every file into a hidden folder, synced, and that folder renamed into place.
 
-A bundle is there as a whole or not at all, whenever the process or the machine stops. What a killed process leaves
-is a folder `.NAME.<number>.partial`, which nobody reads and anybody may remove.
+A bundle is there as a whole or not at all, whenever the process or the machine stops. What a killed process
+leaves is a folder `.NAME.<number>.partial`, which nobody reads and anybody may remove.
 
 Not here: what a bundle must hold, and reading it (runtime/).
 """

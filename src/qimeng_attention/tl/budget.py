@@ -7,6 +7,7 @@ rows is held by every lane that shares a row. What addresses and temporaries tak
 from __future__ import annotations
 
 from qimeng_attention.errors import Span
+from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import LANES_A_ROW
 from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.scope import LANE, Scope
@@ -59,3 +60,21 @@ def check_budget(scope: Scope, span: Span, threads: int) -> None:
 def _held_together(scope: Scope) -> set[str]:
     """Give the f32 accumulators and vectors: an operand made by Reshape takes the place of what it was made from."""
     return {n for n, t in scope.tiles.items() if t.space == "register" and t.dtype == "f32"}
+
+
+def check_role_registers(kernel: s.Kernel, scope: Scope, threads: int) -> None:
+    """Report TL502 where the roles together ask for more registers than the multiprocessor has."""
+    roles = [n for n in kernel.body if isinstance(n, s.Role)]
+    if scope.target is None or not roles or any(n.registers is None for n in roles):
+        return
+    asked = sum(_instances(n, scope) * threads * (scope.constant(n.registers or s.Num(0)) or 0) for n in roles)
+    if asked > scope.target.registers_per_sm:
+        scope.report("TL502", roles[-1].span, f"the roles ask for {asked:,} registers, {scope.target.name} has {scope.target.registers_per_sm:,}",
+                     "give a role fewer registers, or fewer instances")  # fmt: skip
+
+
+def _instances(role: s.Role, scope: Scope) -> int:
+    if role.range is None:
+        return 1
+    start, stop = scope.constant(role.range.start), scope.constant(role.range.stop)
+    return max(1, (stop or 0) - (start or 0))

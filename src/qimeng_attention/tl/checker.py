@@ -9,29 +9,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from qimeng_attention import targets
-from qimeng_attention.errors import Diagnostic, DiagnosticError, SpecError
+from qimeng_attention.errors import Diagnostic, DiagnosticError, Span, SpecError
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.budget import THREADS_A_WARP, check_budget
-from qimeng_attention.tl.evaluate import Environment
-from qimeng_attention.tl.interpreter import check_written, grid_points, make_machine
-from qimeng_attention.tl.machine import Fault, Machine
-from qimeng_attention.tl.macros import expand
-from qimeng_attention.tl.numerics import Array
+from qimeng_attention.tl.budget import THREADS_A_WARP, check_budget, check_role_registers
+from qimeng_attention.tl.coverage import Allowance, run_small
+from qimeng_attention.tl.functions import WORD_OPERATORS
+from qimeng_attention.tl.lists import write_out_lists
+from qimeng_attention.tl.macros import expand, library
 from qimeng_attention.tl.parser import parse_with_findings
 from qimeng_attention.tl.scope import Scope
-from qimeng_attention.tl.small_model import small_sizes
 from qimeng_attention.tl.statements import TABLE
-from qimeng_attention.tl.traverse import names_in, statements
+from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
 
 SCHEDULED = (s.Role, s.Wait, s.Release, s.PassTurn, s.Commit, s.Barrier, s.Fence, s.Warps)
-MODEL_BLOCKS = 3  # points of each grid index tried on small sizes
 DEFAULT_WARPS = 4
-ROLE_THREADS = 256  # two consumer warpgroups share the register tiles
+ROLE_THREADS = 256  # code: two consumer warpgroups share the register tiles
+WARPGROUP = 128  # scheduled code: threads of one instance of a role, which has register tiles of its own
 
 
 def level_of(kernel: s.Kernel) -> str:
@@ -66,10 +62,10 @@ def check(
 def check_text(
     text: str, *, target: str | None = None, file: str = "<tl>", model: bool = True
 ) -> list[Checked]:
-    """Parse and check a TL text; all findings of both at once.
+    """Parse and check a TL text; a text that does not parse is not checked, for half a program has no meaning.
 
     Raises:
-        DiagnosticError: with every finding.
+        DiagnosticError: with every finding of the one or the other.
     """
     program, findings = parse_with_findings(text)
     if findings:
@@ -83,14 +79,16 @@ def check_with_findings(
     """Check every kernel; give those that passed, and all findings in order of place."""
     passed: list[Checked] = []
     findings: list[Diagnostic] = []
+    allowance = Allowance()
     if not program.kernels:
         findings.append(
-            Diagnostic("TL100", "the program has no kernel", "begin it with `Kernel name for target`")
+            Diagnostic("TL100", "the program has no kernel", "begin it with `Kernel name for target`", Span(1, 1, 2))
         )
     for kernel in program.kernels:
         checked, found = _check_kernel(kernel, program.defines, target)
         if checked is not None and model:
-            found = found + run_small(checked)
+            found = found + run_small(checked, allowance)
+            checked = replace(checked, warnings=tuple(found))
         if checked is not None and not any(f.severity == "error" for f in found):
             passed.append(checked)
         findings += found
@@ -102,8 +100,11 @@ def _check_kernel(
 ) -> tuple[Checked | None, list[Diagnostic]]:
     scope = Scope()
     scope.target = _target(kernel, target, scope)
-    kernel, scope.findings[len(scope.findings) :] = expand(kernel, defines)
     level = level_of(kernel)
+    kernel, found = expand(kernel, defines)
+    kernel = write_out_lists(kernel)
+    scope.findings += found
+    scope.macros = [*library(), *(d.name for d in defines), *WORD_OPERATORS]
     if level == "sketch":
         scope.report(
             "TL100",
@@ -143,6 +144,11 @@ def _check_whole(kernel: s.Kernel, scope: Scope) -> None:
         scope.report(
             "TL206", kernel.span, "the kernel stores nothing", "end it with a Copy from register to global"
         )
+    behind = next((i for i, n in enumerate(kernel.body) if isinstance(n, s.Role)), len(kernel.body))
+    for n in kernel.body[behind:]:
+        if not isinstance(n, s.Role):
+            scope.report("TL209", n.span, "this statement stands behind a role, expected inside one or above them",
+                         "move it into the role that should run it")  # fmt: skip
     for name in scope.tensors:
         if name not in scope.read and name not in scope.written:
             scope.report(
@@ -153,7 +159,8 @@ def _check_whole(kernel: s.Kernel, scope: Scope) -> None:
                 "warning",
             )
     if scope.roles:
-        check_budget(scope, kernel.span, ROLE_THREADS)
+        check_budget(scope, kernel.span, WARPGROUP)
+        check_role_registers(kernel, scope, WARPGROUP)
     else:
         check_budget(scope, kernel.span, _warps(kernel, scope) * THREADS_A_WARP)
 
@@ -181,168 +188,3 @@ def _checked(kernel: s.Kernel, level: str, scope: Scope) -> Checked:
         (scope.constant(warps.count) or DEFAULT_WARPS) if warps else DEFAULT_WARPS, warps.axis if warps else "",
         scope.constant(warps.blocks) if warps and warps.blocks is not None else None, tuple(scope.findings),
     )  # fmt: skip
-
-
-# ------------------------------------------------------------------ small sizes
-
-
-def run_small(checked: Checked) -> list[Diagnostic]:
-    """Run a program on small sizes without numbers and give the first fault of each kind."""
-    found: dict[str, Diagnostic] = {}
-    for sizes in small_sizes(checked):
-        try:
-            _run_once(checked, sizes)
-        except Fault as fault:
-            found.setdefault(
-                fault.diagnostic.code,
-                replace(fault.diagnostic, message=f"{fault.diagnostic.message} ({_shown(sizes)})"),
-            )
-        except (ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
-            found.setdefault(
-                "TL103",
-                Diagnostic(
-                    "TL103",
-                    f"a size has no value for {_shown(sizes)}: {error}",
-                    "check the declarations",
-                    checked.kernel.span,
-                ),
-            )
-        if len(found) > 3:
-            break
-    return list(found.values())
-
-
-def _shown(sizes: dict[str, int]) -> str:
-    return "with " + ", ".join(f"{k} = {v}" for k, v in sizes.items())
-
-
-def _run_once(checked: Checked, sizes: dict[str, int]) -> None:
-    machine = make_machine(checked, sizes, {}, dict.fromkeys(checked.scalars, 1.0), numeric=False)
-    total = 1
-    for d in checked.grid.dims:
-        total *= max(0, len(list(grid_points(replace(checked, grid=s.Grid((d,))), machine.sizes))))
-    few = list(grid_points(checked, machine.sizes, MODEL_BLOCKS))
-    for index in few:
-        machine.run_block(index)
-        _check_coverage(machine, index)
-    if len(few) == total:
-        check_written(machine)
-
-
-def _check_coverage(machine: Machine, index: dict[str, int]) -> None:
-    """No accumulating GEMM may sum over a stretch twice, nor miss one that a mask lets anyone see."""
-    checked = machine.checked
-    loop = next((n for n in statements(checked.kernel.body) if isinstance(n, s.For)), checked.kernel)
-    by_axis: dict[str, set[int]] = {}
-    seen: dict[str, list[int]] = {}
-    for span, axis, start, size in machine.contracted:
-        if start in seen.setdefault(axis, []) and _one_accumulation(checked, axis):
-            raise Fault(
-                "TL303",
-                span,
-                f"the stretch {axis} = {start} : {start + size} is summed over twice in one block",
-                "let the loop visit each tile once",
-            )
-        seen[axis].append(start)
-        by_axis.setdefault(axis, set()).update(range(start, start + size))
-    for axis, needed in _needed(machine, index).items():
-        missed = needed - by_axis.get(axis, set())
-        if missed and _one_accumulation(checked, axis):
-            raise Fault("TL302", loop.span, f"the loop misses {axis} = {min(missed)}, which no mask " "hides from block " f"{index}",
-                        "widen the loop's bounds")  # fmt: skip
-
-
-def _one_accumulation(checked: Checked, axis: str) -> bool:
-    """Coverage is decided where one sum runs along the axis: split loops repeat its statement, they add no sum."""
-    outs = {n.out for n in statements(checked.kernel.body) if isinstance(n, s.Gemm) and n.accumulate}
-    gathers = any(isinstance(n, s.Copy) and any(c.axis == axis and (c.at is not None or _loads(c.start, checked)) for c in n.coordinate)
-                  for n in statements(checked.kernel.body))  # fmt: skip
-    return len(outs) == 1 and not gathers and not checked.grid.persistent
-
-
-def _loads(e: s.Expr, checked: Checked) -> bool:
-    return bool(names_in(e) & set(checked.tensors))
-
-
-def _needed(machine: Machine, index: dict[str, int]) -> dict[str, set[int]]:
-    """Give for each contracted axis the indices that some row of the block may see."""
-    checked = machine.checked
-    ints = {**checked.fixed, **machine.sizes, **index}
-    needed: dict[str, set[int]] = {}
-    rows = _row_ranges(machine, ints)
-    columns = {axis for _, axis, _, _ in machine.contracted} | _contracted_axes(checked)
-    for axis in columns:
-        extent = _extent_of(axis, machine)
-        if extent is None or not rows:
-            continue
-        masks = [
-            n.condition
-            for n in statements(checked.kernel.body)
-            if isinstance(n, s.Mask) and axis in names_in(n.condition)
-        ]
-        needed[axis] = _visible(masks, axis, extent, rows, ints)
-    return needed
-
-
-def _contracted_axes(checked: Checked) -> set[str]:
-    found = set()
-    for n in statements(checked.kernel.body):
-        if isinstance(n, s.Gemm) and n.accumulate:
-            axes = checked.tiles[n.b.name].axis_names
-            found.add(axes[1] if n.b.transposed else axes[0])
-    return found
-
-
-def _extent_of(axis: str, machine: Machine) -> int | None:
-    """Give the extent of the tensor dimension that an axis walks along."""
-    from qimeng_attention.tl.evaluate import integer
-
-    for n in statements(machine.checked.kernel.body):
-        if isinstance(n, s.Copy) and n.source == "global":
-            tensor = machine.checked.tensors[n.name]
-            for c, dim in zip(n.coordinate, tensor.dims, strict=False):
-                if c.axis == axis and c.stop is None:
-                    return integer(dim, {**machine.checked.fixed, **machine.sizes})
-    return None
-
-
-def _row_ranges(machine: Machine, ints: dict[str, int]) -> dict[str, Array]:
-    """Give the valid row indices of the block, by axis, from where its outputs go."""
-    from qimeng_attention.tl.evaluate import integer
-
-    ranges: dict[str, Array] = {}
-    for n in statements(machine.checked.kernel.body):
-        if isinstance(n, s.Copy) and n.target == "global":
-            tensor = machine.checked.tensors[n.to_name or n.name]
-            extents = iter(n.dims)
-            for c, dim in zip(n.coordinate, tensor.dims, strict=False):
-                if c.axis is None:
-                    continue
-                size = next(extents, None)
-                try:
-                    start, end = integer(c.start, ints), integer(dim, ints)
-                    width = integer(size.size, ints) if size else 1
-                except (KeyError, ValueError):
-                    return {}
-                ranges[c.axis] = np.arange(start, min(start + width, end))
-    return ranges
-
-
-def _visible(
-    masks: list[s.Expr], axis: str, extent: int, rows: dict[str, Array], ints: dict[str, int]
-) -> set[int]:
-    if any(len(r) == 0 for r in rows.values()) or extent == 0:
-        return set()
-    if not masks:
-        return set(range(extent))
-    visible = np.zeros(extent, bool)
-    for condition in masks:
-        try:
-            value = Environment(ints, indices={**rows, axis: np.arange(extent)}).evaluate(condition)
-        except (KeyError, ZeroDivisionError):
-            return set()  # reads a tensor or a loop variable: not decided here
-        data = np.asarray(value.data)
-        if axis in value.axes:
-            data = data.any(axis=tuple(i for i, a in enumerate(value.axes) if a != axis))
-        visible |= np.broadcast_to(data, (extent,))
-    return set(np.flatnonzero(visible).tolist())

@@ -49,6 +49,9 @@ def places(copy: s.Copy, extents: Sequence[int], dims: Sequence[str]) -> list[Pl
     if len(entries) == 1 and entries[0].axis == TILE_INDEX:
         start = mul(entries[0].start, copy.dims[0].size) if copy.dims else entries[0].start
         entries = [s.Coordinate(start, dims[0], entries[0].stop, entries[0].at)] if dims else entries
+    elif any(entry.axis == TILE_INDEX for entry in entries):
+        raise CoordinateError("`L` counts tiles along the first axis and stands alone: `[L = i]`",
+                              "name the axis and count elements, as `k = i * BN`")  # fmt: skip
     if len(entries) > len(dims):
         raise CoordinateError(
             f"the coordinate has {len(entries)} entries, {copy_tensor(copy)} has {len(dims)} dimension(s)",

@@ -9,9 +9,10 @@ Not here: what each statement does (statements/), whole runs over a grid (interp
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from itertools import product
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from qimeng_attention.tl.types import Checked, TileType
 
 V = TypeVar("V", int, bool)
 
+ELEMENTS_A_STEP = 4_096  # NumPy handles so many in the time of a statement
 STEPS_BETWEEN_PROGRESS = 10_000  # strands asked in vain before the block counts as deadlocked
 
 
@@ -34,7 +36,11 @@ class Fault(Exception):
         self.diagnostic = Diagnostic(code, message, hint, span)
 
 
-@dataclass
+class Unfinished(Exception):
+    """A run that was given only so many steps has taken them."""
+
+
+@dataclass(eq=False)
 class Slot:
     """One stage of a shared tile: its content, and how far its fill and its readers are."""
 
@@ -46,7 +52,9 @@ class Slot:
     read: bool = False  # since the last barrier
     fills: int = 0  # rings: completed fills
     releases: int = 0  # rings: releases by consumers
-    reading: int = 0  # asynchronous GEMMs that still read it
+    reading: int = 0  # asynchronous GEMMs and stores that still read it
+    writer: Strand | None = None  # who filled it by its own writes; None: the copy engine
+    fenced: bool = True  # the copy engine and the tensor cores see what was written
 
 
 @dataclass
@@ -78,7 +86,15 @@ class Block:
     issued_groups: bool = False
 
 
-@dataclass
+class InFlight(NamedTuple):
+    """An asynchronous GEMM that has not been waited for."""
+
+    out: str
+    slots: list[Slot]  # the stages it reads
+    operands: tuple[str, ...]  # the register tiles it reads
+
+
+@dataclass(eq=False)
 class Strand:
     """A thread of statements: the block itself, or one instance of a role."""
 
@@ -88,7 +104,11 @@ class Strand:
     registers: dict[str, Register] = field(default_factory=dict)
     cursor: dict[tuple[str, str], int] = field(default_factory=dict)  # (ring, end): uses so far
     waited: dict[str, int] = field(default_factory=dict)  # ring: fills this strand has waited for
-    gemms: list[tuple[str, list[Slot]]] = field(default_factory=list)  # in flight, oldest first
+    emptied: dict[str, int] = field(default_factory=dict)  # ring: empty slots this strand has waited for
+    places: dict[str, Span] = field(default_factory=dict)  # ring: where this strand last waited for a fill
+    gemms: list[InFlight] = field(default_factory=list)  # oldest first
+    stores: list[tuple[str, Slot, Span]] = field(default_factory=list)  # asynchronous, oldest first
+    consumes: frozenset[str] = frozenset()  # rings whose fills this strand waits for or releases
     instance: int = 0
     name: str = ""
 
@@ -153,13 +173,19 @@ class Strand:
         self, name: str, data: Array | None, origin: dict[str, int], span: Span, ends: dict[str, int]
     ) -> None:
         """Replace a register tile's content."""
-        if name in self.registers and self.registers[name].pending:
-            raise Fault("TL406", span, f"{name} is overwritten while an asynchronous GEMM may still write it",
-                        "put `Wait gemm pending ...` before this line")  # fmt: skip
+        self.check_free(name, span)
         kind = self.machine.checked.tiles[name]
         if data is not None:
             data = round_to(data, kind.dtype)
         self.registers[name] = Register(data, origin, ends)
+
+    def check_free(self, name: str, span: Span) -> None:
+        """Raise a fault if a register tile may not be overwritten yet."""
+        pending = name in self.registers and self.registers[name].pending
+        if pending or any(name in g.operands for g in self.gemms):
+            verb = "write" if pending else "read"
+            raise Fault("TL406", span, f"{name} is overwritten while an asynchronous GEMM may still {verb} it",
+                        "put `Wait gemm pending ...` before this line")  # fmt: skip
 
     # -------------------------------------------------------------- shared memory
     def slot(self, name: str, e: s.Expr | None, span: Span, end: str = "consumer") -> Slot:
@@ -186,15 +212,23 @@ class Machine:
     seed: int = 0
     numeric: bool = True  # False: control flow, memory states and coverage only
     written: dict[str, Array] = field(default_factory=dict)  # how often each output element was stored
-    contracted: list[tuple[Span, str, int, int]] = field(
-        default_factory=list
-    )  # this block's accumulating GEMMs
+    contracted: list[tuple[Span, str, int, int]] = field(default_factory=list)  # accumulating GEMMs of a block
+    steps_left: int | None = None  # None: as many as it takes
 
     def __post_init__(self) -> None:
         """Prepare what all blocks share."""
         self.random = random.Random(self.seed)
         self.concurrent = self.checked.level == "scheduled"
+        copies = [n for n in _inside(self.checked.kernel.body) if isinstance(n, s.Copy)]
+        self.rings = {n.signals.split(".")[0] for n in copies if n.signals is not None}
         self.named = {n: (a, self.checked.tensors[n].dtype) for n, a in self.tensors.items()}
+
+    def spend(self, elements: int = 0) -> None:
+        """Count a step, or as many as a statement takes that touches so many elements."""
+        if self.steps_left is not None:
+            self.steps_left -= 1 + elements // ELEMENTS_A_STEP
+            if self.steps_left < 0:
+                raise Unfinished
 
     def run_block(self, index: dict[str, int]) -> None:
         """Run one block of threads to its end."""
@@ -212,15 +246,33 @@ class Machine:
             runs = [self._start(role, strand) for role in roles for strand in self._instances(role, main)]
             block.strands = len(runs)
             self._drive(block, runs)
+            self._check_settled([strand for strand, _ in runs])
+        else:
+            self._check_settled([main])
 
-    def persistent_tiles(self, _: dict[str, int]) -> list[dict[str, int]]:
+    def _check_settled(self, strands: list[Strand]) -> None:
+        """At the end of a block nothing may be on its way, and every fill of a ring must have been used."""
+        for t in strands:
+            who = f"{t.name} {t.instance}".strip() if t.name else "the block"
+            if t.stores:
+                name, _, place = t.stores[-1]
+                raise Fault("TL404", place, f"{who} ends while an asynchronous store may still read {name}",
+                            "put `Wait stores pending 0` behind the last store")  # fmt: skip
+            for ring in sorted(t.consumes & self.rings):
+                fills = max(x.cursor.get((ring, "producer"), 0) for x in strands)
+                uses = t.cursor.get((ring, "consumer"), 0)
+                if uses != fills:
+                    raise Fault("TL404", t.places.get(ring, Span()), f"{ring} was filled {fills} time(s), but {who} released it {uses} time(s)",
+                                f"pair each fill with one `Wait {ring}.full` and one `Release {ring}`")  # fmt: skip
+
+    def persistent_tiles(self, _: dict[str, int]) -> Iterator[dict[str, int]]:
         """Give the points of the grid that a persistent block visits; here one block visits all, in the grid's order."""
         ints = {**self.sizes, **self.checked.fixed}
-        points: list[dict[str, int]] = [{}]
-        for d in reversed(self.checked.grid.dims):  # the first index varies fastest
-            values = list(range(integer(d.start, ints), integer(d.stop, ints)))
-            points = [{**p, d.name: v} for p in points for v in (reversed(values) if d.down else values)]
-        return points
+        dims = self.checked.grid.dims[::-1]  # the first index varies fastest
+        ranges = [range(integer(d.start, ints), integer(d.stop, ints)) for d in dims]
+        for point in product(*[r[::-1] if d.down else r for d, r in zip(dims, ranges, strict=True)]):
+            self.spend()
+            yield {d.name: v for d, v in zip(dims, point, strict=True)}
 
     def _instances(self, role: s.Role, main: Strand) -> list[Strand]:
         span = role.range
@@ -229,12 +281,14 @@ class Machine:
             if span
             else range(1)
         )
+        waits = [n for n in _inside(role.body) if isinstance(n, s.Release) or (isinstance(n, s.Wait) and n.kind == "full")]
+        rings = frozenset(n.ring for n in waits if n.ring is not None)
         strands = []
         for n in numbers:
             ints = {**main.ints, **({role.var: n} if role.var else {})}
             registers = {k: Register(v.data, dict(v.origin), dict(v.ends)) for k, v in main.registers.items()}
-            strands.append(Strand(self, main.block, ints, registers, instance=n, name=role.name))
-        rings = {n.ring for n in _inside(role.body) if isinstance(n, s.Release)}
+            strand = Strand(self, main.block, ints, registers, consumes=rings, instance=n, name=role.name)
+            strands.append(strand)
         for ring in rings:
             main.block.consumers[ring] = main.block.consumers.get(ring, 0) + len(strands)
         if any(isinstance(n, s.PassTurn) for n in _inside(role.body)):
@@ -283,6 +337,7 @@ def execute(body: tuple[s.Statement, ...], strand: Strand) -> Generator[Span | N
     from qimeng_attention.tl.statements import TABLE
 
     for n in body:
+        strand.machine.spend()
         result = TABLE[type(n)].run(n, strand)
         if result is not None:
             yield from result

@@ -53,6 +53,7 @@ class Scope:
     depth: int = 0  # of the blocks around the statement
     macros: list[str] = field(default_factory=list)  # operators that the program or the library defines
     rings: set[str] = field(default_factory=set)
+    undeclared: set[tuple[str, str]] = field(default_factory=set)  # what TL101 has been reported for
     trace: list[dict[str, dict[str, Origin]]] | None = None  # origins before each statement, if asked for
 
     # -------------------------------------------------------------- findings
@@ -69,9 +70,17 @@ class Scope:
     def unknown(self, name: str, span: Span, candidates: list[str] | None = None, what: str = "name") -> None:
         """Report TL101 with the nearest known name."""
         candidates = [c for c in (self.known_names() if candidates is None else candidates) if c != name]
-        near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+        if not near and (what, name) in self.undeclared:
+            return  # one declaration mends them all
+        self.undeclared.add((what, name))
         hint = f"did you mean '{near[0]}'?" if near else f"declare '{name}' before this line"
         self.report("TL101", span, f"unknown {what} '{name}'", hint)
+
+    def require(self, capability: str, span: Span, what: str, hint: str) -> None:
+        """Report TL504 where the target lacks what a statement needs; it is never emulated silently."""
+        if self.target is not None and capability not in self.target.capabilities:
+            self.report("TL504", span, f"{self.target.name} has no {capability}, which {what} needs", hint)
 
     # -------------------------------------------------------------- numbers known at compile time
     def constant(self, e: s.Expr) -> int | None:
@@ -84,16 +93,16 @@ class Scope:
             return None
 
     def extent(self, e: s.Expr, span: Span, what: str, most: int = LARGEST) -> int:
-        """Give a number between 1 and `most` that is known at compile time, or report TL103 and give 1."""
+        """Give a number between 1 and `most` that is known at compile time, or report TL103 and give 0."""
         place = _at(e, span)
         if self.type_of(e, span).kind == UNKNOWN.kind:
-            return 1
+            return 0
         value = self.constant(e)
         if value is None or not 1 <= value <= most:
             found = f"found {_text(e)}, which is not known at compile time" if value is None else f"found {value}"
             self.report("TL103", place, f"{what} must be a number from 1 to {most:,} known at compile time, {found}",
                         "use numbers, and names that Tile or Size gives a value")  # fmt: skip
-            return 1
+            return 0
         return value
 
     def uniform_integer(self, e: s.Expr, span: Span, what: str) -> None:
@@ -283,7 +292,7 @@ class Scope:
         for t in sorted(types, key=lambda t: -len(t.axes)):
             for a in t.axes:
                 known = order.setdefault(a.name, a)
-                if known.size != a.size:
+                if 0 not in (known.size, a.size) and known.size != a.size:
                     self.report("TL106", span, f"axis {a.name} has {known.size} elements in one operand " f"and {a.size} in " "another",
                                 "give both tiles the same extent along it")  # fmt: skip
         if len(order) > 2:

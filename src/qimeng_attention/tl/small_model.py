@@ -7,7 +7,8 @@ conditions of another kind; the judge runs those at full size.
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
+from math import prod
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
@@ -27,14 +28,22 @@ def small_sizes(checked: Checked, limit: int = 24) -> list[dict[str, int]]:
         name: sorted({0, 1, tiles[name] - 1, tiles[name] + 1, 2 * tiles[name] + 1}) for name in sequence
     }
     rest = {name: 1 for name in checked.sizes if name not in tiles}
-    combinations = [
-        dict(zip(sequence, values, strict=True))
-        for values in itertools.product(*[around[n] for n in sequence])
-    ]
-    if len(combinations) > limit:  # keep the corners and an even spread of the others
-        step = len(combinations) / limit
-        combinations = [combinations[int(n * step)] for n in range(limit - 1)] + [combinations[-1]]
-    return [{**rest, **c} for c in combinations]
+    numbers: Sequence[int]
+    total = prod(len(values) for values in around.values())
+    if total <= limit:
+        numbers = range(total)
+    else:  # keep the corners and an even spread of the others
+        numbers = [*(n * total // limit for n in range(limit - 1)), total - 1]
+    return [{**rest, **_combination(n, around)} for n in numbers]
+
+
+def _combination(number: int, around: dict[str, list[int]]) -> dict[str, int]:
+    """Give the combination of a number: the last size varies fastest."""
+    chosen = {}
+    for name, values in reversed(around.items()):
+        number, digit = divmod(number, len(values))
+        chosen[name] = values[digit]
+    return {name: chosen[name] for name in around}
 
 
 def _tile_of_size(checked: Checked) -> dict[str, int]:

@@ -19,6 +19,16 @@ class Axis:
     size: int
 
 
+def same_axes(a: tuple[Axis, ...], b: tuple[Axis, ...]) -> bool:
+    """Tell whether axes agree in name and size; an extent of 0 is one that a finding speaks of already."""
+    return [x.name for x in a] == [x.name for x in b] and same_sizes(a, b)
+
+
+def same_sizes(a: tuple[Axis, ...], b: tuple[Axis, ...]) -> bool:
+    """Tell whether axes of one number agree in size."""
+    return len(a) == len(b) and all(0 in (x.size, y.size) or x.size == y.size for x, y in zip(a, b, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class TileType:
     """A tile in shared memory or registers; a register tile has the role of an MMA fragment (C until Reshape)."""

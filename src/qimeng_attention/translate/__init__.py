@@ -20,6 +20,9 @@ from qimeng_attention.tl.types import Checked
 from qimeng_attention.translate import sm80
 from qimeng_attention.translate.abi import launch_facts
 
+# How a source says what its launch needs, so that an edited one can be built again.
+LAUNCH_LINE = r"// launch: (\d+) threads, (\d+) bytes of shared memory, for (\w+)"
+
 
 @dataclass(frozen=True)
 class Translation:
@@ -67,4 +70,4 @@ def refuse(span: Span, message: str, hint: str, text: str) -> DiagnosticError:
     return DiagnosticError([Diagnostic("TL701", message, hint, span)], source=text, file="scheduled.tl")
 
 
-__all__ = ["Translation", "translate"]
+__all__ = ["LAUNCH_LINE", "Translation", "translate"]

@@ -10,7 +10,7 @@ from qimeng_attention.tl.numerics import BYTES, FLOAT_TYPES, round_to
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.rule import Rule
-from qimeng_attention.tl.types import Axis, TensorType, TileType
+from qimeng_attention.tl.types import Axis, TensorType, TileType, same_axes
 
 MOST_STAGES = 16  # more never fit into shared memory
 SWIZZLES = (32, 64, 128)  # bytes of a row over which 16-byte pieces are exchanged
@@ -91,7 +91,9 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
     tile = TileType(
         n.name, n.space, dtype, axes, "MMA_C", stages, n.swizzle, n.view, n.over, n.init, n.contiguous
     )
-    if known is not None and (known.space, known.axes, known.dtype) != (tile.space, tile.axes, tile.dtype):
+    if known is not None and (
+        (known.space, known.dtype) != (tile.space, tile.dtype) or not same_axes(known.axes, tile.axes)
+    ):
         scope.report(
             "TL102",
             n.span,
@@ -124,7 +126,7 @@ def _check_init(n: s.Allocate, dtype: str, scope: Scope) -> None:
 
 def _check_view(n: s.Allocate, tile: TileType, whole: TileType, scope: Scope) -> None:
     fits = len(tile.axes) == len(whole.axes) and all(
-        a.size <= b.size for a, b in zip(tile.axes, whole.axes, strict=True)
+        a.size <= b.size or not b.size for a, b in zip(tile.axes, whole.axes, strict=True)
     )
     if not fits or tile.dtype != whole.dtype:
         scope.report("TL106", n.span, f"{n.name} {tile.describe()} is no part of {n.view} {whole.describe()}",
@@ -137,6 +139,7 @@ def _run(n: s.Allocate, t: Strand) -> None:
     if n.space != "register":
         return
     kind = t.machine.checked.tiles[n.name]
+    t.check_free(n.name, n.span)
     if not t.machine.numeric:
         t.registers[n.name] = Register(None)
         return

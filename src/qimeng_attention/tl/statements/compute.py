@@ -14,7 +14,7 @@ from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.gemm import unmasked
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.traverse import expressions, names_in
-from qimeng_attention.tl.types import TileType
+from qimeng_attention.tl.types import TileType, same_sizes
 
 
 def _check(n: s.Compute, scope: Scope) -> None:
@@ -29,12 +29,16 @@ def _check(n: s.Compute, scope: Scope) -> None:
     if known is None and n.new:
         scope.unknown(n.out, n.span, list(scope.tiles), "tile")
     if known is None:
-        if not kind.axes:
+        scope.claim(n.out, n.span)
+        if not kind.axes and kind.kind != "any":
             scope.report("TL106", n.span, f"{n.out} would be a single number, Compute makes tiles",
                          "use Let for an integer of the block, or allocate the tile first")  # fmt: skip
-            return
-        scope.tiles[n.out] = TileType(n.out, "register", "f32", kind.axes)
-    elif known.space != "register":
+        if kind.axes:
+            scope.tiles[n.out] = TileType(n.out, "register", "f32", kind.axes)
+            scope.merge_origins(n.out, names)
+        scope.filled.add(n.out)
+        return
+    if known.space != "register":
         scope.report(
             "TL207",
             n.span,
@@ -49,7 +53,7 @@ def _check(n: s.Compute, scope: Scope) -> None:
             f"the value has the axes ({found}), but {n.out} is {known.describe()}",
             "reduce the value over the axis that the tile lacks, or write to another tile",
         )
-    elif any(a not in known.axes for a in kind.axes):
+    elif not same_sizes(kind.axes, tuple(a for x in kind.axes for a in known.axes if a.name == x.name)):
         scope.report(
             "TL106",
             n.span,
@@ -95,9 +99,6 @@ def _check_reductions(n: s.Compute, t: Strand) -> None:
 
 def _check_apply(n: s.Apply, scope: Scope) -> None:
     """Macros are written out before the checker walks: what is left has no definition."""
-    from qimeng_attention.tl.macros import library
-
-    known = [*library(), *WORD_OPERATORS]
     if n.operator == "Softmax":
         scope.report(
             "TL109",
@@ -107,12 +108,12 @@ def _check_apply(n: s.Apply, scope: Scope) -> None:
             "running maximum and sum",
         )
         return
-    near = difflib.get_close_matches(n.operator, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(n.operator, scope.macros, n=1, cutoff=0.4)
     scope.report(
         "TL109",
         n.span,
         f"unknown operator '{n.operator}'",
-        f"did you mean '{near[0]}'?" if near else f"define it with Define, or use one of {', '.join(known)}",
+        f"did you mean '{near[0]}'?" if near else f"define it with Define, or use one of {', '.join(scope.macros)}",
     )
 
 

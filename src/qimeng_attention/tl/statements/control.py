@@ -99,6 +99,7 @@ def _check_role(n: s.Role, scope: Scope) -> None:
             scope.report("TL103", n.span, f"role {n.name} must have 1 to {MOST_INSTANCES} instances known at compile time, "
                          f"found {shown}", "write numbers, as `w = 0 : 2`")  # fmt: skip
     if n.registers is not None:
+        scope.require("setmaxnreg", n.span, "a role with registers of its own", "leave `registers` out")
         count = scope.extent(n.registers, n.span, f"the registers of role {n.name}")
         if count % 8 or not 24 <= count <= 240:
             scope.report("TL502", n.span, f"{count} registers a thread is no legal budget of a role",

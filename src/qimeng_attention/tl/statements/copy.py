@@ -12,7 +12,7 @@ from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.gemm import check_readable
 from qimeng_attention.tl.statements.rule import Rule
-from qimeng_attention.tl.types import Axis, Origin, TensorType, TileType
+from qimeng_attention.tl.types import Axis, Origin, TensorType, TileType, same_axes
 
 LEGAL = {("global", "shared"), ("global", "register"), ("shared", "register"), ("register", "shared"),
          ("register", "global"), ("shared", "global")}  # fmt: skip
@@ -23,35 +23,42 @@ LEGAL = {("global", "shared"), ("global", "register"), ("shared", "register"), (
 
 def _check(n: s.Copy, scope: Scope) -> None:
     if (n.source, n.target) not in LEGAL:
-        scope.report(
-            "TL207",
-            n.span,
-            f"no Copy goes from {n.source} to {n.target} memory",
-            "copy between different memories",
-        )
+        scope.report("TL207", n.span, f"no Copy goes from {n.source} to {n.target} memory, expected two different memories",
+                     "write `from global to shared`, or another pair")  # fmt: skip
         return
-    for e in [n.slot]:
-        if e is not None and scope.type_of(e, n.span).kind != "int":
-            scope.report("TL107", n.span, "a slot is an integer", "use integer arithmetic")
-    if n.asynchronous and (n.source, n.target) not in (("global", "shared"), ("shared", "global")):
-        scope.report(
-            "TL207", n.span, f"a Copy from {n.source} to {n.target} cannot be asynchronous", "remove `async`"
-        )
-    if n.asynchronous and scope.target is not None and "async copy" not in scope.target.capabilities:
-        scope.report(
-            "TL504",
-            n.span,
-            f"{scope.target.name} has no asynchronous copy",
-            "remove the choice `copies async`",
-        )
-    if n.signals is not None:
-        scope.rings.add(n.signals.split(".")[0])
+    if n.slot is not None:
+        scope.uniform_integer(n.slot, n.span, f"the slot of {n.name}")
+    if n.accumulate and n.target != "global":
+        scope.report("TL207", n.span, f"`accumulate` adds to global memory, this Copy goes to {n.target}",
+                     "remove it, or accumulate with Compute")  # fmt: skip
+    _check_asynchronous(n, scope)
     if n.source == "global":
         _check_load(n, scope)
     elif n.target == "global":
         _check_store(n, scope)
     else:
         _check_on_chip(n, scope)
+
+
+def _check_asynchronous(n: s.Copy, scope: Scope) -> None:
+    if not n.asynchronous:
+        return
+    if (n.source, n.target) not in (("global", "shared"), ("shared", "global")):
+        scope.report("TL207", n.span, f"a Copy from {n.source} to {n.target} cannot be asynchronous", "remove `async`")
+    if n.target == "global":
+        scope.require("tma", n.span, "an asynchronous store", "remove `async`")
+    needed = "async copy" if n.signals is None else "mbarrier"
+    if scope.target is not None and needed not in scope.target.capabilities:
+        what = "asynchronous copy" if n.signals is None else "barrier that a copy signals (mbarrier)"
+        way = "remove `async`, or the choice `copies async`" if n.signals is None else "use `Wait copies pending ...`"
+        scope.report("TL504", n.span, f"{scope.target.name} has no {what}", way)
+    if n.signals is not None:
+        ring, end = n.signals.split(".")
+        scope.rings.add(ring)
+        base = scope.tiles[copy_target(n)].view if copy_target(n) in scope.tiles else None
+        if (ring, end) != (base or copy_target(n), "full"):
+            scope.report("TL207", n.span, f"a Copy into {copy_target(n)} signals {copy_target(n)}.full, found {n.signals}",
+                         f"write `async signals {base or copy_target(n)}.full`")  # fmt: skip
 
 
 def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | None:
@@ -72,25 +79,28 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
         return None
     for p, dim in zip(found, tensor.dims, strict=True):
         for e in (p.start, p.stop):
-            if e is not None and scope.type_of(e, n.span).kind != "int":
-                scope.report(
-                    "TL107",
-                    n.span,
-                    f"the coordinate {expression(e)} is no integer",
-                    "use `//` for integer division",
-                )
-        if p.at is not None:
-            scope.type_of(p.at, n.span, {p.axis: p.size})
+            if e is not None:
+                scope.uniform_integer(e, n.span, f"the coordinate {p.axis or expression(e)} of {n.name}")
+        if p.at is not None and scope.type_of(p.at, n.span, {p.axis: p.size}).kind not in ("int", "any"):
+            scope.report("TL107", n.span, f"the place behind `at` must be an integer, found {expression(p.at)}",
+                         "use sizes, indices and elements of integer tensors")  # fmt: skip
         whole = scope.constant(dim)
-        if p.kind == "whole" and whole is not None and whole != p.size:
-            scope.report(
-                "TL106",
-                n.span,
-                f"{tensor.name} has {whole} elements along {p.axis}, the Copy takes {p.size}",
-                "take the whole axis, or name it in the coordinate; a tile lies as its tensor "
-                "does: `.T` is symbolic",
-            )
+        if p.kind == "whole" and whole is not None and p.size and whole != p.size:
+            scope.report("TL106", n.span, f"{tensor.name} has {whole} elements along {p.axis}, the Copy takes {p.size}",
+                         "take the whole axis, or name it in the coordinate; a tile lies as its tensor does: `.T` is symbolic")  # fmt: skip
     return found
+
+
+def _check_shape(n: s.Copy, axes: tuple[Axis, ...], scope: Scope) -> bool:
+    """Report a tile that is neither a vector nor a matrix."""
+    if not 1 <= len(axes) <= 2:
+        scope.report("TL106", n.span, f"this Copy moves a tile with {len(axes)} axes, expected one or two",
+                     "give the other dimensions a single index, as `[batch, q = block * BM, head]`")  # fmt: skip
+    elif len({a.name for a in axes}) != len(axes):
+        scope.report("TL105", n.span, f"both axes of this tile are named {axes[0].name}", "name them apart")
+    else:
+        return True
+    return False
 
 
 def _axes(found: list[Place]) -> tuple[Axis, ...]:
@@ -108,10 +118,13 @@ def _check_load(n: s.Copy, scope: Scope) -> None:
     if found is None:
         return
     name, axes = copy_target(n), _axes(found)
+    if not _check_shape(n, axes, scope):
+        return
     tile = scope.tiles.get(name)
     if tile is None:
+        scope.claim(name, n.span)
         tile = scope.tiles[name] = TileType(name, n.target, tensor.dtype, axes)
-    elif tile.axes != axes or tile.space != n.target:
+    elif not same_axes(tile.axes, axes) or tile.space != n.target:
         code = "TL105" if tile.axis_names != tuple(a.name for a in axes) else "TL106"
         shape = f"({', '.join(f'{a.size} {a.name}' for a in axes)})"
         scope.report(code, n.span, f"this Copy brings {shape} to {n.target}, but {name} is " f"{tile.describe()} in " f"{tile.space} " "memory",
@@ -130,12 +143,12 @@ def _check_load(n: s.Copy, scope: Scope) -> None:
 def _check_source(n: s.Copy, scope: Scope) -> TileType | None:
     tile = scope.tiles.get(n.name)
     if tile is None or tile.space != n.source:
-        scope.unknown(
-            n.name,
-            n.span,
-            [t.name for t in scope.tiles.values() if t.space == n.source],
-            f"tile in {n.source} memory",
-        )
+        held = [t.name for t in scope.tiles.values() if t.space == n.source]
+        if tile is None:
+            scope.unknown(n.name, n.span, held, f"tile in {n.source} memory")
+        else:
+            scope.report("TL207", n.span, f"tile {n.name} lies in {tile.space} memory, this Copy reads {n.source}",
+                         f"write `from {tile.space}`")  # fmt: skip
         return None
     if n.name not in scope.filled:
         scope.report(
@@ -150,7 +163,11 @@ def _check_source(n: s.Copy, scope: Scope) -> TileType | None:
 def _check_store(n: s.Copy, scope: Scope) -> None:
     tile, tensor = _check_source(n, scope), scope.tensors.get(copy_tensor(n))
     if tensor is None:
-        scope.unknown(copy_tensor(n), n.span, list(scope.tensors), "tensor")
+        if n.to_name is None:
+            scope.report("TL101", n.span, f"{n.name} names no tensor to store to", "name it behind `to global`, as "
+                         f"`to global {next(iter(scope.tensors), 'Out')}`")  # fmt: skip
+        else:
+            scope.unknown(n.to_name, n.span, list(scope.tensors), "tensor")
         return
     if tensor.name not in scope.written:
         scope.written.append(tensor.name)
@@ -158,7 +175,7 @@ def _check_store(n: s.Copy, scope: Scope) -> None:
     if tile is None or found is None:
         return
     axes = _axes(found)
-    if axes != tile.axes:
+    if not same_axes(axes, tile.axes):
         code = "TL105" if {a.name for a in axes} != set(tile.axis_names) else "TL106"
         shape = f"({', '.join(f'{a.size} {a.name}' for a in axes)})"
         scope.report(
@@ -225,8 +242,9 @@ def _check_on_chip(n: s.Copy, scope: Scope) -> None:
             )
             return
         role = "MMA_A" if BYTES[source.dtype] == 2 else "MMA_C"  # a 16-bit tile in registers is an operand
+        scope.claim(name, n.span)
         target = scope.tiles[name] = TileType(name, n.target, source.dtype, source.axes, role)
-    elif target.axes != source.axes or target.space != n.target:
+    elif not same_axes(target.axes, source.axes) or target.space != n.target:
         scope.report("TL106", n.span, f"{n.name} is {source.describe()}, but {name} is " f"{target.describe()} in " f"{target.space} " "memory",
                      "give both the same shape")  # fmt: skip
     elif n.source == "shared" and source.dtype != target.dtype:
@@ -248,6 +266,7 @@ def _check_on_chip(n: s.Copy, scope: Scope) -> None:
 def resolve(n: s.Copy, tensor: TensorType, t: Strand) -> tuple[list[Array], list[Place], dict[str, int]]:
     """Give for each dimension the memory indices touched (-1 where none), and each axis's first logical index."""
     extents = [t.integer(d.size, n.span) for d in n.dims]
+    t.machine.spend(sum(extents))
     found = places(n, extents, tensor.axis_names)
     shape = t.machine.tensors[tensor.name].shape
     indices, origin = [], {}
@@ -334,16 +353,17 @@ def begin_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
                 "wait for that copy first",
             )
         if victim.reading:
-            raise Fault(
-                "TL404",
-                n.span,
-                f"{name} is refilled while an asynchronous GEMM still reads it",
-                "put `Wait gemm pending ...` before the release",
-            )
+            raise Fault("TL404", n.span, f"{name} is refilled while an asynchronous GEMM or store still reads it",
+                        "put `Wait gemm pending ...`, or `Wait stores pending ...`, before it")  # fmt: skip
         if victim.read and n.signals is None and kind.name not in t.block.consumers:
             raise Fault("TL404", n.span, f"{name} is refilled while other warps may still read it",
                         "put `Barrier` between the last read and this line")  # fmt: skip
     ring = kind.view or name
+    if n.signals is not None:
+        use, stages = t.cursor.get((ring, "producer"), 0), len(t.block.shared[ring])
+        if use >= stages and t.emptied.get(ring, 0) <= use:  # the first fill of each stage finds it fresh
+            raise Fault("TL404", n.span, f"{name} is refilled without having waited for an empty slot",
+                        f"put `Wait {ring}.empty` before this line")  # fmt: skip
     if ring in t.block.consumers:
         needed = slot.fills * t.block.consumers[ring]
         if slot.releases < needed:
@@ -363,6 +383,8 @@ def begin_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
 
 def _finish_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
     slot.read = False
+    by_engine = n.signals is not None or not t.machine.concurrent
+    slot.writer, slot.fenced = None if by_engine else t, by_engine
     if not t.machine.concurrent:
         slot.state = "ready"
     elif not n.asynchronous:
@@ -389,7 +411,19 @@ def _stage(n: s.Copy, t: Strand) -> None:
     begin_fill(name, slot, n, t)
     slot.data = None if register.data is None else round_to(register.data, kind.dtype)
     slot.origin, slot.ends, slot.read = dict(register.origin), dict(register.ends), False
-    slot.state = "landed" if t.machine.concurrent else "ready"
+    if t.machine.concurrent:
+        slot.state, slot.writer, slot.fenced = "landed", t, False
+    else:
+        slot.state = "ready"
+
+
+def _issue_store(n: s.Copy, slot: Slot, t: Strand) -> None:
+    """An asynchronous store reads its stage until it is waited for."""
+    if not slot.fenced:
+        raise Fault("TL412", n.span, f"the copy engine may not see what the threads wrote to {n.name}",
+                    "put `Fence async` and `Barrier` between the write and this line")  # fmt: skip
+    slot.reading += 1
+    t.stores.append((n.name, slot, n.span))
 
 
 def _store(n: s.Copy, t: Strand) -> None:
@@ -398,6 +432,8 @@ def _store(n: s.Copy, t: Strand) -> None:
         slot = t.slot(n.name, n.slot, n.span)
         check_readable(slot, n.name, n.span, t)
         data = slot.data
+        if n.asynchronous:
+            _issue_store(n, slot, t)
     else:
         data = t.read_register(n.name, n.span).data
     indices, found, _ = resolve(n, tensor, t)

@@ -7,14 +7,15 @@ from dataclasses import replace
 import numpy as np
 
 from qimeng_attention.errors import Span
+from qimeng_attention.targets.atoms import mma_atoms
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.machine import Fault, Register, Slot, Strand
+from qimeng_attention.tl.machine import Fault, InFlight, Register, Slot, Strand
 from qimeng_attention.tl.numerics import BYTES, Array
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.traverse import add, statements
-from qimeng_attention.tl.types import Axis, Origin, TileType
+from qimeng_attention.tl.types import Axis, Origin, TileType, same_axes, same_sizes
 
 # ------------------------------------------------------------------ legality
 
@@ -47,24 +48,32 @@ def _operand(o: s.Operand, n: s.Gemm, scope: Scope, side: str) -> tuple[Axis, Ax
         return None
     if tile.space == "register":
         _check_register_operand(o, tile, scope, side)
-    if BYTES[tile.dtype] > 2 and not (tile.space == "register" and tile.role == "MMA_C"):
+    if (BYTES[tile.dtype] > 2 or tile.dtype == "u8") and not (tile.space == "register" and tile.role == "MMA_C"):
         scope.report(
             "TL104",
             span,
-            f"GEMM multiplies 16-bit types, {o.name} is {tile.dtype}",
+            f"GEMM multiplies 8- and 16-bit floating types, {o.name} is {tile.dtype}",
             "Reshape it `as` the other operand's type",
         )
+    needed = {"bf16": "bf16", "e4m3": "fp8", "e5m2": "fp8"}.get(tile.dtype)
+    if needed is not None:
+        scope.require(needed, span, f"a GEMM of {tile.dtype} tiles", "take fp16, or name a newer target")
     axes = tile.axes
     if o.rows is not None:
-        start, stop = scope.type_of(o.rows.start, span), scope.type_of(o.rows.stop, span)
+        for e in (o.rows.start, o.rows.stop):
+            scope.uniform_integer(e, span, f"a row of {o.name}")
         size = _extent(o.rows, scope)
-        if start.kind != "int" or stop.kind != "int" or size is None or not 1 <= size <= axes[0].size:
-            scope.report("TL106", span, f"the rows of {o.name} must be a stretch of fixed length within " f"{axes[0].size}",
+        if axes[0].size and (size is None or not 1 <= size <= axes[0].size):
+            scope.report("TL106", span, f"the rows of {o.name} must be a stretch of fixed length within {axes[0].size}, "
+                         f"found {expression(o.rows.start)} : {expression(o.rows.stop)}",
                          "write `[w * 64 : (w + 1) * 64]`")  # fmt: skip
-        axes = (Axis(axes[0].name, size or axes[0].size), axes[1])
-    for e in [o.slot, *[x for _, x in o.at]]:
-        if e is not None and scope.type_of(e, span).kind != "int":
-            scope.report("TL107", span, "slot and origin are integers", "use integer arithmetic")
+        axes = (Axis(axes[0].name, size or 0), axes[1])
+    if o.slot is not None:
+        scope.uniform_integer(o.slot, span, f"the slot of {o.name}")
+        if tile.space != "shared":
+            scope.report("TL207", span, f"{o.name} lies in registers, which have no slots", "remove `slot ...`")
+    for axis, e in o.at:
+        scope.uniform_integer(e, span, f"the origin of {o.name} along {axis}")
     return (axes[1], axes[0]) if o.transposed else (axes[0], axes[1])
 
 
@@ -93,6 +102,8 @@ def _check_register_operand(o: s.Operand, tile: TileType, scope: Scope, side: st
 
 
 def _check(n: s.Gemm, scope: Scope) -> None:
+    if n.asynchronous:
+        scope.require("wgmma", n.span, "an asynchronous GEMM", "remove `async`")
     a, b = _operand(n.a, n, scope, "A"), _operand(n.b, n, scope, "B")
     if a is None or b is None:
         if n.out in scope.tiles:
@@ -105,14 +116,37 @@ def _check(n: s.Gemm, scope: Scope) -> None:
     if a[1].name != b[0].name:
         _report_contraction(n, a, b, scope)
         return
-    if a[1].size != b[0].size:
+    if not same_sizes(a[1:], b[:1]):
         scope.report("TL106", n.span, f"GEMM sums over {a[1].name}, which has {a[1].size} elements in " f"{n.a.name} and " f"{b[0].size} " f"in {n.b.name}",
                      "give both tiles the same extent along it")  # fmt: skip
     if a[0].name == b[1].name:
         scope.report(
             "TL105", n.span, f"both axes of the result are named {a[0].name}", "name the operands' axes apart"
         )
+    _check_atom(n, ta.dtype, (a[0], b[1], a[1]), scope)
     _result(n, (a[0], b[1]), scope)
+
+
+def _check_atom(n: s.Gemm, dtype: str, axes: tuple[Axis, Axis, Axis], scope: Scope) -> None:
+    """Report a product that no MMA atom of the target computes: its type, or a shape that is no multiple."""
+    if scope.target is None or BYTES[dtype] > 2:
+        return
+    if n.asynchronous and "wgmma" not in scope.target.capabilities:
+        scope.report("TL504", n.span, f"{scope.target.name} has no asynchronous GEMM (wgmma)", "remove `async`")
+    kind = "fp8" if dtype in ("e4m3", "e5m2") else dtype
+    atoms = [a for a in mma_atoms(scope.target) if a.dtype == kind]
+    if not atoms:
+        known = ", ".join(dict.fromkeys(a.dtype for a in mma_atoms(scope.target)))
+        scope.report("TL503", n.span, f"{scope.target.name} has no MMA atom for operands in {dtype}, it has {known}",
+                     "allocate the operands in one of these types, or name another target")  # fmt: skip
+        return
+    for axis, what, step in zip(axes, ("rows", "columns", "summed elements"),
+                                (min(a.m for a in atoms), min(a.n for a in atoms), min(a.k for a in atoms)),
+                                strict=True):  # fmt: skip
+        if axis.size % step:
+            scope.report("TL503", n.span, f"the product has {axis.size} {what} along {axis.name}, "
+                         f"{atoms[0].name} takes multiples of {step}",
+                         f"take a tile of {-(-axis.size // step) * step} along {axis.name}: what lies past the end reads as 0")  # fmt: skip
 
 
 def _report_contraction(n: s.Gemm, a: tuple[Axis, Axis], b: tuple[Axis, Axis], scope: Scope) -> None:
@@ -147,11 +181,12 @@ def _result(n: s.Gemm, axes: tuple[Axis, Axis], scope: Scope) -> None:
     if out is None:
         if n.accumulate:
             scope.unknown(n.out, n.span, list(scope.tiles), "tile")
+        scope.claim(n.out, n.span)
         out = scope.tiles[n.out] = TileType(n.out, "register", "f32", axes)
     elif out.space != "register" or out.dtype != "f32" or out.role != "MMA_C":
         scope.report("TL207", n.span, f"GEMM writes an f32 accumulator in registers, {n.out} is " f"{out.describe()} in " f"{out.space} " "memory",
                      "allocate the result as f32 in register")  # fmt: skip
-    elif out.axes != axes:
+    elif not same_axes(out.axes, axes):
         found = f"({axes[0].size} {axes[0].name}, {axes[1].size} {axes[1].name})"
         code = "TL105" if out.axis_names != (axes[0].name, axes[1].name) else "TL106"
         scope.report(
@@ -212,6 +247,9 @@ def _fetch(
         data = data[: kind.axes[0].size, : kind.axes[1].size]
     if o.rows is not None:
         start, stop = t.integer(o.rows.start, span), t.integer(o.rows.stop, span)
+        if not 0 <= start < stop <= kind.axes[0].size:
+            raise Fault("TL408", span, f"{o.name} has {kind.axes[0].size} rows, this line reads {start} : {stop}",
+                        "keep the stretch within the tile")  # fmt: skip
         data = None if data is None else data[start:stop]
         first = kind.axes[0].name
         if first in origin:
@@ -223,6 +261,10 @@ def check_readable(slot: Slot, name: str, place: Span, t: Strand) -> None:
     """Raise a fault if a stage of shared memory may not be read here; note the read."""
     kind = t.machine.checked.tiles[name]
     ring = kind.view or name
+    waited = t.waited.get(ring, 0) > t.cursor.get((ring, "consumer"), 0)
+    if t.machine.concurrent and not waited and (slot.state == "in flight" or ring in t.machine.rings):
+        raise Fault("TL402", place, f"{name} is read while its copy may still be in flight",
+                    "put `Wait copies pending ...`, or `Wait ring.full`, before this line")  # fmt: skip
     if slot.state == "empty":
         raise Fault(
             "TL401",
@@ -230,14 +272,8 @@ def check_readable(slot: Slot, name: str, place: Span, t: Strand) -> None:
             f"{name} is read before anything fills this slot",
             "Copy it before, and count the slots alike",
         )
-    if (
-        t.machine.concurrent
-        and slot.state == "in flight"
-        and t.waited.get(ring, 0) <= t.cursor.get((ring, "consumer"), 0)
-    ):
-        raise Fault("TL402", place, f"{name} is read while its copy may still be in flight",
-                    "put `Wait copies pending ...`, or `Wait ring.full`, before this line")  # fmt: skip
-    if t.machine.concurrent and slot.state == "landed":
+    foreign = slot.writer is not None and slot.writer is not t and slot.writer.name != ""
+    if t.machine.concurrent and (slot.state == "landed" or foreign):
         raise Fault(
             "TL403",
             place,
@@ -257,6 +293,7 @@ def _run(n: s.Gemm, t: Strand) -> None:
     summed = ends_a.keys() - kept
     if slot_a is None and summed:
         unmasked(n.a.name, summed.pop(), "this GEMM sums over them", n.span, t)
+    _check_contraction(n, t, where_a, where_b)
     _note_contraction(n, t, where_a, where_b)
     result = None
     if a is not None and b is not None:
@@ -270,13 +307,24 @@ def _run(n: s.Gemm, t: Strand) -> None:
             result = before.data + result
         origin = before.origin or origin
     if n.asynchronous:
-        t.registers[n.out] = Register(result, origin, ends, pending=True)
         slots = [slot for slot in (slot_a, slot_b) if slot is not None]
-        for slot in slots:
-            slot.reading += 1
-        t.gemms.append((n.out, slots))
+        _issue(n, slots, t)
+        t.registers[n.out] = Register(result, origin, ends, pending=True)
     else:
         t.write_register(n.out, result, origin, n.span, ends)
+
+
+def _issue(n: s.Gemm, slots: list[Slot], t: Strand) -> None:
+    """Note what an asynchronous GEMM reads and writes until it is waited for."""
+    if any(n.out in g.operands for g in t.gemms):
+        t.check_free(n.out, n.span)
+    if not all(slot.fenced for slot in slots):
+        raise Fault("TL412", n.span, "the tensor cores may not see what the threads wrote to shared memory",
+                    "put `Fence async` and `Barrier` between the write and this line")  # fmt: skip
+    for slot in slots:
+        slot.reading += 1
+    held = tuple(o.name for o in (n.a, n.b) if t.machine.checked.tiles[o.name].space == "register")
+    t.gemms.append(InFlight(n.out, slots, held))
 
 
 def unmasked(name: str, axis: str, what: str, span: Span, t: Strand) -> None:
@@ -298,7 +346,17 @@ def _limit(axis: str, t: Strand) -> str:
 
 def _in_flight(name: str, t: Strand) -> bool:
     """Tell whether the tile's own earlier GEMM is in flight: accumulations into one tile follow in order."""
-    return any(out == name for out, _ in t.gemms)
+    return any(g.out == name for g in t.gemms)
+
+
+def _check_contraction(n: s.Gemm, t: Strand, where_a: dict[str, int], where_b: dict[str, int]) -> None:
+    """What is multiplied and summed must lie at the same place along the axis summed over."""
+    kind = t.machine.checked.tiles[n.a.name]
+    axis = kind.axes[0 if n.a.transposed else 1].name
+    a, b = where_a.get(axis), where_b.get(axis)
+    if a is not None and b is not None and a != b:
+        raise Fault("TL407", n.span, f"GEMM sums over {axis}, which begins at {a} in {n.a.name} and at {b} in {n.b.name}",
+                    "copy and use tiles of one place together: compare the coordinates, the slots and the order of the rings")  # fmt: skip
 
 
 def _note_contraction(n: s.Gemm, t: Strand, where_a: dict[str, int], where_b: dict[str, int]) -> None:

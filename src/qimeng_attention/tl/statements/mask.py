@@ -8,7 +8,8 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import align
 from qimeng_attention.tl.machine import Register, Strand
 from qimeng_attention.tl.numerics import Array
-from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.printer import expression
+from qimeng_attention.tl.scope import Scope, Type
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.traverse import names_in
 from qimeng_attention.tl.types import TileType
@@ -30,12 +31,23 @@ def _check(n: s.Mask, scope: Scope) -> None:
         )
     axes = scope.axes_of_tiles({n.tile} | names_in(n.condition))
     kind = scope.type_of(n.condition, n.span, axes)
-    if kind.kind != "bool":
-        scope.report(
-            "TL104", n.span, "Mask takes a condition, found a number", "write a comparison, as `k <= q`"
-        )
+    place = n.condition.span if n.condition.span.line else n.span
+    if kind.kind in ("int", "float"):
+        scope.report("TL104", place, f"Mask takes a condition, found the number {expression(n.condition)}",
+                     "write a comparison, as `k <= q`")  # fmt: skip
+    _check_axes(n, kind, tile, "the condition", scope)
     if n.fill is not None:
-        scope.type_of(n.fill, n.span, axes)
+        fill = scope.type_of(n.fill, n.span, axes)
+        if fill.kind == "bool":
+            scope.report("TL104", n.span, f"Mask fills with a number, found the condition {expression(n.fill)}",
+                         "write a number behind `else`")  # fmt: skip
+        _check_axes(n, fill, tile, "the value behind `else`", scope)
+
+
+def _check_axes(n: s.Mask, kind: Type, tile: TileType, what: str, scope: Scope) -> None:
+    if extra := [a.name for a in kind.axes if a.name not in tile.axis_names]:
+        scope.report("TL105", n.span, f"{what} has the axis {extra[0]}, but {n.tile} is {tile.describe()}",
+                     f"use only the axes {', '.join(tile.axis_names)}")  # fmt: skip
 
 
 def _run(n: s.Mask, t: Strand) -> None:
@@ -43,6 +55,7 @@ def _run(n: s.Mask, t: Strand) -> None:
     kind = t.machine.checked.tiles[n.tile]
     if register.data is None and (not register.ends or names_in(n.condition) & set(t.machine.checked.tiles)):
         return
+    t.machine.spend(kind.elements)
     environment = t.environment({n.tile} | names_in(n.condition) | names_in(n.fill), n.span)
     shape = tuple(a.size for a in kind.axes)
     keep = align(environment.evaluate(n.condition), kind.axis_names, shape)

@@ -18,13 +18,18 @@ def _check_wait(n: s.Wait, scope: Scope) -> None:
         if n.kind not in RING_ENDS:
             scope.unknown(n.kind, n.span, list(RING_ENDS), "end of a ring")
         _check_ring(n.ring, n, scope)
-    if n.count is not None and scope.type_of(n.count, n.span).kind != "int":
-        scope.report("TL107", n.span, "the count of a Wait is an integer", "use integer arithmetic")
+        scope.require("mbarrier", n.span, "a ring", "use Commit, `Wait copies pending ...` and Barrier")
+    if n.count is not None:
+        scope.uniform_integer(n.count, n.span, "the count of a Wait")
+        if (scope.constant(n.count) or 0) < 0:
+            scope.report("TL103", n.span, f"a Wait leaves {scope.constant(n.count)} in flight, expected 0 or more",
+                         "write `pending 0` to wait for all")  # fmt: skip
 
 
 def _check_ring(ring: str, n: s.Statement, scope: Scope) -> None:
-    if ring not in scope.tiles or scope.tiles[ring].space != "shared":
-        scope.unknown(ring, n.span, [t.name for t in scope.tiles.values() if t.space == "shared"], "ring")
+    rings = [t.name for t in scope.tiles.values() if t.space == "shared" and t.view is None]
+    if ring not in rings:
+        scope.unknown(ring, n.span, rings, "ring")
 
 
 def _run_wait(n: s.Wait, t: Strand) -> Generator[Span | None, None, None] | None:
@@ -39,6 +44,8 @@ def _run_wait(n: s.Wait, t: Strand) -> Generator[Span | None, None, None] | None
         _wait_gemm(count, t)
     elif n.kind == "copies":
         _wait_copies(count, t)
+    else:
+        _wait_stores(count, t)
     return None
 
 
@@ -47,6 +54,10 @@ def _wait_full(n: s.Wait, t: Strand) -> Generator[Span | None, None, None]:
     slots = t.block.shared[n.ring]
     use = t.cursor.get((n.ring, "consumer"), 0)
     slot = slots[use % len(slots)]
+    if t.waited.get(n.ring, 0) > use:
+        raise Fault("TL404", n.span, f"{n.ring}.full is waited for again before this role released {n.ring}",
+                    f"pair each `Wait {n.ring}.full` with one `Release {n.ring}`")  # fmt: skip
+    t.places[n.ring] = n.span
     while slot.fills <= use // len(slots):
         yield n.span
     t.waited[n.ring] = use + 1
@@ -59,6 +70,7 @@ def _wait_empty(n: s.Wait, t: Strand) -> Generator[Span | None, None, None]:
     slot = slots[use % len(slots)]
     while slot.releases < (use // len(slots)) * t.block.consumers.get(n.ring, 1):
         yield n.span
+    t.emptied[n.ring] = use + 1
 
 
 def _wait_turn(n: s.Wait, t: Strand) -> Generator[Span | None, None, None]:
@@ -69,11 +81,11 @@ def _wait_turn(n: s.Wait, t: Strand) -> Generator[Span | None, None, None]:
 
 def _wait_gemm(pending: int, t: Strand) -> None:
     while len(t.gemms) > pending:
-        name, slots = t.gemms.pop(0)
-        for slot in slots:
+        done = t.gemms.pop(0)
+        for slot in done.slots:
             slot.reading -= 1
-        if not any(out == name for out, _ in t.gemms):
-            t.registers[name].pending = False
+        if not any(g.out == done.out for g in t.gemms):
+            t.registers[done.out].pending = False
 
 
 def _wait_copies(pending: int, t: Strand) -> None:
@@ -85,6 +97,14 @@ def _wait_copies(pending: int, t: Strand) -> None:
                 slot.state = "landed"
 
 
+def _wait_stores(pending: int, t: Strand) -> None:
+    """Only the thread that issued the stores knows now: the role's other warps learn it at its next Barrier."""
+    while len(t.stores) > pending:
+        _, slot, _ = t.stores.pop(0)
+        slot.reading -= 1
+        slot.read = True
+
+
 def _check_release(n: s.Release, scope: Scope) -> None:
     _check_ring(n.ring, n, scope)
 
@@ -93,7 +113,7 @@ def _run_release(n: s.Release, t: Strand) -> None:
     slots = t.block.shared[n.ring]
     use = t.cursor.get((n.ring, "consumer"), 0)
     slot = slots[use % len(slots)]
-    if any(slot in held for _, held in t.gemms):
+    if any(slot in g.slots for g in t.gemms):
         raise Fault("TL404", n.span, f"{n.ring} is released while this role's asynchronous GEMM may " "still read it",
                     "put `Wait gemm pending ...` before this line")  # fmt: skip
     if t.waited.get(n.ring, 0) <= use:
@@ -108,6 +128,9 @@ def _run_release(n: s.Release, t: Strand) -> None:
 
 
 def _run_pass(n: s.PassTurn, t: Strand) -> None:
+    if t.block.turn != t.instance:
+        raise Fault("TL411", n.span, f"{t.name} {t.instance} passes on a turn that it does not have",
+                    "put `Wait turn ...` before this line")  # fmt: skip
     t.block.turn = (t.block.turn + 1) % t.block.turns
 
 
@@ -116,10 +139,11 @@ def _run_commit(n: s.Commit, t: Strand) -> None:
 
 
 def _run_barrier(n: s.Barrier, t: Strand) -> None:
-    if t.block.strands > 1:
-        raise Fault("TL701", n.span, "Barrier inside a role is not supported yet", "use rings between roles")
+    """The warps of the block meet, or those of one instance of a role, who then see each other's writes."""
     for slots in t.block.shared.values():
         for slot in slots:
+            if t.block.strands > 1 and slot.writer is not t:
+                continue
             slot.read = False
             if slot.state == "landed":
                 slot.state = "ready"
@@ -130,12 +154,19 @@ def _check_fence(n: s.Fence, scope: Scope) -> None:
         scope.unknown(n.kind, n.span, ["async"], "fence")
 
 
+def _run_fence(n: s.Fence, t: Strand) -> None:
+    """Each thread fences its own writes: a fence behind the barrier would leave out those of the other warps."""
+    for slots in t.block.shared.values():
+        for slot in slots:
+            if slot.state == "landed" and (t.block.strands == 1 or slot.writer is t):
+                slot.fenced = True
+
+
 def _no_check(n: s.Statement, scope: Scope) -> None:
     return None
 
 
-def _no_run(n: s.Statement, t: Strand) -> None:
-    return None
+
 
 
 RULES = {
@@ -147,8 +178,8 @@ RULES = {
     s.PassTurn: Rule("Pass", "Pass", "Pass turn", "Lets the next instance of the role issue its GEMMs.", _no_check, _run_pass, "scheduled"),
     s.Commit: Rule("Commit", "Commit", "Commit", "Closes a group of asynchronous copies; an empty group " "counts too.",
                    _no_check, _run_commit, "scheduled"),
-    s.Barrier: Rule("Barrier", "Barrier", "Barrier", "All threads of the block meet, and see each " "other's writes to " "shared memory.",
+    s.Barrier: Rule("Barrier", "Barrier", "Barrier", "The threads of the block, or of one instance of a role, meet and see each other's writes to shared memory.",
                     _no_check, _run_barrier, "scheduled"),
-    s.Fence: Rule("Fence", "Fence", "Fence async", "Shows writes to shared memory to the copy engine and " "the tensor cores.",
-                  _check_fence, _no_run, "scheduled"),
+    s.Fence: Rule("Fence", "Fence", "Fence async", "Shows each thread's writes to shared memory to the copy engine and the tensor cores; the Barrier stands behind it.",
+                  _check_fence, _run_fence, "scheduled"),
 }  # fmt: skip

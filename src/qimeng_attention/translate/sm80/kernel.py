@@ -19,6 +19,7 @@ def emit(low: Lowering, digest: str) -> None:
     """Emit the whole kernel."""
     checked, out = low.checked, low.out
     out.line(f"// {checked.kernel.name}: made from TL {digest} for {low.target.name} ({low.target.arch}).")
+    out.line(f"// launch: {low.threads} threads, {low.shared_bytes} bytes of shared memory, for {low.target.name}")
     for comment in checked.kernel.above:
         out.line(f"// {comment}")
     out.line('#include "memory.cuh"')

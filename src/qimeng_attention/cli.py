@@ -1,0 +1,414 @@
+"""The command `qimeng`: one thin command a stage.
+
+Exit codes: 0 done; 1 a gate refused (diagnostics, or a verdict of rejected); 2 a request that makes no sense; 3 something
+this machine lacks, or the tool chain refused. With --json one JSON value goes to stdout, errors too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qimeng_attention import __version__, terminal
+from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+                  help="From the description of an attention operator to a verified FlashAttention-class CUDA kernel.",
+                  epilog="Exit codes: 0 done, 1 refused by a gate, 2 a request that makes no sense, 3 this machine lacks something.")  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout.")]
+TargetName = Annotated[str, typer.Option("--target", "-t", help="A GPU's name (see `qimeng targets`), or auto for the one present.")]
+Arch = Annotated[str | None, typer.Option("--arch", help="Build for another architecture, as sm_90 to run an A100 program on an H200.")]
+Tl = Annotated[Path, typer.Argument(help="A TL file.", show_default=False)]
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn every error a user can meet into a line and an exit code; no traceback reaches a user."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            command(*args, **kwargs)
+        except QimengError as error:
+            terminal.print_error(error, as_json)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except (OSError, MemoryError) as error:
+            terminal.print_error(EnvironmentMissing(f"{type(error).__name__}: {error}", hint="check the path, its rights and the space left"), as_json)
+            raise typer.Exit(3) from None
+
+    return run
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read {path}: {type(error).__name__}", hint="name a text file", field="file", value=str(path)) from None
+
+
+def _version(value: bool) -> None:
+    if value:
+        terminal.out.print(f"qimeng-attention {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """From the description of an attention operator to a verified FlashAttention-class CUDA kernel."""
+
+
+# ------------------------------------------------------------------ generate
+
+
+def _spec(path: Path | None, flags: dict[str, Any]) -> Any:
+    from qimeng_attention.spec import AttentionSpec
+
+    given = {k: v for k, v in flags.items() if v is not None}
+    if path is None:
+        return AttentionSpec.make(**given)
+    spec = AttentionSpec.load(path)
+    return AttentionSpec.make(**{**spec.model_dump(), **given}) if given else spec
+
+
+@app.command(epilog="Example: qimeng generate --Hq 32 --Hk 8 --mask causal --target A100 --out gqa")
+@_guarded
+def generate(
+    source: Annotated[Path | None, typer.Argument(help="A spec (YAML or JSON), or a TL file to begin with.", show_default=False)] = None,
+    hq: Annotated[int | None, typer.Option("--Hq", help="Query heads.")] = None,
+    hk: Annotated[int | None, typer.Option("--Hk", help="Key and value heads.")] = None,
+    dqk: Annotated[int | None, typer.Option("--Dqk", help="Head dim of queries and keys.")] = None,
+    dv: Annotated[int | None, typer.Option("--Dv", help="Head dim of values.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None,
+    mask: Annotated[str | None, typer.Option(help="full, causal, window:LEFT, or a condition such as 'kv_idx <= q_idx'.")] = None,
+    score: Annotated[str | None, typer.Option(help="An expression of the scaled score, b, h, q_idx, kv_idx.")] = None,
+    softcap: Annotated[float | None, typer.Option(help="cap * tanh(score / cap).")] = None,
+    scale: Annotated[float | None, typer.Option(help="The default scale; 1 / sqrt(Dqk) if none.")] = None,
+    spec_file: Annotated[Path | None, typer.Option("--spec", help="What a given TL file should compute, for the judge.")] = None,
+    target: TargetName = "auto",
+    arch: Arch = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The bundle's folder.")] = None,
+    emit: Annotated[str, typer.Option(help="Stop after: sketch, code, scheduled, cute, cubin, verdict or bundle.")] = "bundle",
+    judge: Annotated[bool, typer.Option(help="Judge the program before it is built into a bundle.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a verified kernel: every stage, from a description to a bundle."""
+    from qimeng_attention.workflow import run
+
+    flags = {"Hq": hq, "Hk": hk, "Dqk": dqk, "Dv": dv, "dtype": dtype, "mask": mask, "score": score, "softcap": softcap, "scale": scale}
+    from_tl = source is not None and source.suffix == ".tl"
+    code = _read(source) if from_tl and source is not None else None
+    spec = None if from_tl and spec_file is None and not any(flags.values()) else _spec(spec_file if from_tl else source, flags)
+    verbose = not quiet and not as_json
+    if verbose and spec is not None:
+        terminal.heading("what is asked for")
+        terminal.listing("\n".join(f"  {line}" for line in spec.describe()))
+    with terminal.progress_bar("judging", verbose) as progress:
+        outcome = run(spec, target=target, arch=arch, out=out, judge=judge, overwrite=force, until=emit, code=code,
+                      report=_report if verbose else None, progress=progress)  # fmt: skip
+    for line in outcome.notes:
+        terminal.note(line)
+    _finish_generate(outcome, emit, as_json, quiet)
+
+
+def _finish_generate(outcome: Any, emit: str, as_json: bool, quiet: bool) -> None:
+    results = outcome.results
+    verdict = results.verdict
+    if as_json:
+        terminal.print_json(_outcome_json(outcome))
+    elif emit != "bundle" and quiet:
+        terminal.listing(_stage_text(results, emit))
+    elif outcome.folder is not None:
+        terminal.heading("bundle")
+        terminal.listing(f"  {outcome.folder}    (qimeng show {outcome.folder})")
+    if verdict is not None and verdict.verdict != "accepted":
+        raise typer.Exit(1)
+    if emit == "bundle" and outcome.folder is None:
+        raise typer.Exit(3)
+
+
+def _stage_text(results: Any, stage: str) -> str:
+    if stage in ("sketch", "code", "scheduled"):
+        return str(getattr(results, stage))
+    if stage == "cute":
+        return str(results.translation.source)
+    return json.dumps(results.built.to_json() if stage == "cubin" else results.verdict.to_json(), indent=1)
+
+
+def _outcome_json(outcome: Any) -> dict[str, Any]:
+    r = outcome.results
+    return {
+        "target": r.target.name, "arch": r.arch, "spec": r.spec.model_dump(mode="json") if r.spec else None, "sketch": r.sketch,
+        "code": r.code, "reasons": r.reasons, "scheduled": r.scheduled, "cute": r.translation.source if r.translation else None,
+        "build": r.built.to_json() if r.built else None, "verdict": r.verdict.to_json() if r.verdict else None,
+        "bundle": str(outcome.folder) if outcome.folder else None, "seconds": outcome.seconds, "notes": outcome.notes,
+    }  # fmt: skip
+
+
+def _report(stage: str, results: Any, seconds: float) -> None:
+    """Print what a stage made."""
+    terminal.heading(f"{stage} ({seconds:.1f} s)")
+    if stage == "sketch":
+        terminal.listing(results.sketch or results.code)
+        for reason in (results.reasons or {}).get("reasons", []):
+            terminal.listing(f"  {reason['parameter']}: {reason['value']}  because {reason['why']}")
+    elif stage in ("code", "scheduled"):
+        terminal.listing(getattr(results, stage))
+    elif stage == "cute":
+        lines = results.translation.source.splitlines()
+        terminal.listing("\n".join(lines[:24]) + f"\n  ... {len(lines)} lines of CuTe C++ in all")
+    elif stage == "cubin":
+        terminal.resources(results.built.report.to_json())
+        terminal.listing(f"  built for {results.arch}" + (" (from the cache)" if results.built.cached else f" in {results.built.seconds:.1f} s by NVRTC"))
+    elif stage == "verdict":
+        print_verdict(results.verdict)
+
+
+def print_verdict(verdict: Any) -> None:
+    """Print a verdict: the decision, and every check that failed or the worst that passed."""
+    if verdict is None:
+        return
+    checks = verdict.checks
+    failed = [c for c in checks if not c.passed]
+    terminal.listing(f"  {verdict.verdict}: {len(checks) - len(failed)} of {len(checks)} checks passed in {verdict.seconds:.1f} s")
+    for check in failed[:12]:
+        terminal.listing(f"  failed: {check.name}: error {check.error:.3g}, bound {check.bound:.3g} {check.detail}")
+
+
+# ------------------------------------------------------------------ the language
+
+
+@app.command(epilog="Example: qimeng check program.tl --target A100")
+@_guarded
+def check(file: Tl, target: Annotated[str | None, typer.Option("--target", "-t", help="Check against this GPU.")] = None, as_json: Json = False) -> None:
+    """Check a TL program: names, types, shapes, coverage, concurrency, budgets; all findings at once."""
+    from qimeng_attention.tl.checker import check_text
+
+    programs = check_text(_read(file), target=target, file=str(file))
+    if as_json:
+        terminal.print_json({"ok": True, "kernels": [{"name": p.kernel.name, "level": p.level, "inputs": p.inputs, "outputs": p.outputs} for p in programs]})
+        return
+    for p in programs:
+        terminal.listing(f"{p.kernel.name or file.stem}: ok ({p.level}, {', '.join(p.inputs)} -> {', '.join(p.outputs)})")
+
+
+@app.command(epilog="Example: qimeng interpret program.tl --sizes B=1,Sq=100,Sk=120 --scalars scale=0.09 --save out.npz")
+@_guarded
+def interpret(
+    file: Tl,
+    sizes: Annotated[str, typer.Option(help="Run-time sizes, as B=1,Sq=100.")] = "",
+    scalars: Annotated[str, typer.Option(help="Scalars, as scale=0.1.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the random inputs, and of how roles interleave.")] = 0,
+    save: Annotated[Path | None, typer.Option(help="Write inputs and outputs to this .npz file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a TL program on the CPU on random inputs, tile by tile."""
+    from qimeng_attention.workflow.interpretation import interpret_file
+
+    found = interpret_file(_read(file), str(file), _assignments(sizes, int), _assignments(scalars, float), seed, save)
+    if as_json:
+        terminal.print_json(found)
+        return
+    terminal.table("", ["tensor", "shape", "finite", "least", "greatest", "mean"],
+                   [[t["name"], t["shape"], t["finite"], t["least"], t["greatest"], t["mean"]] for t in found["tensors"]])  # fmt: skip
+
+
+def _assignments(text: str, kind: type) -> dict[str, Any]:
+    found = {}
+    for item in filter(None, (x.strip() for x in text.split(","))):
+        name, mark, value = item.partition("=")
+        try:
+            if not mark:
+                raise ValueError
+            found[name.strip()] = kind(value)
+        except ValueError:
+            raise SpecError(f"'{item}' is no assignment", hint="write B=1,Sq=100", field="assignment", value=item) from None
+    return found
+
+
+@app.command(epilog="Example: qimeng schedule code.tl --steps")
+@_guarded
+def schedule(
+    file: Tl,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="Check against this GPU.")] = None,
+    steps: Annotated[bool, typer.Option("--steps", help="Print what each rewriting changes.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the scheduled program here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Apply the choices of a Schedule block: TL code to scheduled TL code."""
+    from qimeng_attention.workflow.scheduling import schedule_file
+
+    text, differences = schedule_file(_read(file), str(file), target)
+    if out is not None:
+        out.write_text(text, "utf-8")
+    if as_json:
+        terminal.print_json({"scheduled": text, "steps": differences})
+        return
+    if steps:
+        for step in differences:
+            terminal.heading(f"{step['choice']}  ({step['kind']})")
+            terminal.listing(step["difference"])
+    elif out is None:
+        terminal.listing(text)
+
+
+@app.command(epilog="Example: qimeng translate scheduled.tl --target A100 > kernel.cu")
+@_guarded
+def translate(file: Tl, target: Annotated[str | None, typer.Option("--target", "-t", help="Translate for this GPU.")] = None, as_json: Json = False) -> None:
+    """Translate scheduled TL (or code with a Schedule) to CuTe C++."""
+    from qimeng_attention.workflow.scheduling import translate_file
+
+    found = translate_file(_read(file), str(file), target)
+    if as_json:
+        terminal.print_json([{"name": t.name, "source": t.source, "threads": t.threads, "shared_bytes": t.shared_bytes, **t.facts} for t in found])
+        return
+    for t in found:
+        sys.stdout.write(t.source)
+
+
+@app.command(epilog="Example: qimeng build kernel.cu --target A100 --arch sm_90 --out kernel.cubin")
+@_guarded
+def build(
+    file: Annotated[Path, typer.Argument(help="A TL file or a CuTe C++ file that `translate` made.", show_default=False)],
+    target: TargetName = "auto",
+    arch: Arch = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the cubin here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile to a cubin and report registers, spills, shared memory, occupancy and instructions."""
+    from qimeng_attention.workflow.scheduling import build_file
+
+    built = build_file(_read(file), file, target, arch)
+    if out is not None:
+        out.write_bytes(built.cubin)
+    if as_json:
+        terminal.print_json(built.to_json())
+        return
+    terminal.listing(f"{built.name} for {built.arch}: {len(built.cubin):,} bytes, {built.seconds:.1f} s" + (" (from the cache)" if built.cached else ""))
+    terminal.resources(built.report.to_json())
+    for line in built.notes:
+        terminal.note(line)
+
+
+# ------------------------------------------------------------------ judging and timing
+
+
+@app.command(epilog="Example: qimeng judge code.tl --spec spec.yaml     or: qimeng judge op.tl --reference ref.py:attention")
+@_guarded
+def judge(
+    file: Annotated[Path, typer.Argument(help="A TL file, or a bundle's folder (its kernel is judged where there is a GPU).", show_default=False)],
+    spec_file: Annotated[Path | None, typer.Option("--spec", help="What it should compute.")] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="FILE.py:FUNCTION that computes the same in NumPy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeat a judgement; drawn anew by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a program against fp64 on adversarial inputs."""
+    from qimeng_attention.workflow.judgement import judge_path
+
+    with terminal.progress_bar("judging", not as_json) as progress:
+        verdict = judge_path(file, spec_file, reference, seed, progress)
+    if as_json:
+        terminal.print_json(verdict.to_json())
+    else:
+        print_verdict(verdict)
+    if verdict.verdict != "accepted":
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: qimeng bench gqa --B 4 --S 4096")
+@_guarded
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
+    batch: Annotated[int, typer.Option("--B", help="Batch.")] = 4,
+    length: Annotated[int, typer.Option("--S", help="Length of queries and keys.")] = 4096,
+    as_json: Json = False,
+) -> None:
+    """Time a bundle against PyTorch's attention in one process (needs a GPU)."""
+    from qimeng_attention.bench.against_sdpa import bench_bundle
+
+    row = bench_bundle(bundle, batch, length)
+    if as_json:
+        terminal.print_json(row)
+        return
+    terminal.facts(row)
+
+
+@app.command(epilog="Example: qimeng show gqa")
+@_guarded
+def show(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)], as_json: Json = False) -> None:
+    """Show a bundle: operator, program, reasons, resources, verdict."""
+    from qimeng_attention.runtime import load
+
+    loaded = load(bundle)
+    if as_json:
+        folder = Path(loaded.path)
+        terminal.print_json({p.stem: json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))})
+        return
+    terminal.listing(loaded.show())
+
+
+# ------------------------------------------------------------------ the machine
+
+
+@app.command(epilog="Example: qimeng targets --json")
+@_guarded
+def targets(as_json: Json = False) -> None:
+    """List the GPUs that can be named."""
+    from qimeng_attention import targets as known
+
+    found = [known.get(n) for n in known.names()]
+    if as_json:
+        terminal.print_json([{"name": t.name, "arch": t.arch, "sms": t.sms, "shared_per_block": t.shared_per_block_bytes,
+                              "dtypes": t.dtypes, "capabilities": sorted(t.capabilities)} for t in found])  # fmt: skip
+        return
+    rows = [[t.name, t.arch, t.sms, f"{t.shared_per_block_bytes // 1024} KB", ", ".join(t.dtypes), ", ".join(sorted(t.capabilities))] for t in found]
+    terminal.table("", ["name", "arch", "SMs", "shared", "types", "capabilities"], rows)
+
+
+@app.command(epilog="Example: qimeng doctor")
+@_guarded
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do, and what to install for the rest."""
+    from qimeng_attention.workflow.doctor import examine
+
+    found = examine()
+    if as_json:
+        terminal.print_json([f.__dict__ for f in found])
+        return
+    terminal.table("", ["what", "found", "gives", "to get it"], [[f.what, f.found, f.gives, f.remedy] for f in found])
+
+
+@app.command(epilog="Example: qimeng cache --clear")
+@_guarded
+def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False, as_json: Json = False) -> None:
+    """Show or clear the cache of compiled kernels."""
+    from qimeng_attention.build import Cache
+
+    opened = Cache.open()
+    if clear:
+        opened.clear()
+    stats = opened.stats()
+    found = {name: getattr(stats, name) for name in stats.__dataclass_fields__}
+    if as_json:
+        terminal.print_json(found)
+    else:
+        terminal.facts(found)
+    if opened.note:
+        terminal.note(opened.note)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+

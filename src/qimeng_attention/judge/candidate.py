@@ -1,0 +1,172 @@
+"""A candidate as the judge sees it: something that gives outputs for inputs, or stops with a reason.
+
+`Interpreted` runs checked TL on the CPU. Tensors are found by their roles' names: Q, K, V, Out and Lse.
+Not here: a built kernel on a GPU (device.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from qimeng_attention.errors import DiagnosticError, JudgeError
+from qimeng_attention.judge.meaning import SIZES, Call
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.interpreter import interpret
+from qimeng_attention.tl.numerics import Array
+from qimeng_attention.tl.printer import print_program
+from qimeng_attention.tl.small_model import small_sizes
+from qimeng_attention.tl.types import Checked
+
+INPUTS = ("Q", "K", "V")
+DIMS = {
+    "Q": "(B, Sq, Hq, Dqk)", "K": "(B, Sk, Hk, Dqk)", "V": "(B, Sk, Hk, Dv)", "Out": "(B, Sq, Hq, Dv)", "Lse": "(B, Hq, Sq)",
+}  # fmt: skip
+SCALE = "scale"
+
+
+class Stopped(Exception):
+    """A candidate gave no outputs: a fault while interpreted, a crash, a hang."""
+
+    def __init__(self, reason: str, diagnostics: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(reason)
+        self.reason, self.diagnostics = reason, tuple(diagnostics)
+
+
+class Candidate(Protocol):
+    """Anything the judge can run."""
+
+    name: str
+    digest: str
+    any_heads: bool  # the counts of heads are arguments of each call
+
+    def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
+        """Give the outputs by name; elements never written hold NaN.
+
+        Raises:
+            Stopped: it gave none.
+        """
+
+
+def digest_of(kernels: Sequence[Checked]) -> str:
+    """Give the digest of a program's text."""
+    text = print_program(s.Program(tuple(k.kernel for k in kernels), ()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_kernels(kernels: Sequence[Checked], sizes: Mapping[str, int], tensors: Mapping[str, Array],
+                scalars: Mapping[str, float], seed: int) -> dict[str, Array]:  # fmt: skip
+    """Interpret kernels in order; a later one reads what an earlier one wrote.
+
+    Raises:
+        Stopped: a fault, or an output element never written.
+        JudgeError: sizes for which the program has no meaning.
+    """
+    known = dict(tensors)
+    outputs: dict[str, Array] = {}
+    for kernel in kernels:
+        inputs = {name: known[name] for name in kernel.inputs}
+        try:
+            with np.errstate(all="ignore"):
+                given = interpret(kernel, sizes, inputs, {n: scalars[n] for n in kernel.scalars}, seed=seed)
+        except DiagnosticError as error:
+            found = [d.to_json() for d in error.diagnostics]
+            raise Stopped(f"{found[0]['code']}: {found[0]['message']}", found) from None
+        except (ValueError, KeyError, ArithmeticError) as error:
+            raise JudgeError(f"{kernel.kernel.name} cannot run with {dict(sizes)}: {error}", hint="check the declared sizes") from None
+        outputs |= given
+        known |= given
+    return outputs
+
+
+def tiles_of(kernels: Sequence[Checked]) -> tuple[int, int]:
+    """Give how many queries and keys the program's tiles hold, 1 where nothing steps along them."""
+    longest = {"Sq": 1, "Sk": 1}
+    for kernel in kernels:
+        for sizes in small_sizes(kernel):
+            for name in longest:
+                longest[name] = max(longest[name], (sizes.get(name, 1) - 1) // 2)  # the largest tried is two tiles and one
+    return longest["Sq"], longest["Sk"]
+
+
+class Interpreted:
+    """Checked TL that computes an `AttentionSpec`, run on the CPU.
+
+    Raises:
+        JudgeError: tensors, sizes or scalars that do not fit the spec.
+    """
+
+    def __init__(self, kernels: Sequence[Checked], spec: AttentionSpec) -> None:
+        self.kernels = tuple(kernels)
+        self.name = kernels[0].kernel.name
+        self.digest = digest_of(kernels)
+        self.any_heads = all({"Hq", "Hk"} <= set(k.sizes) for k in kernels)
+        self._runs = 0
+        _check_names(self.kernels, spec)
+        _check_sizes(self.kernels, spec)
+
+    def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
+        """Interpret the kernels; the order in which roles interleave differs from run to run. Strides mean nothing here."""
+        self._runs += 1
+        return run_kernels(self.kernels, sizes_of(call), tensors, {SCALE: call.scale}, self._runs)
+
+
+def sizes_of(call: Call) -> dict[str, int]:
+    """Give every size a program may name."""
+    sizes = {name: getattr(call, name) for name in SIZES} | {"Dqk": call.Dqk, "Dv": call.Dv}
+    return sizes | ({"D": call.Dqk} if call.Dqk == call.Dv else {})
+
+
+def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
+    """Find the roles' tensors, of the right type, and nothing else to feed."""
+    made: set[str] = set()
+    for kernel in kernels:
+        for name in kernel.inputs:
+            if name not in INPUTS and name not in made:
+                raise _unfit(f"input {name} is no tensor of the spec", name, [*INPUTS, *made])
+        made |= set(kernel.outputs)
+        for name in kernel.scalars:
+            if name != SCALE:
+                raise _unfit(f"Scalar {name} is no argument of the spec", name, [SCALE])
+    given = {n: t for k in kernels for n, t in k.tensors.items() if n in k.inputs or n in k.outputs}
+    wanted = [*INPUTS, "Out", *(["Lse"] if "LSE" in spec.outputs else [])]
+    for name in wanted:
+        if name not in given or (name not in INPUTS and name not in made):
+            raise _unfit(f"the program has no {'input' if name in INPUTS else 'output'} {name}", name, list(given), declare=name)
+        dtype = "f32" if name == "Lse" else spec.dtype
+        if given[name].dtype != dtype:
+            raise JudgeError(f"{name} is {given[name].dtype}, the spec asks for {dtype}", hint=f"declare {name} as {dtype}")
+    if not any(SCALE in k.scalars for k in kernels):
+        raise JudgeError("the program takes no Scalar scale, which each call gives", hint="declare `Scalar scale f32 > 0` and use it")
+
+
+def _unfit(message: str, name: str, known: list[str], declare: str = "") -> JudgeError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"name it {name}: found {near[0]}" if near and declare else f"did you mean {near[0]}?" if near else ""
+    if declare and not near:
+        hint = f"declare `Allocate {declare} in global {DIMS[declare]}`"
+    return JudgeError(message, hint=hint or f"tensors are {', '.join(DIMS)}, the only Scalar is {SCALE}")
+
+
+def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
+    """Compare fixed sizes and declared shapes with the spec's."""
+    asked = {"Hq": spec.Hq, "Hk": spec.Hk, "Dqk": spec.Dqk, "Dv": spec.Dv, "B": spec.B, "Sq": spec.Sq, "Sk": spec.Sk}
+    call = Call(spec.B or 2, spec.Sq or 3, spec.Sk or 5, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale)
+    for kernel in kernels:
+        for name in asked.keys() & kernel.fixed.keys():
+            if kernel.fixed[name] != asked[name]:
+                wanted = "any" if asked[name] is None else asked[name]
+                raise JudgeError(f"the program fixes {name} = {kernel.fixed[name]}, the spec asks for {wanted}",
+                                 hint=f"declare `Size {name}`{'' if wanted == 'any' else f' = {wanted}'}")  # fmt: skip
+        if unknown := sorted(set(kernel.sizes) - sizes_of(call).keys()):
+            raise JudgeError(f"the run-time size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(sizes_of(call))}")
+        for name, shape in call.shapes().items():
+            tensor = kernel.tensors.get(name)
+            if tensor is not None and tuple(integer(d, {**kernel.fixed, **sizes_of(call)}) for d in tensor.dims) != shape:
+                raise JudgeError(f"{name} is not declared as {DIMS[name]} with the spec's sizes", hint=f"declare it as {DIMS[name]}")

@@ -1,0 +1,96 @@
+"""What the command line shows: tables, panels and listings. Data goes to stdout, progress and notes to stderr.
+
+Not here: what the commands do (cli.py).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from qimeng_attention.errors import QimengError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value to stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def print_error(error: QimengError, as_json: bool) -> None:
+    """Print an error: as JSON to stdout if asked for, else as text to stderr."""
+    if as_json:
+        print_json(error.to_json())
+    else:
+        err.print(str(error), style="red", markup=False)
+
+
+def note(text: str) -> None:
+    """Say something beside the result."""
+    err.print(f"note: {text}", style="yellow", markup=False)
+
+
+def heading(text: str) -> None:
+    """Begin a part of the output."""
+    out.print(f"\n── {text} " + "─" * max(0, 96 - len(text)), style="bold cyan", markup=False)
+
+
+def listing(text: str) -> None:
+    """Print a program as it is."""
+    out.print(text.rstrip(), markup=False)
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Print a table."""
+    made = Table(title=title or None, title_justify="left")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*[str(cell) for cell in row])
+    out.print(made)
+
+
+def facts(values: Mapping[str, Any]) -> None:
+    """Print names and values, a line each."""
+    width = max((len(k) for k in values), default=0)
+    for key, value in values.items():
+        out.print(f"  {key.ljust(width)}  {value}", markup=False)
+
+
+@contextmanager
+def progress_bar(description: str, enabled: bool) -> Iterator[Any]:
+    """Give a callback `(done, total, name)` that moves a bar on stderr."""
+    if not enabled:
+        yield lambda done, total, name: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[name]}"))
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(description, total=None, name="")
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, name=name)
+
+
+def resources(report: Mapping[str, Any]) -> None:
+    """Print a kernel's resource report."""
+    counts = report.get("counts") or {}
+    occupancy = report.get("occupancy") or {}
+    shown = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "MUFU.EX2", "STL", "LDL")
+    facts(
+        {
+            "registers a thread": report.get("registers"),
+            "spills": f"{report.get('spill_store_bytes')} bytes stored, {report.get('spill_load_bytes')} bytes loaded",
+            "shared memory": f"{report.get('shared_dynamic_bytes', 0):,} bytes a block",
+            "occupancy": f"{occupancy.get('blocks_per_sm')} block(s), {occupancy.get('warps_per_sm')} warps an SM, limited by {occupancy.get('limited_by')}",
+            "instructions": ", ".join(f"{name} {counts.get(name, 0)}" for name in shown),
+        }
+    )
+    for line in [*(report.get("warnings") or []), *(report.get("notes") or [])]:
+        note(str(line))
