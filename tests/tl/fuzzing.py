@@ -34,7 +34,7 @@ def mutated(seed: int) -> str:
 
 
 def _token(text: str, rng: random.Random) -> str:
-    parts = re.findall(r"\w+|\s+|[^\w\s]", text)
+    parts = re.findall(r"\w+|\s+|[^\w\s]", text) or [""]
     n = rng.randrange(len(parts))
     while parts[n].isspace() and rng.random() < 0.8:
         n = rng.randrange(len(parts))

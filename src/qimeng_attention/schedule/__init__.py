@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from qimeng_attention.errors import Diagnostic, DiagnosticError
 from qimeng_attention.schedule import (
     explicit,
     grid,
@@ -33,7 +34,7 @@ REWRITINGS: dict[str, Rewriting] = {
     m.REWRITING.name: m.REWRITING
     for m in (explicit, ring, prefetch, hold, lane_sums, store, sync, split, guard, warps, grid)
 }
-ALWAYS = ("explicit", "copies")  # written out even where the Schedule says nothing of them
+# Written out even where the Schedule says nothing of them.
 DEFAULTS = {"explicit": s.Choice(("explicit",)), "copies": s.Choice(("copies", "sync"))}
 
 
@@ -76,25 +77,26 @@ def _kernel_steps(program: s.Program, number: int, target: str | None) -> Iterat
     if checked.level == "scheduled":
         return
     choices = _ordered(program.kernels[number].schedule)
-    for name, choice in choices:
-        rewriting = REWRITINGS[name]
-        rest = tuple(c for _, c in choices if c.span != choice.span or c.words != choice.words)
-        current = replace(checked.kernel, schedule=())
-        made = rewriting.apply(current, choice, replace(checked, kernel=current))
-        choices = [(n, c) for n, c in choices if c is not choice]
-        left = tuple(
-            c for _, c in choices if c.words not in (DEFAULTS["explicit"].words, DEFAULTS["copies"].words)
-        )
+    for position, (rewriting, choice) in enumerate(choices):
+        bare = replace(checked.kernel, schedule=())
+        made = rewriting.apply(bare, choice, replace(checked, kernel=bare))
+        left = tuple(c for _, c in choices[position + 1 :] if c not in DEFAULTS.values())
         after = _with_kernel(program, number, replace(made, schedule=left, schedule_comment=""))
         yield Step(rewriting, choice, program, after)
-        del rest
         program = after
-        checked = _check_one(program, number, target)
+        checked = _check_one(program, number, target, choice)
 
 
-def _check_one(program: s.Program, number: int, target: str | None) -> Checked:
+def _check_one(program: s.Program, number: int, target: str | None, choice: s.Choice | None = None) -> Checked:
+    """Check one kernel; what a choice broke is told at the choice where it has no place of its own."""
     one = replace(program, kernels=(program.kernels[number],))
-    return check(one, target=target, model=False)[0]
+    try:
+        return check(one, target=target, model=False)[0]
+    except DiagnosticError as error:
+        if choice is None:
+            raise
+        placed = [d if d.span.line else replace(d, span=choice.span) for d in error.diagnostics]
+        raise DiagnosticError(placed) from error
 
 
 def _with_kernel(program: s.Program, number: int, kernel: s.Kernel) -> s.Program:
@@ -103,24 +105,24 @@ def _with_kernel(program: s.Program, number: int, kernel: s.Kernel) -> s.Program
     return replace(program, kernels=tuple(kernels))
 
 
-def _ordered(choices: tuple[s.Choice, ...]) -> list[tuple[str, s.Choice]]:
+def _ordered(choices: tuple[s.Choice, ...]) -> list[tuple[Rewriting, s.Choice]]:
     """Put the choices in the order of the table, with those that are always written out."""
-    found: list[tuple[str, s.Choice]] = []
-    for choice in choices:
-        name = choice.words[0]
-        if name not in REWRITINGS or name == "explicit":
-            near = difflib.get_close_matches(name, REWRITINGS, n=1, cutoff=0.4)
-            raise ScheduleError(
-                "TL601",
-                choice.span,
-                f"no rewriting is named '{name}'",
-                f"did you mean '{near[0]}'?" if near else f"take one of {', '.join(REWRITINGS)}",
-            )
-        found.append((name, choice))
+    names = [name for name in REWRITINGS if name != "explicit"]
+    unknown = [_unknown(choice, names) for choice in choices if choice.words[0] not in names]
+    if unknown:
+        raise DiagnosticError(unknown)
+    found = [(choice.words[0], choice) for choice in choices]
     given = {name for name, _ in found}
-    found += [(name, DEFAULTS[name]) for name in ALWAYS if name not in given]
+    found += [(name, choice) for name, choice in DEFAULTS.items() if name not in given]
     order = list(REWRITINGS)
-    return sorted(found, key=lambda pair: order.index(pair[0]))
+    return [(REWRITINGS[name], choice) for name, choice in sorted(found, key=lambda pair: order.index(pair[0]))]
+
+
+def _unknown(choice: s.Choice, names: list[str]) -> Diagnostic:
+    name = choice.words[0]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"did you mean '{REWRITINGS[near[0]].form}'?" if near else f"take one of {', '.join(names)}"
+    return Diagnostic("TL601", f"no choice of a Schedule begins with '{name}'", hint, choice.span)
 
 
 __all__ = ["REWRITINGS", "Rewriting", "ScheduleError", "Step", "schedule", "steps"]

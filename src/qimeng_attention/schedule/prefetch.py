@@ -14,6 +14,7 @@ from qimeng_attention.schedule.rewriting import (
     Rewriting,
     entries,
     find_loop,
+    fresh_name,
     malformed,
     map_operands,
     number,
@@ -99,22 +100,15 @@ def _named_bounds(kernel: s.Kernel, position: int) -> tuple[s.Kernel, int]:
     assert isinstance(loop, s.For)
     body = list(kernel.body)
     ranges = loop.ranges[0]
-    taken = {x for n in statements(kernel.body) for x in names_in(n)}
     for end in ("start", "stop"):
         value = getattr(ranges, end)
         if not isinstance(value, s.Num | s.Name):
-            name = _fresh({"start": "first", "stop": "last"}[end], taken)
+            name = fresh_name({"start": "first", "stop": "last"}[end], with_body(kernel, body))
             body.insert(position, s.Let(name, value))
             position += 1
             ranges = replace(ranges, **{end: s.Name(name)})
     body[position] = replace(loop, ranges=(ranges, *loop.ranges[1:]))
     return with_body(kernel, body), position
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _for_iteration(copy: s.Copy, var: str, iteration: s.Expr, last: s.Expr | None) -> s.Statement:

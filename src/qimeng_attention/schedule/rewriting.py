@@ -6,11 +6,12 @@ A rewriting takes a kernel to a kernel that means the same, within its class (ru
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from qimeng_attention.errors import Diagnostic, DiagnosticError, Span
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.traverse import words_in
 from qimeng_attention.tl.types import Checked
 
 Apply = Callable[[s.Kernel, s.Choice, Checked], s.Kernel]
@@ -78,18 +79,21 @@ def with_body(kernel: s.Kernel, body: list[s.Statement] | tuple[s.Statement, ...
 # ------------------------------------------------------------------ what depends on what
 
 
-def shared_names(checked: Checked) -> set[str]:
-    """Give the tiles in shared memory."""
-    return {n for n, t in checked.tiles.items() if t.space == "shared"}
+Shared = Mapping[str, str]  # a tile in shared memory -> the tile whose memory it is: itself, or what it is a view of
 
 
-def reads(n: s.Statement, shared: set[str]) -> set[str]:
-    """Give the shared tiles a statement reads, inside its block too."""
+def shared_names(checked: Checked) -> Shared:
+    """Give the tiles in shared memory, each with the tile that it is a view of, or itself."""
+    return {n: t.view or n for n, t in checked.tiles.items() if t.space == "shared"}
+
+
+def reads(n: s.Statement, shared: Shared) -> set[str]:
+    """Give the shared tiles whose memory a statement reads, inside its block too."""
     match n:
         case s.Gemm():
-            return {o.name for o in (n.a, n.b)} & shared
+            return {shared[o.name] for o in (n.a, n.b) if o.name in shared}
         case s.Copy() if n.source == "shared":
-            return {n.name} & shared
+            return {shared[n.name]} if n.name in shared else set()
         case s.For() | s.Role():
             return set().union(*[reads(x, shared) for x in n.body])
         case s.If():
@@ -97,11 +101,12 @@ def reads(n: s.Statement, shared: set[str]) -> set[str]:
     return set()
 
 
-def fills(n: s.Statement, shared: set[str]) -> set[str]:
-    """Give the shared tiles a statement writes, inside its block too."""
+def fills(n: s.Statement, shared: Shared) -> set[str]:
+    """Give the shared tiles whose memory a statement writes, inside its block too."""
     match n:
         case s.Copy() if n.target == "shared":
-            return {n.to_name or n.name} & shared
+            name = n.to_name or n.name
+            return {shared[name]} if name in shared else set()
         case s.For() | s.Role():
             return set().union(*[fills(x, shared) for x in n.body])
         case s.If():
@@ -109,7 +114,15 @@ def fills(n: s.Statement, shared: set[str]) -> set[str]:
     return set()
 
 
-def find_loop(kernel: s.Kernel, tile: str, shared: set[str]) -> int | None:
+def fresh_name(name: str, kernel: s.Kernel) -> str:
+    """Give `name`, or a longer one that the kernel does not use."""
+    taken = words_in(kernel)
+    while name in taken:
+        name += "_"
+    return name
+
+
+def find_loop(kernel: s.Kernel, tile: str, shared: Shared) -> int | None:
     """Give the position of the loop that fills a tile."""
     for position, n in enumerate(kernel.body):
         if isinstance(n, s.For) and tile in fills(n, shared):

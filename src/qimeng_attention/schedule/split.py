@@ -38,6 +38,8 @@ def _parts(kernel: s.Kernel, found: MaskedLoop) -> list[s.Statement]:
     if found.stretch.stop is not None:
         comment = loop.comment if found.stretch.start is None else ""
         loops.append(replace(loop, ranges=(s.Range(bounds.stop, bounds.last),), above=(), comment=comment))
+    if loop.down:
+        loops.reverse()
     body = list(kernel.body)
     body[found.position : found.position + 1] = [*bounds.lets, *loops]
     return body

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from qimeng_attention.schedule.rewriting import (
     Rewriting,
+    Shared,
     fills,
     malformed,
     reads,
@@ -47,71 +48,113 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     asynchronous = choice.words == ("copies", "async")
     if not asynchronous and choice.words != ("copies", "sync"):
         raise malformed(choice, FORM)
-    shared = shared_names(checked)
     if any(isinstance(n, s.Role | s.Barrier) for n in statements(kernel.body)):
         raise unfit(choice, "the program has roles or barriers already", "remove this choice")
     body = kernel.body
     if asynchronous:
-        body = map_blocks(body, lambda n: replace(n, asynchronous=True) if _is_load(n) else n)
-    out: list[s.Statement] = []
-    state = _Straight(shared, checked, asynchronous)
-    for n in body:
-        if isinstance(n, s.For) and (reads(n, shared) or fills(n, shared)):
-            out += state.before_loop(n)
-            out.append(_loop(n, shared, checked, asynchronous))
-            state.after_loop(n)
-        else:
-            out += state.step(n)
-    return with_body(kernel, _committed(tuple(out)) if asynchronous else out)
+        body = map_blocks(body, _asynchronous)
+    out = _Straight(shared_names(checked), checked, asynchronous).block(body)
+    return with_body(kernel, _committed(out) if asynchronous else out)
 
 
-def _is_load(n: s.Statement) -> bool:
-    return isinstance(n, s.Copy) and (n.source, n.target) == ("global", "shared")
+def _asynchronous(n: s.Statement) -> s.Statement:
+    if isinstance(n, s.Copy) and (n.source, n.target) == ("global", "shared"):
+        return replace(n, asynchronous=True)
+    return n
 
 
 class _Straight:
-    """Statements outside of loops: a barrier stands right before the statement that needs it."""
+    """Statements one after the other: a barrier stands right before the statement that needs it."""
 
-    def __init__(self, shared: set[str], checked: Checked, asynchronous: bool) -> None:
+    def __init__(self, shared: Shared, checked: Checked, asynchronous: bool) -> None:
         self.shared, self.checked, self.asynchronous = shared, checked, asynchronous
         self.fresh: set[str] = set()  # filled, not yet seen by all
         self.read: set[str] = set()  # read since the last barrier
+        self.in_flight = False  # some asynchronous copy may not have been waited for
 
-    def step(self, n: s.Statement) -> list[s.Statement]:
-        """Give the statement with what must stand before it."""
-        filled, seen = fills(n, self.shared), reads(n, self.shared)
+    def block(self, body: tuple[s.Statement, ...]) -> tuple[s.Statement, ...]:
+        """Put waits and barriers into statements and the blocks below them."""
+        out: list[s.Statement] = []
+        for n in body:
+            filled, seen = fills(n, self.shared), reads(n, self.shared)
+            if isinstance(n, s.For) and (filled or seen):
+                out += self._loop(n)
+            elif isinstance(n, s.If) and seen:
+                out.append(self._branch(n))
+            else:
+                out += self._step(n, filled, seen)
+        return tuple(out)
+
+    def _step(self, n: s.Statement, filled: set[str], seen: set[str]) -> list[s.Statement]:
         under = {self.checked.tiles[t].over for t in filled} - {None}
         before: list[s.Statement] = []
         if seen & self.fresh or (filled | under) & (self.read | (self.fresh if under else set())):
             before = self._point()
         self.fresh |= filled
         self.read |= seen
+        self.in_flight = self.in_flight or any(isinstance(x, s.Copy) and x.asynchronous for x in statements((n,)))
         return [*before, n]
 
-    def before_loop(self, loop: s.For) -> list[s.Statement]:
-        """A tile filled before a loop needs a point here unless the loop has one before its first reader."""
-        inside = fills(loop, self.shared)
-        outer = {t for t in reads(loop, self.shared) & self.fresh if t not in inside}
-        if not outer or _first_point(loop, outer, self.shared, self.checked):
-            return []
-        return self._point()
+    def _branch(self, n: s.If) -> s.If:
+        """Either block runs, or none: what one of them leaves undone is undone."""
+        before = (set(self.fresh), set(self.read), self.in_flight)
+        body = self.block(n.body)
+        after = (self.fresh, self.read, self.in_flight)
+        self.fresh, self.read, self.in_flight = before
+        orelse = self.block(n.orelse)
+        self.fresh, self.read = self.fresh | after[0], self.read | after[1]
+        self.in_flight = self.in_flight or after[2]
+        return replace(n, body=body, orelse=orelse)
 
-    def after_loop(self, loop: s.For) -> None:
-        """Behind a loop its reads may still run in other warps."""
-        self.read |= reads(loop, self.shared)
-        self.fresh -= reads(loop, self.shared)
+    def _loop(self, loop: s.For) -> list[s.Statement]:
+        inside, read = fills(loop, self.shared), reads(loop, self.shared)
+        if not _in_rounds(loop, self.shared):
+            # Any iteration may follow any other: begin with all that one may leave behind.
+            was_in_flight = self.in_flight
+            self.fresh, self.read = self.fresh | inside, self.read | read
+            self.in_flight = self.in_flight or (self.asynchronous and bool(inside))
+            before = (set(self.fresh), set(self.read))
+            body = self.block(loop.body)
+            self.fresh, self.read = self.fresh | before[0], self.read | before[1]
+            self.in_flight = self.in_flight or was_in_flight
+            return [replace(loop, body=body)]
+        outer = (read & self.fresh) - inside  # a point in the loop serves these, if it comes before their first reader
+        late = bool(outer) and not _first_point(loop, outer, self.shared, self.checked, self.asynchronous)
+        before_loop = self._point() if late else []
+        made = _loop(loop, self.shared, self.checked, self.asynchronous)
+        self.read |= read  # in other warps these may still run
+        self.fresh -= read
+        self.in_flight = self.in_flight or (self.asynchronous and bool(inside - read))
+        return [*before_loop, made]
 
     def _point(self) -> list[s.Statement]:
-        self.fresh, self.read = set(), set()
-        wait: list[s.Statement] = [s.Wait("copies", None, s.Num(0))] if self.asynchronous else []
+        wait: list[s.Statement] = [s.Wait("copies", None, s.Num(0))] if self.in_flight else []
+        self.fresh, self.read, self.in_flight = set(), set(), False
         return [*wait, s.Barrier()]
 
 
 # ------------------------------------------------------------------ loops
 
 
-def _needs(loop: s.For, shared: set[str], checked: Checked) -> list[_Need]:
-    body = loop.body
+def _region(loop: s.For) -> tuple[s.Statement, ...]:
+    """Give the statements of an iteration: those of the `if` that stands around all of them, where one does."""
+    around = _around(loop)
+    return loop.body if around is None else around.body
+
+
+def _around(loop: s.For) -> s.If | None:
+    rest = [n for n in loop.body if not isinstance(n, s.Let)]
+    only = rest[0] if len(rest) == 1 else None
+    return only if isinstance(only, s.If) and not only.orelse and loop.body[-1] is only else None
+
+
+def _in_rounds(loop: s.For, shared: Shared) -> bool:
+    """Tell whether the copies and readers of an iteration stand in one row, so that iterations can be laid end to end."""
+    return not any(isinstance(n, s.For | s.If) and reads(n, shared) for n in _region(loop))
+
+
+def _needs(loop: s.For, shared: Shared, checked: Checked) -> list[_Need]:
+    body = _region(loop)
     n = len(body)
     found: list[_Need] = []
     for tile in sorted(fills(loop, shared)):
@@ -169,7 +212,7 @@ def _equal_after(copied: s.Expr, read: s.Expr, var: str, ahead: int, checked: Ch
         return False
 
 
-def _points(loop: s.For, shared: set[str], checked: Checked) -> list[int]:
+def _points(loop: s.For, shared: Shared, checked: Checked) -> list[int]:
     """Choose the fewest places that meet every requirement, the latest among equals."""
     needs = _needs(loop, shared, checked)
     candidates = sorted({x.latest for x in needs})
@@ -182,31 +225,39 @@ def _points(loop: s.For, shared: set[str], checked: Checked) -> list[int]:
     return candidates
 
 
-def _first_point(loop: s.For, tiles: set[str], shared: set[str], checked: Checked) -> bool:
-    reader = min(i for i, x in enumerate(loop.body) if reads(x, shared) & tiles)
-    return any(p <= reader for p in _points(loop, shared, checked))
+def _first_point(loop: s.For, tiles: set[str], shared: Shared, checked: Checked, asynchronous: bool) -> bool:
+    """Tell whether a point of the loop comes before the first reader of `tiles`, and waits for copies if any do."""
+    reader = min(i for i, x in enumerate(_region(loop)) if reads(x, shared) & tiles)
+    points = [p for p in _points(loop, shared, checked) if p <= reader]
+    if not asynchronous:
+        return bool(points)
+    waits = _pending(loop, _points(loop, shared, checked), shared, checked)
+    return any(p in waits for p in points)
 
 
-def _loop(loop: s.For, shared: set[str], checked: Checked, asynchronous: bool) -> s.For:
+def _loop(loop: s.For, shared: Shared, checked: Checked, asynchronous: bool) -> s.For:
     points = _points(loop, shared, checked)
     waits = _pending(loop, points, shared, checked) if asynchronous else {}
+    region = _region(loop)
     body: list[s.Statement] = []
-    for position in range(len(loop.body) + 1):
+    for position in range(len(region) + 1):
         if position in points:
-            if asynchronous:
+            if position in waits:
                 body.append(s.Wait("copies", None, s.Num(waits[position])))
             body.append(s.Barrier())
-        if position < len(loop.body):
-            body.append(loop.body[position])
+        body += region[position : position + 1]
+    around = _around(loop)
+    if around is not None:
+        return replace(loop, body=(*loop.body[:-1], replace(around, body=tuple(body))))
     return replace(loop, body=tuple(body))
 
 
-def _pending(loop: s.For, points: list[int], shared: set[str], checked: Checked) -> dict[int, int]:
-    """Count for each point the groups of copies that may stay in flight: those issued behind the ones it waits for.
+def _pending(loop: s.For, points: list[int], shared: Shared, checked: Checked) -> dict[int, int]:
+    """Count for each point that waits the groups of copies that may stay in flight: those issued behind its own.
 
     Runs the order of one iteration after another: a run of copies between other statements is one group.
     """
-    body = loop.body
+    body = _region(loop)
     groups = _runs(body, shared, points)
     order = sorted(groups)  # the places of groups within an iteration
     result = {}
@@ -232,11 +283,12 @@ def _pending(loop: s.For, points: list[int], shared: set[str], checked: Checked)
                         needed.append(issued * len(order) + order.index(place))
         done = sum(1 for g in order if g < point)  # groups of this iteration issued before the point
         pending = [done - 1 - n for n in needed]
-        result[point] = max(0, min(pending)) if pending else 0
+        if pending:
+            result[point] = max(0, min(pending))
     return result
 
 
-def _runs(body: tuple[s.Statement, ...], shared: set[str], points: list[int]) -> dict[int, set[str]]:
+def _runs(body: tuple[s.Statement, ...], shared: Shared, points: list[int]) -> dict[int, set[str]]:
     """Give the runs of neighbouring copies: the place of each run's last copy, and the tiles it fills."""
     runs: dict[int, set[str]] = {}
     current: set[str] = set()
@@ -250,27 +302,24 @@ def _runs(body: tuple[s.Statement, ...], shared: set[str], points: list[int]) ->
     return runs
 
 
-def _committed(body: tuple[s.Statement, ...]) -> list[s.Statement]:
+def _committed(body: tuple[s.Statement, ...]) -> tuple[s.Statement, ...]:
     """Close each run of asynchronous copies with Commit; a run that a condition skips closes an empty group."""
     out: list[s.Statement] = []
     open_run = False
-    for position, n in enumerate(body):
-        if isinstance(n, s.For):
-            if open_run:
-                out.append(s.Commit())
-                open_run = False
-            out.append(replace(n, body=tuple(_committed(n.body))))
+    for n in body:
+        if isinstance(n, s.For | s.If) and any(isinstance(x, s.Gemm | s.Barrier) for x in statements((n,))):
+            out += [s.Commit()] * open_run
+            open_run = False
+            made = replace(n, body=_committed(n.body))
+            out.append(replace(made, orelse=_committed(made.orelse)) if isinstance(made, s.If) else made)
             continue
         copies = any(isinstance(x, s.Copy) and x.asynchronous for x in statements((n,)))
-        neutral = isinstance(n, s.Let | s.Allocate)
-        if open_run and not copies and not neutral:
+        if open_run and not copies and not isinstance(n, s.Let | s.Allocate):
             out.append(s.Commit())
             open_run = False
         out.append(n)
         open_run = open_run or copies
-        if position == len(body) - 1 and open_run:
-            out.append(s.Commit())
-    return out
+    return tuple([*out, *[s.Commit()] * open_run])
 
 
 REWRITING = Rewriting("copies", "copies async", "copies async",

@@ -5,13 +5,13 @@ Interval analysis of the masks' conditions gives the stretch of iterations in wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qimeng_attention.schedule.rewriting import unfit
+from qimeng_attention.schedule.rewriting import fresh_name, unfit
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.intervals import Stretch, all_true
 from qimeng_attention.tl.origins import origins_at
-from qimeng_attention.tl.traverse import call, names_in, statements
+from qimeng_attention.tl.traverse import call, statements
 from qimeng_attention.tl.types import Checked
 
 
@@ -61,15 +61,12 @@ def masked_loop(kernel: s.Kernel, var: str, choice: s.Choice, checked: Checked) 
 
 def bounds_of(kernel: s.Kernel, found: MaskedLoop) -> Bounds:
     """Name the ends of the stretch, held within the loop's own range."""
-    taken = {x for n in statements(kernel.body) for x in names_in(n)}
     lets: list[s.Let] = []
 
     def named(name: str, value: s.Expr) -> s.Expr:
         if isinstance(value, s.Num | s.Name):
             return value
-        while name in taken:
-            name += "_"
-        taken.add(name)
+        name = fresh_name(name, replace(kernel, body=(*lets, *kernel.body)))
         lets.append(s.Let(name, value))
         return s.Name(name)
 

@@ -12,7 +12,6 @@ from lark import Token, Transformer, Tree, v_args
 from qimeng_attention.errors import Span
 from qimeng_attention.tl import syntax as s
 
-
 MOST = 1 << 62  # integers are 64 bits wide, with room for one addition
 
 

@@ -187,22 +187,22 @@ def _needed(machine: Machine, axis: str, extent: int, index: dict[str, int]) -> 
     checked = machine.checked
     ints = {**checked.fixed, **machine.sizes, **index}
     rows = _row_ranges(machine, ints)
-    nothing = np.zeros(extent, bool)
+    undecided = np.zeros(extent, bool)
     if not rows or any(len(r) == 0 for r in rows.values()) or prod(map(len, rows.values())) * extent > MOST_ELEMENTS:
-        return nothing
+        return undecided
     masks = [n.condition for n in statements(checked.kernel.body)
              if isinstance(n, s.Mask) and axis in names_in(n.condition)]  # fmt: skip
-    visible: Array = np.ones(extent, bool) if not masks else nothing
+    visible: Array = np.ones(extent, bool) if not masks else np.zeros(extent, bool)
     for condition in masks:
         machine.spend(extent)
         try:
             value = Environment(ints, indices={**rows, axis: np.arange(extent)}).evaluate(condition)
         except (KeyError, ZeroDivisionError):
-            return nothing  # it reads a tensor or a loop variable: not decided here
+            return undecided  # it reads a tensor or a loop variable: not decided here
         data = np.asarray(value.data)
         if axis in value.axes:
-            data = data.any(axis=tuple(i for i, a in enumerate(value.axes) if a != axis))
-        visible = np.logical_or(visible, np.broadcast_to(data, (extent,)))
+            data = np.asarray(data.any(axis=tuple(i for i, a in enumerate(value.axes) if a != axis)))
+        visible[:] |= np.broadcast_to(data, (extent,))
     return visible
 
 

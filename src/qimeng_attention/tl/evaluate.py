@@ -260,9 +260,10 @@ def _scan(v: Value, axis: str, reverse: bool, exclusive: bool) -> Value:
 def _double(function: str, x: Array) -> Array:
     """Evaluate a function in float64, for the reference."""
     with np.errstate(all="ignore"):
-        result: Array = {
+        meanings: dict[str, Any] = {
             "exp": np.exp, "exp2": np.exp2, "ln": np.log, "log2": np.log2, "tanh": np.tanh, "sqrt": np.sqrt,
             "sigmoid": lambda t: np.where(t >= 0, 1 / (1 + np.exp(-np.abs(t))), np.exp(-np.abs(t)) / (1 + np.exp(-np.abs(t)))),
             "softplus": lambda t: np.logaddexp(0, t), "rsqrt": lambda t: 1 / np.sqrt(t),
-        }[function](x)  # fmt: skip
+        }  # fmt: skip
+        result: Array = meanings[function](x)
     return result

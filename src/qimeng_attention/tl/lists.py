@@ -7,7 +7,7 @@ it says where in memory a tile lies, not which tile it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from qimeng_attention.tl import syntax as s
@@ -29,7 +29,7 @@ def _guarded(loop: s.For) -> s.For:
     return loop
 
 
-def _elements(n: s.Statement, var: str, lets: dict[str, s.Expr]) -> Iterator[s.Expr]:
+def _elements(n: s.Statement, var: str, lets: Mapping[str, s.Expr]) -> Iterator[s.Expr]:
     """Give the list elements that the copies of a statement start at, but for those that it guards itself."""
     asked = {e for x in statements((n,)) if isinstance(x, s.If) for e in expressions(x.condition)}
     for x in statements((n,)):

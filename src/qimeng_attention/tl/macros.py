@@ -5,10 +5,9 @@ Word operators (`Multiply A, x`) become expressions. Nothing after this step kno
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib import resources
-from typing import Any
 
 from qimeng_attention.errors import Diagnostic, Span
 from qimeng_attention.tl import syntax as s
@@ -22,6 +21,7 @@ from qimeng_attention.tl.traverse import (
     statements,
     substitute,
     with_span,
+    words_in,
 )
 
 MAX_DEPTH = 8  # macros within macros
@@ -38,7 +38,7 @@ def library() -> dict[str, s.Define]:
 
 def expand(kernel: s.Kernel, defines: tuple[s.Define, ...]) -> tuple[s.Kernel, list[Diagnostic]]:
     """Write out the macros of a kernel; an operator that has no definition is left for the checker to name."""
-    work = _Expansion(library() | {d.name: d for d in defines}, _names(kernel))
+    work = _Expansion(library() | {d.name: d for d in defines}, words_in(kernel))
     work.check_defines(defines)
     body = kernel.body
     for _ in range(MAX_DEPTH):
@@ -46,18 +46,6 @@ def expand(kernel: s.Kernel, defines: tuple[s.Define, ...]) -> tuple[s.Kernel, l
             break
         body = map_blocks(body, work.written_out)
     return replace(kernel, body=map_blocks(body, work.refused)), work.findings
-
-
-def _names(node: Any) -> set[str]:
-    """Give every word in a tree: whatever a macro's local could be mistaken for."""
-    if isinstance(node, str):
-        return {node}
-    parts: list[Any] = []
-    if isinstance(node, tuple):
-        parts = list(node)
-    elif is_dataclass(node):
-        parts = [getattr(node, f.name) for f in fields(node) if f.name not in ("span", "above", "comment")]
-    return set().union(*[_names(x) for x in parts])
 
 
 class _Expansion:

@@ -58,7 +58,7 @@ def _expr(e: s.Expr) -> tuple[str, int]:
         case s.Index(tensor, indices):
             return f"{tensor}[{', '.join(expression(a) for a in indices)}]", _ATOM
         case s.Scan(tile, axis, reverse, exclusive):
-            return f"Scan {tile} along {axis}" + " reverse" * reverse + " exclusive" * exclusive, 8
+            return f"Scan {tile} along {axis}" + " reverse" * reverse + " exclusive" * exclusive, _PRECEDENCE["compare"]
     raise TypeError(f"not an expression: {e!r}")
 
 

@@ -67,6 +67,18 @@ def names_in(node: Any) -> set[str]:
     return found
 
 
+def words_in(node: Any) -> set[str]:
+    """Give every word in a tree: whatever a new name could be mistaken for."""
+    if isinstance(node, str):
+        return {node}
+    parts: list[Any] = []
+    if isinstance(node, tuple):
+        parts = list(node)
+    elif is_dataclass(node):
+        parts = [getattr(node, f.name) for f in fields(node) if f.name not in ("span", "above", "comment")]
+    return set().union(*[words_in(x) for x in parts])
+
+
 def map_expressions(node: T, f: Callable[[s.Expr], s.Expr]) -> T:
     """Rebuild a node with `f` applied to each of its expressions, inner first; bodies of blocks are left alone."""
     rebuilt: Any

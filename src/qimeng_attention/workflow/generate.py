@@ -20,7 +20,6 @@ from typing import Any
 from qimeng_attention import __version__
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
-from qimeng_attention.judge import Verdict, judge_program
 from qimeng_attention.runtime import Bundle, load
 from qimeng_attention.runtime.manifest import GridAxis, Manifest, Scalar, Tensor
 from qimeng_attention.spec import AttentionSpec
@@ -110,6 +109,8 @@ def _steps(outcome: Outcome, spec: AttentionSpec | None, code: str | None, cache
         if not judge or results.spec is None or results.checked is None:
             outcome.notes.append("not judged: " + ("no spec says what it should compute" if judge else "switched off"))
             return results
+        from qimeng_attention.judge import judge_program
+
         return replace(results, verdict=judge_program(results.checked, results.spec, seed=secrets.randbits(32), progress=progress))
 
     steps: list[tuple[str, Callable[[Results], Results]]] = [
@@ -160,7 +161,7 @@ def bundle_files(results: Results) -> dict[str, bytes]:
     for header in resources.files("qimeng_attention.translate").joinpath("prelude").iterdir():
         if header.name.endswith(".cuh"):
             files[header.name] = header.read_bytes()
-    if isinstance(results.verdict, Verdict):
+    if results.verdict is not None:
         files["verdict.json"] = _json(results.verdict.to_json())
     return files
 
@@ -181,9 +182,9 @@ def manifest_of(results: Results) -> Manifest:
         kernel=t.name, target=results.target.name, arch=results.target.arch, built_arch=results.arch, threads=t.threads,
         shared_bytes=t.shared_bytes,
         grid=tuple(GridAxis(g["name"], g["start"], g["stop"]) for g in facts["grid"]),
-        tensors=tuple(Tensor(x["name"], x["dtype"], tuple(x["dims"]), x["role"]) for x in facts["tensors"]),
+        tensors=tuple(Tensor(name=x["name"], dtype=x["dtype"], dims=tuple(x["dims"]), role=x["role"]) for x in facts["tensors"]),
         sizes=tuple(facts["sizes"]),
-        scalars=tuple(Scalar(x["name"], x["op"], x["bound"] or 0.0) for x in facts["scalars"]),
+        scalars=tuple(Scalar(name=x["name"], dtype=x["dtype"], op=x["op"], bound=x["bound"] or 0.0) for x in facts["scalars"]),
         call={v: k for k, v in _ARGUMENTS.items()} if callable_ else {},
         outputs=tuple(n for n in ("Out", "Lse") if n in names) if callable_ else (),
         default_scale=results.spec.default_scale if results.spec else 1.0,

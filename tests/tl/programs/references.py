@@ -41,7 +41,7 @@ def per_head(one, x):
             out[:, i, :, h] = value, bound
             if row is not None:
                 lse[i, h] = row
-    return {"Out": tuple(out), "Lse": (lse, 0 * lse)}
+    return {"Out": tuple(out), "Lse": (lse, np.zeros_like(lse))}
 
 
 def attention(x, score, visible):
@@ -107,7 +107,8 @@ def block_list(x, scale):
 
     def visible(i, q, k):
         q = np.arange(len(q))[:, None]  # this mask counts queries from 0
-        here = np.where(q < document.shape[1], document[i, np.minimum(q, document.shape[1] - 1)], 0)
+        padded = np.append(document[i], 0)  # past the end an element reads 0
+        here = padded[np.minimum(q, document.shape[1])]
         return (k <= q) & (here == document[i][k])
 
     return attention(x, lambda i, h, s, q, k: s * scale, visible)
@@ -156,7 +157,7 @@ def nsa_selected(x, scale, tile):
         weights, row = softmax(np.where(seen, x["K"][i, :, g] @ x["Q"][i, t, h] * scale, -np.inf)[None])
         value, bound = weighted(weights, x["V"][i, :, g])
         out[0, i, t, h], out[1, i, t, h], lse[i, h, t] = value[0], bound[0], row[0]
-    return {"Out": tuple(out), "Lse": (lse, 0 * lse)}
+    return {"Out": tuple(out), "Lse": (lse, np.zeros_like(lse))}
 
 
 def _decode(q, k, v, scale):
@@ -175,7 +176,7 @@ def paged(x, scale, page):
         g = h * hk // hq
         (value, bound), row = _decode(x["Q"][i, h][None], x["K"][rows, g], x["V"][rows, g], scale)
         out[0, i, h], out[1, i, h], lse[i, h] = value[0], bound[0], row[0]
-    return {"Out": tuple(out), "Lse": (lse, 0 * lse)}
+    return {"Out": tuple(out), "Lse": (lse, np.zeros_like(lse))}
 
 
 def mla_decode(x, scale, dv):
@@ -185,7 +186,7 @@ def mla_decode(x, scale, dv):
         k = x["K"][i, : x["Length"][i]]
         (value, bound), lse[i] = _decode(x["Q"][i], k, k[:, :dv], scale)
         out[:, i] = value, bound
-    return {"Out": tuple(out), "Lse": (lse, 0 * lse)}
+    return {"Out": tuple(out), "Lse": (lse, np.zeros_like(lse))}
 
 
 def varlen(x, scale):
@@ -196,19 +197,19 @@ def varlen(x, scale):
         q, k = slice(*x["StartQ"][i : i + 2]), slice(*x["StartK"][i : i + 2])
         one = gqa_causal({"Q": x["Q"][None, q], "K": x["K"][None, k], "V": x["V"][None, k]}, scale)
         out[:, q], lse[:, q] = [y[0] for y in one["Out"]], one["Lse"][0][0]
-    return {"Out": tuple(out), "Lse": (lse, 0 * lse)}
+    return {"Out": tuple(out), "Lse": (lse, np.zeros_like(lse))}
 
 
 def fp8(x, scale, descale_q, descale_v, tile):
-    sk, hk = x["K"].shape[1:3]
-    unit = np.moveaxis(x["DescaleK"], 1, 2)[:, np.arange(sk) // tile]  # (B, Sk, Hk)
-    y = {"Q": x["Q"] * descale_q, "K": x["K"] * unit.reshape(-1, sk, hk, 1), "V": x["V"] * descale_v}
+    sk = x["K"].shape[1]
+    unit = np.moveaxis(x["DescaleK"], 1, 2)[:, np.arange(sk) // tile, :, None]  # (B, Sk, Hk, 1)
+    y = {"Q": x["Q"] * descale_q, "K": x["K"] * unit, "V": x["V"] * descale_v}
     return gqa_causal(y, scale)
 
 
 def gemm_epilogue(x):
     c = x["A"] @ x["W"] + x["Bias"]
-    return {"Out": (c / (1 + np.exp(-c)), np.abs(x["A"]) @ np.abs(x["W"]) * 0)}
+    return {"Out": (c / (1 + np.exp(-c)), np.zeros_like(c))}
 
 
 def backward(x, scale):

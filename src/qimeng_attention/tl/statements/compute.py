@@ -8,7 +8,7 @@ import numpy as np
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import align
-from qimeng_attention.tl.functions import REDUCTIONS, WORD_OPERATORS
+from qimeng_attention.tl.functions import REDUCTIONS
 from qimeng_attention.tl.machine import Strand
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.gemm import unmasked

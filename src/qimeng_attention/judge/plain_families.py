@@ -1,0 +1,94 @@
+"""Sizes, scalars and values for programs of which nothing is known but their declarations.
+
+Not here: the inputs of an `AttentionSpec` (inputs.py, families.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
+from qimeng_attention.tl.small_model import small_sizes
+from qimeng_attention.tl.types import Checked
+
+Family: TypeAlias = Callable[[np.random.Generator, str, tuple[int, ...], str], Array]
+TRIES = 6  # combinations of lengths
+HEADS = {"B": 2, "Hq": 4, "Hk": 2}  # sizes that no tile steps along and that divide each other in every program
+OTHER = 2
+
+
+def _real(make: Callable[[np.random.Generator, str, tuple[int, ...]], Array]) -> Family:
+    """Draw integers below the tensor's shortest extent where integers are asked for."""
+
+    def family(random: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> Array:
+        if dtype in INTEGER_TYPES:
+            return random.integers(0, max(1, min(shape, default=1)), shape)
+        return np.asarray(make(random, name, shape), np.float32)
+
+    return family
+
+
+def _along(random: np.random.Generator, shape: tuple[int, ...], profile: Callable[[Array], Array]) -> Array:
+    """Let values follow a profile along the second axis, where sequences lie."""
+    axis = 1 if len(shape) > 1 else 0
+    t = profile(np.arange(shape[axis]) / max(1, shape[axis])) if shape else np.zeros(())
+    return random.standard_normal(shape) * 0.5 + t.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+
+
+FAMILIES: dict[str, Family] = {
+    "normal": _real(lambda r, n, shape: r.standard_normal(shape)),
+    "large first input": _real(lambda r, n, shape: r.standard_normal(shape) * (8 if n in ("Q", "A", "X") else 1)),
+    "growing": _real(lambda r, n, shape: _along(r, shape, lambda t: 2 * t)),
+    "offset": _real(lambda r, n, shape: r.standard_normal(shape) + (8 if n == "V" else 0)),
+    "outliers": _real(lambda r, n, shape: r.standard_normal(shape) + 10 * (r.random(shape) < 1e-3)),
+}
+
+
+def sizes_to_try(kernels: Sequence[Checked]) -> list[dict[str, int]]:
+    """Choose lengths around the tiles, from 1 up, and few of everything else."""
+    names = list(dict.fromkeys(n for k in kernels for n in k.sizes))
+    tried = [sizes for k in kernels for sizes in small_sizes(k)]
+    stepped = {n for n in names if len({sizes.get(n, 1) for sizes in tried}) > 1}
+    longest = {n: max(sizes.get(n, 1) for sizes in tried) for n in stepped}
+    rest = {n: HEADS.get(n, OTHER) for n in names if n not in stepped}
+    tiles = {n: (longest[n] - 1) // 2 for n in stepped}
+    steps: list[Callable[[int], int]] = [lambda t: t + 1, lambda t: 2 * t + 1, lambda t: max(1, t - 1), lambda t: 1, lambda t: t]
+    found = []
+    for number in range(TRIES):
+        lengths = {n: steps[(number + i * (1 + number // len(steps))) % len(steps)](tiles[n]) for i, n in enumerate(sorted(stepped))}
+        found.append({**rest, **lengths})
+    found.append({**rest, **{n: tiles[n] + 1 for n in stepped}})
+    return [dict(t) for t in dict.fromkeys(tuple(sizes.items()) for sizes in found)]
+
+
+def scalar_values(random: np.random.Generator, kernels: Sequence[Checked], sizes: Mapping[str, int]) -> dict[str, float]:
+    """Draw a value for each scalar that its declaration admits."""
+    scalars: dict[str, s.Scalar] = {n: x for k in kernels for n, x in k.scalars.items()}
+    found = {}
+    for name, declared in scalars.items():
+        value = float(np.float32(random.uniform(0.05, 0.2) if name == "scale" else random.uniform(0.5, 2)))
+        bound = _bound(declared, {**kernels[0].fixed, **sizes})
+        if declared.op in (">", ">="):
+            value = bound + value
+        elif declared.op in ("<", "<="):
+            value = bound - value
+        elif declared.op == "==":
+            value = bound
+        found[name] = value
+    return found
+
+
+def _bound(declared: s.Scalar, sizes: Mapping[str, int]) -> float:
+    if declared.bound is None:
+        return 0.0
+    if isinstance(declared.bound, s.Num):
+        return float(declared.bound.value)
+    try:
+        return float(integer(declared.bound, dict(sizes)))
+    except (KeyError, ValueError, ZeroDivisionError):
+        return 0.0
