@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,17 +18,17 @@ from qimeng_attention.runtime import bundle as bundle_module
 from qimeng_attention.runtime.manifest_json import to_json
 
 FILES = {
-    "spec.json": json.dumps({"name": "", "Hq": 8, "Hk": 2, "Dqk": 64, "Dv": 64, "dtype": "bf16", "mask": "causal",
-                             "score": "score", "softcap": None}).encode(),
+    "spec.json": b'{"Hq": 8, "Hk": 2, "Dqk": 64, "mask": "causal", "score": "score", "softcap": null}',
     "sketch.tl": b"Copy Q from global to shared\n",
-    "code.tl": b"Kernel gqa\nTile BM = 128, BN = 64   # rows\n\nSchedule\n    ring K stages 2   # two\n    warps 4 along q\n",
+    "code.tl": b"Kernel gqa\nTile BM = 128, BN = 64   # rows\n\n"
+               b"Schedule\n    ring K stages 2   # two\n    warps 4 along q\n",
     "scheduled.tl": b"Wait K\n",
     "kernel.cu": b'extern "C" __global__ void gqa() {}\n',
     "sm80.cuh": b"#pragma once\n",
     "kernel.cubin": b"\x7fELF kernel",
-    "report.json": json.dumps({"registers": 168, "spill_store_bytes": 0, "occupancy": {"blocks_per_sm": 2}}).encode(),
+    "report.json": b'{"registers": 168, "spill_store_bytes": 0, "occupancy": {"blocks_per_sm": 2}}',
     "reasons.json": b"[]",
-    "verdict.json": json.dumps({"verdict": "accepted", "worst_error": 0.002}).encode(),
+    "verdict.json": b'{"verdict": "accepted", "worst_error": 0.002}',
 }  # fmt: skip
 
 

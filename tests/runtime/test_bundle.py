@@ -221,8 +221,8 @@ def test_a_kernel_that_is_no_attention_is_launched_only(
 ) -> None:
     gpu.driver.arguments = 4
     copy = replace(
-        manifest, tensors=(Tensor("Y", "f32", ("N",), "output"),), sizes=("N",), scalars=(Scalar("a"), Scalar("b")),
-        grid=(GridAxis("x", 0, "N"),), call={}, outputs=(), requires=(),
+        manifest, tensors=(Tensor("Y", "f32", ("N",), "output"),), sizes=("N",),
+        scalars=(Scalar("a"), Scalar("b")), grid=(GridAxis("x", 0, "N"),), call={}, outputs=(), requires=(),
     )  # fmt: skip
     rewrite(folder, copy)
     bundle = load(folder)

@@ -226,10 +226,12 @@ def whole(tensor: Callable[..., Any]) -> dict[str, Any]:
         "out": (2, 300, 8, 64),
         "lse": (2, 8, 300),
     }
-    return {
-        name: tensor(*shape, pointer=0x1000_0000 * (index + 1), dtype="torch.float32" if name == "lse" else "torch.bfloat16")
+    made = {
+        name: tensor(*shape, pointer=0x1000_0000 * (index + 1))
         for index, (name, shape) in enumerate(shapes.items())
-    }  # fmt: skip
+    }
+    made["lse"].dtype = "torch.float32"
+    return made
 
 
 def test_tensors_apart_pass(manifest: Manifest, whole: dict[str, Any]) -> None:
@@ -278,6 +280,13 @@ def test_an_output_inside_the_packed_inputs_tensor_passes(
     whole["out"] = tensor(2, 300, 8, 64, strides=strides, pointer=0x10000 + 512 * 2)
 
     check(manifest, *whole.values())
+
+
+def test_a_tensor_without_memory_is_refused(manifest: Manifest, whole: dict[str, Any]) -> None:
+    whole["v"].pointer = 0
+
+    with pytest.raises(LaunchError, match="v has no memory"):
+        check(manifest, *whole.values())
 
 
 def test_fixed_alignment_of_a_manifest_holds(manifest: Manifest, whole: dict[str, Any]) -> None:

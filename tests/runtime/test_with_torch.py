@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime import Manifest, load
 from qimeng_attention.runtime.comparison import errors, plain_mask, reference
-from qimeng_attention.runtime.plan import layout_of, make_plan
+from qimeng_attention.runtime.plan import check_pointers, layout_of, make_plan
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'qimeng-attention[gpu]'")
 
@@ -55,8 +56,11 @@ def test_the_strides_of_an_output_are_those_that_torch_gives(manifest: Manifest)
 
 
 def test_a_sparse_tensor_is_refused() -> None:
+    with warnings.catch_warnings(action="ignore"):
+        sparse = torch.zeros(4, 4).to_sparse_csr()
+
     with pytest.raises(LaunchError, match="q has no strides"):
-        layout_of(torch.zeros(4, 4).to_sparse(), "q")
+        layout_of(sparse, "q")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -120,3 +124,19 @@ def test_a_numpy_scalar_is_a_scale(manifest: Manifest) -> None:
     assert check_scalar(manifest.scalars[0], numpy.float32(0.5)) == 0.5
     with pytest.raises(LaunchError, match="no number"):
         check_scalar(replace(manifest.scalars[0]), torch.tensor(0.5))
+
+
+def test_a_fake_tensor_on_a_gpu_has_no_memory(manifest: Manifest) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        q, k = (
+            torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+            for shape in ((2, 30, 8, 64), (2, 7, 2, 64))
+        )
+    plan = make_plan(manifest, [*(layout_of(t, "t") for t in (q, k, k)), None, None], NAMES)
+    with warnings.catch_warnings(action="ignore"):
+        pointers = [tensor.data_ptr() for tensor in (q, k, k)]
+
+    with pytest.raises(LaunchError, match="q has no memory"):
+        check_pointers(manifest, plan, [*pointers, 16, 16], NAMES)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qimeng_attention.errors import DiagnosticError
+from qimeng_attention.schedule import schedule
 from qimeng_attention.tl.checker import check, check_text
 from qimeng_attention.tl.interpreter import interpret, interpret_program
 from qimeng_attention.tl.numerics import round_to, unit_roundoff
@@ -19,7 +20,10 @@ from qimeng_attention.tl.parser import parse
 from qimeng_attention.tl.printer import print_program
 
 FOLDER = Path(__file__).parents[2] / "docs" / "design" / "programs"
-PAPER = ("paper_sketch", "paper_code")  # the paper's own form: no sizes or grid, printed as it prints, not checked
+PAPER = (
+    "paper_sketch",
+    "paper_code",
+)  # the paper's own form: no sizes or grid, printed as it prints, not checked
 NAMES = sorted(path.stem for path in FOLDER.glob("*.tl"))
 F32 = 2e-4  # of a row's LSE: float32 sums of a few hundred products and exponentials
 
@@ -97,7 +101,15 @@ def qkv(rng, z, d=16, dv=None):
     return {name: normal(rng, z["B"], *shape) for name, shape in shapes.items()}
 
 
-SHAPES = ((35, 35), (17, 40), (40, 17), (1, 1), (1, 0), (0, 9), (16, 24))  # ragged, Sk < Sq, none, whole tiles
+SHAPES = (
+    (35, 35),
+    (17, 40),
+    (40, 17),
+    (1, 1),
+    (1, 0),
+    (0, 9),
+    (16, 24),
+)  # ragged, Sk < Sq, none, whole tiles
 SIZES = tuple({"B": 1, "Sq": sq, "Sk": sk, "Hq": 4, "Hk": 2} for sq, sk in SHAPES)
 
 
@@ -162,7 +174,11 @@ def latent(rng, z):
 def packed(rng, z):
     sq, sk = (13, 0, 1, 20), (13, 5, 0, 33)
     starts = {"StartQ": np.cumsum((0, *sq)), "StartK": np.cumsum((0, *sk))}
-    x = {"Q": normal(rng, z["Tq"], z["Hq"], 16), "K": normal(rng, z["Tk"], z["Hk"], 16), "V": normal(rng, z["Tk"], z["Hk"], 16)}
+    x = {
+        "Q": normal(rng, z["Tq"], z["Hq"], 16),
+        "K": normal(rng, z["Tk"], z["Hk"], 16),
+        "V": normal(rng, z["Tk"], z["Hk"], 16),
+    }
     return x | starts
 
 
@@ -178,53 +194,128 @@ def layer(rng, z):
 
 PAGED = {"B": 4, "Pages": 20, "Most": 12, "Hk": 2}
 LENGTHS = (39, 1, 0, 16)
-ROWS = (("BM = 16, BN = 64", "BM = 16, BN = 16"), ("D = 128", "D = 16"), ("G = 16", "G = 3"), ("G = 8", "G = 3"))
+ROWS = (
+    ("BM = 16, BN = 64", "BM = 16, BN = 16"),
+    ("D = 128", "D = 16"),
+    ("G = 16", "G = 3"),
+    ("G = 8", "G = 3"),
+)
 CASES = {
     "gqa_causal": Case(SIZES, qkv, references.gqa_causal),
-    "gqa_h200": Case(SIZES[:4], qkv, references.gqa_causal, (("BM = 128, BN = 128", "BM = 16, BN = 16"), ("D = 128", "D = 16"))),
+    "gqa_h200": Case(
+        SIZES[:4],
+        qkv,
+        references.gqa_causal,
+        (("BM = 128, BN = 128", "BM = 64, BN = 16"), ("D = 128", "D = 16")),
+    ),
     "sigmoid": Case(SIZES, qkv, references.sigmoid, scalars=(("scale", -0.3), ("bias", -2.0))),
-    "sink": Case(SIZES, lambda rng, z: qkv(rng, z) | {"Sink": rng.standard_normal(4).astype(np.float32)}, references.sink,
-                 (("BM = 128, BN = 64", "BM = 16, BN = 16"), ("D = 64", "D = 16"))),
-    "alibi": Case(SIZES, lambda rng, z: qkv(rng, z) | {"Slopes": rng.random(4).astype(np.float32)}, references.alibi,
-                  scalars=(("scale", -0.3),)),
+    "sink": Case(
+        SIZES,
+        lambda rng, z: qkv(rng, z) | {"Sink": rng.standard_normal(4).astype(np.float32)},
+        references.sink,
+        (("BM = 128, BN = 64", "BM = 16, BN = 16"), ("D = 64", "D = 16")),
+    ),
+    "alibi": Case(
+        SIZES,
+        lambda rng, z: qkv(rng, z) | {"Slopes": rng.random(4).astype(np.float32)},
+        references.alibi,
+        scalars=(("scale", -0.3),),
+    ),
     "softcap": Case(SIZES, qkv, references.softcap, scalars=(("scale", 0.5), ("cap", 1.5))),
-    "window_and_sinks": Case(tuple({**z, "Window": w, "First": f} for z in SIZES[:5] for w, f in ((7, 3), (1, 0), (50, 9), (0, 1))), qkv,
-                             lambda x, scale, z: references.window_and_sinks(x, scale, z["Window"], z["First"])),
+    "window_and_sinks": Case(
+        tuple(
+            {**z, "Window": w, "First": f} for z in SIZES[:5] for w, f in ((7, 3), (1, 0), (50, 9), (0, 1))
+        ),
+        qkv,
+        lambda x, scale, z: references.window_and_sinks(x, scale, z["Window"], z["First"]),
+    ),
     "forgetting": Case(SIZES, gate, references.forgetting, scalars=(("scale", -0.3),)),
     "block_list": Case(tuple({**z, "n": 6} for z in SIZES), lists, references.block_list),
-    "stick_breaking": Case(SIZES, qkv, references.stick_breaking, (("BM = 128, BN = 64", "BM = 16, BN = 16"), ("D = 64", "D = 16"))),
-    "linear": Case(tuple({"B": 2, "S": n, "H": 2} for n in (0, 1, 19, 32)), chunks, references.linear,
-                   (("C = 64", "C = 16"), ("Dk = 64, Dv = 64", "Dk = 16, Dv = 8"))),
-    "differential": Case(tuple({"B": 1, "Sq": q, "Sk": k, "H": 2} for q, k in SHAPES), two_scores, references.differential,
-                         (("BM = 64, BN = 64", "BM = 16, BN = 16"), ("D = 64, Dv = 128", "D = 16, Dv = 8"))),
-    "nsa_selected": Case(tuple({"B": 2, "Sq": q, "Sk": k, "Hk": 2, "n": 3} for q, k in ((5, 60), (1, 8), (3, 0))), selected,
-                         lambda x, scale, z: references.nsa_selected(x, scale, 16), ROWS),
-    "paged": Case((PAGED,), cache_of(16, LENGTHS), lambda x, scale, z: references.paged(x, scale, 16), (*ROWS, ("Page = 64", "Page = 16"))),
-    "paged_gather": Case((PAGED,), cache_of(4, LENGTHS), lambda x, scale, z: references.paged(x, scale, 4), (*ROWS, ("Page = 16", "Page = 4"))),
-    "mla_decode": Case(tuple({"B": 3, "Sk": k, "H": 20, "Splits": n} for k, n in ((40, 3), (7, 2), (0, 1), (9, 4))), latent,
-                       lambda x, scale, z: references.mla_decode(x, scale, 32),
-                       (("BM = 64, BN = 64", "BM = 16, BN = 16"), ("Dqk = 576, Dv = 512", "Dqk = 48, Dv = 32"), ("Dv = 512", "Dv = 32"))),
+    "stick_breaking": Case(
+        SIZES,
+        qkv,
+        references.stick_breaking,
+        (("BM = 128, BN = 64", "BM = 16, BN = 16"), ("D = 64", "D = 16")),
+    ),
+    "linear": Case(
+        tuple({"B": 2, "S": n, "H": 2} for n in (0, 1, 19, 32)),
+        chunks,
+        references.linear,
+        (("C = 64", "C = 16"), ("Dk = 64, Dv = 64", "Dk = 16, Dv = 8")),
+    ),
+    "differential": Case(
+        tuple({"B": 1, "Sq": q, "Sk": k, "H": 2} for q, k in SHAPES),
+        two_scores,
+        references.differential,
+        (("BM = 64, BN = 64", "BM = 16, BN = 16"), ("D = 64, Dv = 128", "D = 16, Dv = 8")),
+    ),
+    "nsa_selected": Case(
+        tuple({"B": 2, "Sq": q, "Sk": k, "Hk": 2, "n": 3} for q, k in ((5, 60), (1, 8), (3, 0))),
+        selected,
+        lambda x, scale, z: references.nsa_selected(x, scale, 16),
+        ROWS,
+    ),
+    "paged": Case(
+        (PAGED,),
+        cache_of(16, LENGTHS),
+        lambda x, scale, z: references.paged(x, scale, 16),
+        (*ROWS, ("Page = 64", "Page = 16")),
+    ),
+    "paged_gather": Case(
+        (PAGED,),
+        cache_of(4, LENGTHS),
+        lambda x, scale, z: references.paged(x, scale, 4),
+        (*ROWS, ("Page = 16", "Page = 4")),
+    ),
+    "mla_decode": Case(
+        tuple({"B": 3, "Sk": k, "H": 20, "Splits": n} for k, n in ((40, 3), (7, 2), (0, 1), (9, 4))),
+        latent,
+        lambda x, scale, z: references.mla_decode(x, scale, 32),
+        (
+            ("BM = 64, BN = 64", "BM = 16, BN = 16"),
+            ("Dqk = 576, Dv = 512", "Dqk = 48, Dv = 32"),
+            ("Dv = 512", "Dv = 32"),
+        ),
+    ),
     "varlen": Case(({"B": 4, "Tq": 34, "Tk": 51, "Most": 20, "Hq": 4, "Hk": 2},), packed, references.varlen),
-    "fp8": Case(SIZES, quantised, lambda x, scale, descale_q, descale_v, z: references.fp8(x, scale, descale_q, descale_v, 32),
-                (("BM = 128, BN = 128", "BM = 64, BN = 32"), ("D = 128", "D = 32")),
-                (("scale", 0.02), ("descale_q", 0.125), ("descale_v", 0.25)), "e4m3"),
-    "gemm_epilogue": Case(tuple({"M": m, "N": n, "K": k} for m, n, k in ((20, 19, 33), (1, 1, 1), (16, 16, 0))), layer, references.gemm_epilogue,
-                          (("BM = 128, BN = 128, BK = 64", "BM = 16, BN = 16, BK = 16"),), ()),
-}  # fmt: skip
+    "fp8": Case(
+        SIZES,
+        quantised,
+        lambda x, scale, descale_q, descale_v, z: references.fp8(x, scale, descale_q, descale_v, 32),
+        (("BM = 128, BN = 128", "BM = 64, BN = 32"), ("D = 128", "D = 32")),
+        (("scale", 0.02), ("descale_q", 0.125), ("descale_v", 0.25)),
+        "e4m3",
+    ),
+    "gemm_epilogue": Case(
+        tuple({"M": m, "N": n, "K": k} for m, n, k in ((20, 19, 33), (1, 1, 1), (16, 16, 0))),
+        layer,
+        references.gemm_epilogue,
+        (("BM = 128, BN = 128, BK = 64", "BM = 16, BN = 16, BK = 16"),),
+        (),
+    ),
+}
+
+
+def small_text(name):
+    text = text_of(name).replace("warps 4 along", "warps 1 along")
+    for old, new in CASES[name].smaller:
+        text = text.replace(old, new)
+    return text
 
 
 @cache
 def small(name):
-    text = text_of(name)
-    for old, new in CASES[name].smaller:
-        text = text.replace(old, new)
-    return check(parse(text), source=text, file=f"{name}.tl")
+    return check_text(small_text(name), file=f"{name}.tl")
 
 
 def expected(case, x, scalars, sizes):
     """Call the reference with the sizes where it asks for them."""
     wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in x.items()}
-    extra = {"z": sizes} if "z" in case.reference.__code__.co_varnames[: case.reference.__code__.co_argcount] else {}
+    extra = (
+        {"z": sizes}
+        if "z" in case.reference.__code__.co_varnames[: case.reference.__code__.co_argcount]
+        else {}
+    )
     return case.reference(wide, **scalars, **extra)
 
 
@@ -244,24 +335,54 @@ def assert_close(name, got, value, bound, weights):
 RUNS = [(name, number) for name, case in CASES.items() for number in range(len(case.sizes))]
 
 
-@pytest.mark.parametrize(("name", "number"), RUNS, ids=[f"{n}-{i}" for n, i in RUNS])
-def test_a_forward_program_means_what_numpy_says(name, number):
-    case = CASES[name]
+def assert_means(kernels, case, number):
     sizes, scalars = case.sizes[number], dict(case.scalars)
     x = case.inputs(np.random.default_rng(number), sizes)
-    outputs = interpret_program(small(name), sizes, x, scalars)
+    outputs = interpret_program(kernels, sizes, x, scalars)
     for output, (value, bound) in expected(case, x, scalars, sizes).items():
         assert_close(output, outputs[output], value, bound, case.weights)
 
 
+@pytest.mark.parametrize(("name", "number"), RUNS, ids=[f"{n}-{i}" for n, i in RUNS])
+def test_a_forward_program_means_what_numpy_says(name, number):
+    assert_means(small(name), CASES[name], number)
+
+
+NO_REWRITING = ("gqa_h200", "fp8", "mla_decode")  # `roles` is written out by hand in gqa_h200_scheduled.tl
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in NO_REWRITING])
+def test_its_schedule_keeps_the_meaning(name):
+    """On ragged sizes, and on fewer keys than queries where the program has such a run."""
+    kernels = check(schedule(parse(small_text(name))))
+    assert all(k.level == "scheduled" for k in kernels)
+    for number in range(0, len(CASES[name].sizes), 2):
+        assert_means(kernels, CASES[name], number)
+
+
+@pytest.mark.parametrize("name", NO_REWRITING)
+def test_a_choice_without_a_rewriting_is_refused_by_name(name):
+    with pytest.raises(DiagnosticError) as error:
+        schedule(parse(text_of(name)))
+    assert any(d.code == "TL601" and "'roles'" in d.message for d in error.value.diagnostics)
+
+
 def test_the_backward_program_means_the_formula():
-    text = text_of("backward").replace("BM = 64, BN = 64", "BM = 16, BN = 16").replace("BM = 128", "BM = 16").replace("D = 64", "D = 16")
+    text = (
+        text_of("backward")
+        .replace("BM = 64, BN = 64", "BM = 16, BN = 16")
+        .replace("BM = 128", "BM = 16")
+        .replace("D = 64", "D = 16")
+    )
     kernels = check_text(text)
     for number, (sq, sk) in enumerate(((35, 35), (17, 40), (40, 17), (1, 1))):
         rng = np.random.default_rng(number)
         x = {n: normal(rng, 1, s, 2, 16) for n, s in (("Q", sq), ("K", sk), ("V", sk), ("dO", sq))}
         forward = references.gqa_causal({n: x[n].astype(float) for n in "QKV"}, 0.3)
-        x |= {"Out": round_to(forward["Out"][0].astype(np.float32), "bf16"), "Lse": forward["Lse"][0].astype(np.float32)}
+        x |= {
+            "Out": round_to(forward["Out"][0].astype(np.float32), "bf16"),
+            "Lse": forward["Lse"][0].astype(np.float32),
+        }
         got = interpret_program(kernels, {"B": 1, "Sq": sq, "Sk": sk, "H": 2}, x, {"scale": 0.3})
         wide = {n: a.astype(np.float64) for n, a in x.items()}
         for name, (value, bound) in references.backward(wide, 0.3).items():
@@ -270,8 +391,11 @@ def test_the_backward_program_means_the_formula():
 
 # ------------------------------------------------------------------ scheduled code for an H200
 
-H200 = (("BM = 128, BN = 128", "BM = 128, BN = 16"), ("D = 128", "D = 16"), ("(64 q", "(64 q"))
-H200_SIZES = tuple({"B": 1, "Sq": sq, "Sk": sk, "Hq": 2, "Hk": 1} for sq, sk in ((130, 150), (260, 100), (1, 1), (5, 0), (128, 64)))
+H200 = (("BM = 128, BN = 128", "BM = 128, BN = 16"), ("D = 128", "D = 16"))
+H200_SIZES = tuple(
+    {"B": 1, "Sq": sq, "Sk": sk, "Hq": 2, "Hk": 1}
+    for sq, sk in ((130, 70), (260, 100), (1, 1), (5, 0), (128, 64))
+)
 
 
 def h200(name):
@@ -289,49 +413,95 @@ def test_the_scheduled_form_means_what_the_code_means(sizes):
     wanted = interpret(code, sizes, x, {"scale": 0.3})
     first = interpret(scheduled, sizes, x, {"scale": 0.3})
     for output, value in wanted.items():
-        # 64 rows at a time instead of 128: NumPy's float32 products differ in the last place, which bf16 may amplify once
+        # NumPy's products of 64 rows and of 128 may differ in float32's last place, and so one bf16 rounding
         np.testing.assert_allclose(first[output], value, rtol=2**-7, atol=2**-12)
-    for seed in range(1, 25):
+    for seed in range(1, 17):
         other = interpret(scheduled, sizes, x, {"scale": 0.3}, seed=seed)
         assert all(np.array_equal(first[n], other[n]) for n in first)
 
 
-FAULTS = {
-    "no wait for K": ("            Wait K.full\n            Wait turn w", "            Wait turn w", {"TL402"}),
-    "no wait for K in the loop": ("                Wait K.full\n", "", {"TL402"}),
-    "no wait for V": ("                Wait V.full\n", "", {"TL402"}),
-    "no wait for Q": ("        Wait Q.full\n", "", {"TL402"}),
-    "no wait for an empty K": ("                Wait K.empty\n", "", {"TL404"}),
-    "no wait for an empty V": ("                Wait V.empty\n", "", {"TL404"}),
-    "no wait for an empty Q": ("        Wait Q.empty\n", "", {"TL404"}),
-    "no release of K": ("                Release K\n", "", {"TL404"}),
-    "no release of V": ("                Release V\n", "", {"TL404"}),
-    "no release of the last V": ("            Wait gemm pending 0\n            Release V\n", "            Wait gemm pending 0\n", {"TL404"}),
-    "no release of Q": ("        Release Q\n", "", {"TL404"}),
-    "V copied beside its own K": ("k = (i - 1) * BN, head_k] from", "k = i * BN, head_k] from", {"TL407"}),
-    "V behind by two": ("V at [k = (i - 1) * BN]", "V at [k = i * BN]", {"TL407"}),
-    "K counted up twice": ("[batch, k = i * BN, head_k]", "[batch, k = i // 2 * BN, head_k]", {"TL407"}),
-    "K released before its GEMM is over": ("                Wait gemm pending 1  # S is there; O is still in flight\n", "", {"TL404"}),
-    "S read in flight": ("            Wait gemm pending 0\n            Release K\n", "            Release K\n", {"TL404", "TL406"}),
-    "V released before its GEMM is over": ("                Wait gemm pending 0\n", "", {"TL404"}),
-    "O read in flight": ("            Wait gemm pending 0\n            Release V\n", "            Release V\n", {"TL404"}),
-    "P overwritten in flight": ("                Wait gemm pending 0\n                Release V\n                Compute O * alpha and get new O\n", "", {"TL404", "TL406"}),
-    "waits although no key is seen": ("        if first < last\n            Wait V.full", "        if 0 <= last\n            Wait V.full", {"TL409"}),
-    "first tile although no key is seen": ("        if first < last\n            Wait K.full", "        if 0 <= last\n            Wait K.full", {"TL409"}),
-    "no wait for the turn": ("                Wait turn w\n", "", {"TL411"}),
-    "no turn passed on": ("                Pass turn\n", "", {"TL409"}),
-    "no wait for the store": ("        Wait stores pending 0  # the last tile's rows have left the staging tile\n", "", {"TL404"}),
-    "no barrier behind that wait": ("        Barrier  # and all warps of the warpgroup know\n", "", {"TL404"}),
-    "no fence before the store": ("        Fence async  # each thread shows its writes to the copy engine, before one of them issues the store\n", "", {"TL412"}),
-    "no barrier before the store": ("before one of them issues the store\n        Barrier\n", "\n", {"TL403"}),
-    "a block that ends with a store on its way": ("    end\n    Wait stores pending 0\n", "    end\n", {"TL404"}),
-}  # fmt: skip
+FAULTS = {  # of the text without comments: what is replaced, by what, and the codes that may name it
+    "no wait for K": (f"{12 * ' '}Wait K.full\n{12 * ' '}Wait turn w", f"{12 * ' '}Wait turn w", {"TL402"}),
+    "no wait for K in the loop": (f"{16 * ' '}Wait K.full\n", "", {"TL402"}),
+    "no wait for V": (f"{16 * ' '}Wait V.full\n", "", {"TL402"}),
+    "no wait for Q": (f"{8 * ' '}Wait Q.full\n", "", {"TL402"}),
+    "no wait for an empty K": (f"{16 * ' '}Wait K.empty\n", "", {"TL404"}),
+    "no wait for an empty V": (f"{16 * ' '}Wait V.empty\n", "", {"TL404"}),
+    "no wait for an empty Q": (f"{8 * ' '}Wait Q.empty\n", "", {"TL404"}),
+    "no release of K": (f"{16 * ' '}Release K\n", "", {"TL404"}),
+    "no release of V": (f"{16 * ' '}Release V\n", "", {"TL404"}),
+    "no release of the last V": (f"\n{12 * ' '}Release V", "", {"TL404"}),
+    "no release of Q": (f"{8 * ' '}Release Q\n", "", {"TL404"}),
+    "V copied beside its own K": ("k = (i - 1) * BN, head_k]", "k = i * BN, head_k]", {"TL407"}),
+    "V expected one ahead": ("V at [k = (i - 1) * BN]", "V at [k = i * BN]", {"TL407"}),
+    "K copied twice": ("[batch, k = i * BN, head_k]", "[batch, k = i // 2 * BN, head_k]", {"TL407"}),
+    "K released under its GEMM": (f"{16 * ' '}Wait gemm pending 1\n", "", {"TL404"}),
+    "first K released under its GEMM": (
+        f"{12 * ' '}Wait gemm pending 0\n{12 * ' '}Release K",
+        f"{12 * ' '}Release K",
+        {"TL404"},
+    ),
+    "S read in flight": (
+        f"{12 * ' '}Wait gemm pending 0\n{12 * ' '}Release K",
+        f"{12 * ' '}Wait gemm pending 1\n{12 * ' '}Release K",
+        {"TL404"},
+    ),
+    "V released under its GEMM": (f"{16 * ' '}Wait gemm pending 0\n", "", {"TL404"}),
+    "O rescaled in flight": (
+        f"{16 * ' '}Wait gemm pending 0\n{16 * ' '}Release V\n{16 * ' '}Compute O * alpha and get new O\n",
+        f"{16 * ' '}Compute O * alpha and get new O\n{16 * ' '}Wait gemm pending 0\n{16 * ' '}Release V\n",
+        {"TL406"},
+    ),
+    "P overwritten in flight": (
+        f"{16 * ' '}Wait gemm pending 0\n{16 * ' '}Release V\n{16 * ' '}Compute O * alpha and get new O\n",
+        "",
+        {"TL406"},
+    ),
+    "waits although no key is seen": (
+        f"{8 * ' '}if first < last\n{12 * ' '}Wait V.full",
+        f"{8 * ' '}if 0 <= last\n{12 * ' '}Wait V.full",
+        {"TL409"},
+    ),
+    "begins although no key is seen": (
+        f"{8 * ' '}if first < last\n{12 * ' '}Wait K.full",
+        f"{8 * ' '}if 0 <= last\n{12 * ' '}Wait K.full",
+        {"TL409"},
+    ),
+    "no wait for the turn": (f"{16 * ' '}Wait turn w\n", "", {"TL411"}),
+    "no turn passed on": (f"{16 * ' '}Pass turn\n", "", {"TL409"}),
+    "no wait for the store": (
+        f"{8 * ' '}Wait stores pending 0\n{8 * ' '}Barrier",
+        f"{8 * ' '}Barrier",
+        {"TL404"},
+    ),
+    "no barrier behind that wait": (
+        f"{8 * ' '}Wait stores pending 0\n{8 * ' '}Barrier\n",
+        f"{8 * ' '}Wait stores pending 0\n",
+        {"TL404"},
+    ),
+    "no fence before the store": (f"{8 * ' '}Fence async\n", "", {"TL412"}),
+    "the fence behind the barrier": (
+        f"{8 * ' '}Fence async\n{8 * ' '}Barrier\n",
+        f"{8 * ' '}Barrier\n{8 * ' '}Fence async\n",
+        {"TL412"},
+    ),
+    "no barrier before the store": (
+        f"{8 * ' '}Fence async\n{8 * ' '}Barrier\n",
+        f"{8 * ' '}Fence async\n",
+        {"TL403"},
+    ),
+    "a store on its way at the end": (
+        f"{4 * ' '}end\n{4 * ' '}Wait stores pending 0",
+        f"{4 * ' '}end",
+        {"TL404"},
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_reported_at_a_line(fault):
     old, new, codes = FAULTS[fault]
-    text = h200("gqa_h200_scheduled")
+    text = "\n".join(statements_of(h200("gqa_h200_scheduled")))
     assert text.count(old) == 1
     text = text.replace(old, new)
     with pytest.raises(DiagnosticError) as error:
@@ -340,8 +510,78 @@ def test_a_planted_fault_is_reported_at_a_line(fault):
     assert {d.code for d in found} & codes, [d.render(text) for d in found]
     assert all(d.span.line > 0 and d.hint for d in found)
     checked = check_text(text, model=False)[0]
-    for seed in range(8):
+    for seed in range(4):
         sizes = {"B": 1, "Sq": 390, "Sk": 250, "Hq": 1, "Hk": 1}
         with pytest.raises(DiagnosticError) as error:
             interpret(checked, sizes, qkv(np.random.default_rng(1), sizes), {"scale": 0.3}, seed=seed)
         assert error.value.diagnostics[0].code in codes, error.value.diagnostics[0].render(text)
+
+
+# ------------------------------------------------------------------ rules that the programs stand on
+
+LIST_LOOP = "for j = 0 : n\n    Copy K (BN, D) in coordinate [batch, k = List[batch, block, j] * BN,"
+
+
+def guards(text):
+    checked = check_text(text, model=False)[0]
+    printed = print_program(type(parse(text))((checked.kernel,)))
+    return [line.strip() for line in printed.splitlines() if line.strip().startswith("if") and ">= 0" in line]
+
+
+def block_list():
+    return "\n".join(statements_of(text_of("block_list")))
+
+
+def test_a_list_element_is_guarded_once():
+    assert guards(block_list()) == ["if List[batch, block, j] >= 0"]
+
+
+def test_a_list_element_is_found_through_let():
+    named = LIST_LOOP.replace("List[batch, block, j]", "tile").replace(
+        "\n", "\n    Let tile = List[batch, block, j]\n"
+    )
+    text = block_list().replace(LIST_LOOP, named)
+    assert guards(text) == ["if tile >= 0"]
+
+
+def test_a_guard_that_the_author_wrote_stays_the_only_one():
+    head, _, rest = block_list().partition("for j = 0 : n\n")
+    body, _, tail = rest.partition("end\n")
+    inside = "".join(f"    {line}\n" for line in body.splitlines())
+    text = f"{head}for j = 0 : n\n    if List[batch, block, j] >= 0\n{inside}end\n{tail}"
+    assert guards(text) == ["if List[batch, block, j] >= 0"]
+
+
+def test_a_page_table_is_no_list():
+    assert guards(text_of("paged")) == []
+
+
+REFUSED = {
+    "an asynchronous GEMM on an A100": ("gqa_h200_scheduled", "for h200", "for a100", "TL504"),
+    "8-bit tiles on an A100": ("fp8", "for h200", "for a100", "TL504"),
+    "bf16 tiles on a T4": ("sigmoid", "for a100", "for t4", "TL504"),
+    "more registers than an SM has": ("gqa_h200_scheduled", "registers 24\n", "registers 40\n", "TL502"),
+    "contiguous along an axis it lacks": ("fp8", "contiguous k", "contiguous q", "TL503"),
+    "contiguous in global memory": ("fp8", "D) e4m3\n", "D) e4m3 contiguous D\n", "TL207"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_a_target_cannot_do_is_refused(what):
+    name, old, new, code = REFUSED[what]
+    assert old in text_of(name)
+    with pytest.raises(DiagnosticError) as error:
+        check_text(text_of(name).replace(old, new))
+    assert code in {d.code for d in error.value.diagnostics}
+
+
+def test_an_axis_without_a_place_is_no_index():
+    """Without a key no Copy runs, so that nothing says where n lies."""
+    text = text_of("gemm_epilogue").replace("C + bias", "C + n")
+    for old, new in CASES["gemm_epilogue"].smaller:
+        text = text.replace(old, new)
+    sizes = {"M": 4, "N": 4, "K": 0}
+    x = layer(np.random.default_rng(0), sizes)
+    with pytest.raises(DiagnosticError) as error:
+        interpret(check_text(text)[0], sizes, x)
+    assert error.value.diagnostics[0].code == "TL105"

@@ -1,17 +1,20 @@
-"""The judge: does a candidate compute what was asked? Float64 references, adversarial inputs, one acceptance rule.
+"""The judge: does a candidate compute what was asked? Float64 references, adversarial inputs, one acceptance
+rule.
 
-`judge_program` takes TL and a spec, `judge_function` TL and a NumPy function, `judge_bundle` a built kernel on a GPU.
-Each gives a `Verdict`: accepted, rejected, or inconclusive where the inputs could not tell.
+`judge_program` takes TL and a spec, `judge_function` TL and a NumPy function, `judge_bundle` a built
+kernel on a GPU. Each gives a `Verdict`: accepted, rejected, or inconclusive where the inputs could not
+tell.
 """
 
 from __future__ import annotations
 
 from qimeng_attention.judge.device import judge_bundle
-from qimeng_attention.judge.function import judge_function, load_function
+from qimeng_attention.judge.function import judge_function
 from qimeng_attention.judge.inputs import CPU, GPU, Budget, Case, cases
 from qimeng_attention.judge.judge import Progress, judge_candidate, judge_program
 from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.judge.reference import Truth, baseline, truth
+from qimeng_attention.judge.user_function import load_function
 from qimeng_attention.judge.verdict import Check, ClauseResult, PropertyResult, Verdict
 
 __all__ = [

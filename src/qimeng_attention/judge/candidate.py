@@ -26,7 +26,8 @@ from qimeng_attention.tl.types import Checked
 
 INPUTS = ("Q", "K", "V")
 DIMS = {
-    "Q": "(B, Sq, Hq, Dqk)", "K": "(B, Sk, Hk, Dqk)", "V": "(B, Sk, Hk, Dv)", "Out": "(B, Sq, Hq, Dv)", "Lse": "(B, Hq, Sq)",
+    "Q": "(B, Sq, Hq, Dqk)", "K": "(B, Sk, Hk, Dqk)", "V": "(B, Sk, Hk, Dv)",
+    "Out": "(B, Sq, Hq, Dv)", "Lse": "(B, Hq, Sq)",
 }  # fmt: skip
 SCALE = "scale"
 
@@ -60,8 +61,13 @@ def digest_of(kernels: Sequence[Checked]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def run_kernels(kernels: Sequence[Checked], sizes: Mapping[str, int], tensors: Mapping[str, Array],
-                scalars: Mapping[str, float], seed: int) -> dict[str, Array]:  # fmt: skip
+def run_kernels(
+    kernels: Sequence[Checked],
+    sizes: Mapping[str, int],
+    tensors: Mapping[str, Array],
+    scalars: Mapping[str, float],
+    seed: int,
+) -> dict[str, Array]:
     """Interpret kernels in order; a later one reads what an earlier one wrote.
 
     Raises:
@@ -79,7 +85,10 @@ def run_kernels(kernels: Sequence[Checked], sizes: Mapping[str, int], tensors: M
             found = [d.to_json() for d in error.diagnostics]
             raise Stopped(f"{found[0]['code']}: {found[0]['message']}", found) from None
         except (ValueError, KeyError, ArithmeticError) as error:
-            raise JudgeError(f"{kernel.kernel.name} cannot run with {dict(sizes)}: {error}", hint="check the declared sizes") from None
+            raise JudgeError(
+                f"{kernel.kernel.name} cannot run with {dict(sizes)}: {error}",
+                hint="check the declared sizes",
+            ) from None
         outputs |= given
         known |= given
     return outputs
@@ -91,7 +100,9 @@ def tiles_of(kernels: Sequence[Checked]) -> tuple[int, int]:
     for kernel in kernels:
         for sizes in small_sizes(kernel):
             for name in longest:
-                longest[name] = max(longest[name], (sizes.get(name, 1) - 1) // 2)  # the largest tried is two tiles and one
+                longest[name] = max(
+                    longest[name], (sizes.get(name, 1) - 1) // 2
+                )  # the largest tried is two tiles and one
     return longest["Sq"], longest["Sk"]
 
 
@@ -112,7 +123,7 @@ class Interpreted:
         _check_sizes(self.kernels, spec)
 
     def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
-        """Interpret the kernels; the order in which roles interleave differs from run to run. Strides mean nothing here."""
+        """Interpret the kernels; roles interleave in another order in each run, strides mean nothing here."""
         self._runs += 1
         return run_kernels(self.kernels, sizes_of(call), tensors, {SCALE: call.scale}, self._runs)
 
@@ -138,17 +149,29 @@ def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
     wanted = [*INPUTS, "Out", *(["Lse"] if "LSE" in spec.outputs else [])]
     for name in wanted:
         if name not in given or (name not in INPUTS and name not in made):
-            raise _unfit(f"the program has no {'input' if name in INPUTS else 'output'} {name}", name, list(given), declare=name)
+            raise _unfit(
+                f"the program has no {'input' if name in INPUTS else 'output'} {name}",
+                name,
+                list(given),
+                declare=name,
+            )
         dtype = "f32" if name == "Lse" else spec.dtype
         if given[name].dtype != dtype:
-            raise JudgeError(f"{name} is {given[name].dtype}, the spec asks for {dtype}", hint=f"declare {name} as {dtype}")
+            raise JudgeError(
+                f"{name} is {given[name].dtype}, the spec asks for {dtype}", hint=f"declare {name} as {dtype}"
+            )
     if not any(SCALE in k.scalars for k in kernels):
-        raise JudgeError("the program takes no Scalar scale, which each call gives", hint="declare `Scalar scale f32 > 0` and use it")
+        raise JudgeError(
+            "the program takes no Scalar scale, which each call gives",
+            hint="declare `Scalar scale f32 > 0` and use it",
+        )
 
 
 def _unfit(message: str, name: str, known: list[str], declare: str = "") -> JudgeError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"name it {name}: found {near[0]}" if near and declare else f"did you mean {near[0]}?" if near else ""
+    hint = (
+        f"name it {name}: found {near[0]}" if near and declare else f"did you mean {near[0]}?" if near else ""
+    )
     if declare and not near:
         hint = f"declare `Allocate {declare} in global {DIMS[declare]}`"
     return JudgeError(message, hint=hint or f"tensors are {', '.join(DIMS)}, the only Scalar is {SCALE}")
@@ -156,17 +179,38 @@ def _unfit(message: str, name: str, known: list[str], declare: str = "") -> Judg
 
 def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
     """Compare fixed sizes and declared shapes with the spec's."""
-    asked = {"Hq": spec.Hq, "Hk": spec.Hk, "Dqk": spec.Dqk, "Dv": spec.Dv, "B": spec.B, "Sq": spec.Sq, "Sk": spec.Sk}
-    call = Call(spec.B or 2, spec.Sq or 3, spec.Sk or 5, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale)
+    asked = {
+        "Hq": spec.Hq,
+        "Hk": spec.Hk,
+        "Dqk": spec.Dqk,
+        "Dv": spec.Dv,
+        "B": spec.B,
+        "Sq": spec.Sq,
+        "Sk": spec.Sk,
+    }
+    call = Call(
+        spec.B or 2, spec.Sq or 3, spec.Sk or 5, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale
+    )
     for kernel in kernels:
         for name in asked.keys() & kernel.fixed.keys():
             if kernel.fixed[name] != asked[name]:
                 wanted = "any" if asked[name] is None else asked[name]
-                raise JudgeError(f"the program fixes {name} = {kernel.fixed[name]}, the spec asks for {wanted}",
-                                 hint=f"declare `Size {name}`{'' if wanted == 'any' else f' = {wanted}'}")  # fmt: skip
+                raise JudgeError(
+                    f"the program fixes {name} = {kernel.fixed[name]}, the spec asks for {wanted}",
+                    hint=f"declare `Size {name}`{'' if wanted == 'any' else f' = {wanted}'}",
+                )
         if unknown := sorted(set(kernel.sizes) - sizes_of(call).keys()):
-            raise JudgeError(f"the run-time size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(sizes_of(call))}")
+            raise JudgeError(
+                f"the run-time size {unknown[0]} is no size of the spec",
+                hint=f"sizes are {', '.join(sizes_of(call))}",
+            )
         for name, shape in call.shapes().items():
             tensor = kernel.tensors.get(name)
-            if tensor is not None and tuple(integer(d, {**kernel.fixed, **sizes_of(call)}) for d in tensor.dims) != shape:
-                raise JudgeError(f"{name} is not declared as {DIMS[name]} with the spec's sizes", hint=f"declare it as {DIMS[name]}")
+            if (
+                tensor is not None
+                and tuple(integer(d, {**kernel.fixed, **sizes_of(call)}) for d in tensor.dims) != shape
+            ):
+                raise JudgeError(
+                    f"{name} is not declared as {DIMS[name]} with the spec's sizes",
+                    hint=f"declare it as {DIMS[name]}",
+                )

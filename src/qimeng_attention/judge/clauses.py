@@ -1,7 +1,8 @@
 """Are the inputs strong enough? Each clause of a spec is left out in turn; what is left must be rejected.
 
-A candidate that lacks a clause gives the outputs of a weaker operator. If the rule accepts those on every case, the
-judge has not looked at the clause, and says so. A clause that the others imply (`kv_idx < Sk`) cannot be missed.
+A candidate that lacks a clause gives the outputs of a weaker operator. If the rule accepts those on every
+case, the judge has not looked at the clause, and says so. A clause that the others imply (`kv_idx < Sk`)
+cannot be missed.
 
 Not here: the cases (inputs.py), the rule (rule.py).
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -43,12 +45,18 @@ def clauses(spec: AttentionSpec, operator: Operator) -> list[Clause]:
     found.append(Clause("the scale of the call", replace(operator, scale="default")))
     if spec.softcap is not None:
         uncapped = spec.model_copy(update={"softcap": None})
-        found.append(Clause(f"softcap {spec.softcap:g}", replace(operator, score=Operator.of(uncapped).score)))
+        found.append(
+            Clause(f"softcap {spec.softcap:g}", replace(operator, score=Operator.of(uncapped).score))
+        )
     if spec.score.strip() != "score":
         plain = spec.model_copy(update={"score": "score"})
-        found.append(Clause(f"score: {spec.score.strip()}", replace(operator, score=Operator.of(plain).score)))
+        found.append(
+            Clause(f"score: {spec.score.strip()}", replace(operator, score=Operator.of(plain).score))
+        )
     if spec.Hk > 1 and spec.Hq > spec.Hk:
-        found.append(Clause("query heads of a group share a key head", replace(operator, head_map="interleaved")))
+        found.append(
+            Clause("query heads of a group share a key head", replace(operator, head_map="interleaved"))
+        )
     if _some_row_is_blind(operator, spec):
         found.append(Clause("a row that sees nothing gives O = 0", replace(operator, empty_out="mean")))
         if "LSE" in spec.outputs:
@@ -80,16 +88,21 @@ def _without_one(e: s.Expr) -> Iterator[tuple[str, s.Expr | None]]:
     if isinstance(e, s.Binary) and e.op in ("and", "or"):
         for mine, other, first in ((e.left, e.right, True), (e.right, e.left, False)):
             for name, left in _without_one(mine):
-                rest = other if left is None else s.Binary(e.op, left, other) if first else s.Binary(e.op, other, left)
+                rest = (
+                    other
+                    if left is None
+                    else s.Binary(e.op, left, other)
+                    if first
+                    else s.Binary(e.op, other, left)
+                )
                 yield name, rest
     elif isinstance(e, s.Compare) and len(e.ops) > 1:
-        links = [s.Compare((a, b), (op,)) for a, op, b in zip(e.operands, e.ops, e.operands[1:], strict=False)]
+        links = [
+            s.Compare((a, b), (op,)) for a, op, b in zip(e.operands, e.ops, e.operands[1:], strict=False)
+        ]
         for n, link in enumerate(links):
-            rest = [x for i, x in enumerate(links) if i != n]
-            whole: s.Expr = rest[0]
-            for x in rest[1:]:
-                whole = s.Binary("and", whole, x)
-            yield expression(link), whole
+            others: list[s.Expr] = [x for i, x in enumerate(links) if i != n]
+            yield expression(link), reduce(lambda a, b: s.Binary("and", a, b), others)
     else:
         yield expression(e), None
 
@@ -109,7 +122,7 @@ def tells_apart(operator: Operator, weaker: Operator, call: Call) -> bool:
 
 
 def implied(clause: Clause, operator: Operator, spec: AttentionSpec) -> bool:
-    """Tell whether a clause of the mask is implied by the others, as far as lengths on all sides of its numbers show."""
+    """Tell whether the others imply a clause of the mask: no length near its numbers tells it apart."""
     return clause.mask and not any(_differ(operator, clause.weaker, p) for p in _probes(operator, spec))
 
 
@@ -122,8 +135,10 @@ class _Probe:
 
 
 def _differ(operator: Operator, weaker: Operator, p: _Probe) -> bool:
-    return any(np.any(operator.visible(p.call, b, h, p.rows, p.keys) != weaker.visible(p.call, b, h, p.rows, p.keys))
-               for b, h in p.places)  # fmt: skip
+    return any(
+        np.any(operator.visible(p.call, b, h, p.rows, p.keys) != weaker.visible(p.call, b, h, p.rows, p.keys))
+        for b, h in p.places
+    )
 
 
 def _some_row_is_blind(operator: Operator, spec: AttentionSpec) -> bool:
@@ -140,9 +155,16 @@ def _some_row_is_blind(operator: Operator, spec: AttentionSpec) -> bool:
 def _probes(operator: Operator, spec: AttentionSpec) -> Iterator[_Probe]:
     """Give lengths up to a few times the largest number in the mask, and the rows and keys near its edges."""
     random = np.random.default_rng(0)
-    numbers = sorted({abs(int(e.value)) for e in expressions(operator.condition)
-                      if isinstance(e, s.Num) and abs(e.value) < 1 << 30})  # fmt: skip
-    lengths = {1, 2, 3, 17, 130} | {max(1, f * n + d) for n in numbers[-6:] for f in (1, 2) for d in (-1, 0, 1)}
+    numbers = sorted(
+        {
+            abs(int(e.value))
+            for e in expressions(operator.condition)
+            if isinstance(e, s.Num) and abs(e.value) < 1 << 30
+        }
+    )
+    lengths = {1, 2, 3, 17, 130} | {
+        max(1, f * n + d) for n in numbers[-6:] for f in (1, 2) for d in (-1, 0, 1)
+    }
     lengths |= {4 * n + 3 for n in numbers[-1:]}
     pairs = list(itertools.product(sorted(lengths), repeat=2))
     random.shuffle(pairs)
@@ -151,8 +173,16 @@ def _probes(operator: Operator, spec: AttentionSpec) -> Iterator[_Probe]:
         near = {0, 1, call.Sk - 1, call.Sq - 1, *(n + d for n in numbers for d in (-1, 0, 1))}
         some_rows = _within(call.Sq, near | set(random.integers(0, max(1, call.Sq), POINTS).tolist()))
         shifted = {int(r) + call.Sk - call.Sq + d for r in some_rows for d in (-1, 0, 1)}
-        far = {r + sign * (n + d) for r in list(shifted)[:POINTS] for n in numbers for sign in (-1, 1) for d in (0, 1)}
-        some_keys = _within(call.Sk, near | shifted | far | set(random.integers(0, max(1, call.Sk), POINTS).tolist()))
+        far = {
+            r + sign * (n + d)
+            for r in list(shifted)[:POINTS]
+            for n in numbers
+            for sign in (-1, 1)
+            for d in (0, 1)
+        }
+        some_keys = _within(
+            call.Sk, near | shifted | far | set(random.integers(0, max(1, call.Sk), POINTS).tolist())
+        )
         if len(some_rows) and len(some_keys):
             yield _Probe(call, some_rows, some_keys, _places(spec, operator))
 
@@ -175,8 +205,15 @@ def _within(length: int, places: set[int]) -> Array:
 # ------------------------------------------------------------------ the check
 
 
-def caught(clause: Clause, call: Call, tensors: dict[str, Array], want: Truth, limits: rule.Limits, spec: AttentionSpec,
-           truth_of: Callable[[Operator, Call, Array, Array, Array], Truth] = truth) -> bool:  # fmt: skip
+def caught(
+    clause: Clause,
+    call: Call,
+    tensors: dict[str, Array],
+    want: Truth,
+    limits: rule.Limits,
+    spec: AttentionSpec,
+    truth_of: Callable[[Operator, Call, Array, Array, Array], Truth] = truth,
+) -> bool:
     """Tell whether the rule rejects, on one case, what a candidate that lacks the clause would give."""
     lacking = truth_of(clause.weaker, call, tensors["Q"], tensors["K"], tensors["V"])
     found = [rule.compare("Out", round_to(lacking.out, spec.dtype), want.out, limits)]

@@ -1,7 +1,7 @@
 """Families of input values, each tied to a way in which attention kernels go wrong.
 
-A family fills q, k and v of one call; magnitudes follow the call's scale, so that a family's logits are what its name
-says at any head dim. Every family gives finite values of every 16-bit type.
+A family fills q, k and v of one call; magnitudes follow the call's scale, so that a family's logits are
+what its name says at any head dim. Every family gives finite values of every 16-bit type.
 
 Not here: which family meets which shape (inputs.py).
 """
@@ -93,8 +93,10 @@ def _ramp(random: np.random.Generator, call: Call, _: Operator) -> Tensors:
 
 
 def _outliers(random: np.random.Generator, call: Call, _: Operator) -> Tensors:
-    return {name: a + 10 * random.standard_normal(a.shape, np.float32) * (random.random(a.shape) < 1e-3)
-            for name, a in _plain(random, call).items()}  # fmt: skip
+    return {
+        name: a + 10 * random.standard_normal(a.shape, np.float32) * (random.random(a.shape) < 1e-3)
+        for name, a in _plain(random, call).items()
+    }
 
 
 def _saturating(random: np.random.Generator, call: Call, operator: Operator) -> Tensors:
@@ -130,7 +132,7 @@ def _needle(random: np.random.Generator, call: Call, _: Operator) -> Tensors:
 
 
 def _edge(random: np.random.Generator, call: Call, operator: Operator) -> Tensors:
-    """Aim at keys on both sides of where the mask begins or ends to let a row see: a mask off by one shows."""
+    """Aim at keys on both sides of where the mask begins or ends: a mask off by one shows."""
     targets = np.zeros((call.B, call.Hq, call.Sq), int)
     drawn: Array | None = None
     for b in range(call.B):

@@ -1,7 +1,7 @@
-"""The cases a candidate is judged on: shapes around its tiles, lengths the mask speaks of, and families of values.
+"""The cases a candidate is judged on: shapes around its tiles, lengths the mask speaks of, kinds of values.
 
-Values are drawn from a seed that mixes the digest of the candidate with entropy of the caller, so that they exist only
-after the candidate does. Not here: the values of a family (families.py).
+Values are drawn from a seed that mixes the digest of the candidate with entropy of the caller, so that
+they exist only after the candidate does. Not here: the values of a family (families.py).
 """
 
 from __future__ import annotations
@@ -102,8 +102,13 @@ def own_heads(spec: AttentionSpec, tiles: tuple[int, int]) -> Case:
     return _case(call, "normal", 0)
 
 
-def few_heads(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget, sizes: tuple[int, int, int] | None = None) -> Case:
-    """Give a case with as many heads as the budget grants; `sizes` are batch, Sq and Sk if not those of `own_heads`."""
+def few_heads(
+    spec: AttentionSpec, tiles: tuple[int, int], budget: Budget, sizes: tuple[int, int, int] | None = None
+) -> Case:
+    """Give a case with as many heads as the budget grants.
+
+    `sizes` are batch, Sq and Sk; without them those of `own_heads`.
+    """
     batch, rows, keys = sizes or (1, min(17, tiles[0]), tiles[1] + 1)
     return _case(_call(spec, budget.heads, batch, rows, keys, 0), "normal", 0)
 
@@ -114,7 +119,9 @@ def _add(found: dict[tuple[Call, str], Case], case: Case) -> None:
 
 def _case(call: Call, family: str, number: int) -> Case:
     layout = LAYOUTS[number % len(LAYOUTS)]
-    return Case(f"{family}, B={call.B} Sq={call.Sq} Sk={call.Sk} Hq={call.Hq} Hk={call.Hk}", call, family, layout)
+    return Case(
+        f"{family}, B={call.B} Sq={call.Sq} Sk={call.Sk} Hq={call.Hq} Hk={call.Hk}", call, family, layout
+    )
 
 
 def _call(spec: AttentionSpec, heads: int | None, batch: int, rows: int, keys: int, number: int) -> Call:
@@ -128,8 +135,12 @@ def _call(spec: AttentionSpec, heads: int | None, batch: int, rows: int, keys: i
     return _sized(spec, batch, rows, keys, group * key_heads, key_heads, scale)
 
 
-def _sized(spec: AttentionSpec, batch: int, rows: int, keys: int, heads: int, key_heads: int, scale: float) -> Call:
-    batch, rows, keys = (b if a is None else a for a, b in ((spec.B, batch), (spec.Sq, rows), (spec.Sk, keys)))
+def _sized(
+    spec: AttentionSpec, batch: int, rows: int, keys: int, heads: int, key_heads: int, scale: float
+) -> Call:
+    batch, rows, keys = (
+        b if a is None else a for a, b in ((spec.B, batch), (spec.Sq, rows), (spec.Sk, keys))
+    )
     return Call(batch, rows, keys, heads, key_heads, spec.Dqk, spec.Dv, scale)
 
 
@@ -172,25 +183,51 @@ def _thorough(tiles: tuple[int, int]) -> list[tuple[int, int, int, str]]:
     m, n = tiles
     near = [1, 2, 15, 17, 31, 33, 63, 64, 65, 127, 128, 129, 239, 257, 511, 513, 799, 1023, 1025, 2049]
     pairs = [(a, b) for i, a in enumerate(near) for b in (near[-1 - i], near[(7 * i + 3) % len(near)])]
-    pairs += [(m, n), (m - 1 or 1, n - 1 or 1), (m + 1, n + 1), (2 * m + 1, 2 * n + 1), (113, 203), (203, 113), (108, 256)]
+    pairs += [
+        (m, n),
+        (m - 1 or 1, n - 1 or 1),
+        (m + 1, n + 1),
+        (2 * m + 1, 2 * n + 1),
+        (113, 203),
+        (203, 113),
+        (108, 256),
+    ]
     names = list(FAMILIES)
     rows = [(1 + i % 3, a, b, names[i % len(names)]) for i, (a, b) in enumerate(pairs)]
     rows += [(1, 4 * m + 1, 4 * n + 1, name) for name in names]
     rows += [(2, 0, 5, "normal"), (2, 5, 0, "normal"), (3, 1, 1, "normal")]
-    return rows + [(1, 1, 8193, "needles"), (1, 3, 32_769, "normal"), (1, 4097, 4097, "normal"), (1, 8192, 8192, "mask edges"),
-                   (2, 4095, 1025, "normal"), (1, 1025, 16_384, "growing logits")]  # fmt: skip
+    return [
+        *rows,
+        (1, 1, 8193, "needles"),
+        (1, 3, 32769, "normal"),
+        (1, 4097, 4097, "normal"),
+        (1, 8192, 8192, "mask edges"),
+        (2, 4095, 1025, "normal"),
+        (1, 1025, 16384, "growing logits"),
+    ]
 
 
-def _for_mask(spec: AttentionSpec, operator: Operator, tiles: tuple[int, int], budget: Budget, known: list[Call]
-              ) -> Iterable[Call]:  # fmt: skip
+def _for_mask(
+    spec: AttentionSpec, operator: Operator, tiles: tuple[int, int], budget: Budget, known: list[Call]
+) -> Iterable[Call]:
     """Give further calls, long enough that each clause of the mask hides or shows some key."""
-    numbers = {int(e.value) for e in expressions(operator.condition) if isinstance(e, s.Num) and isinstance(e.value, int)}
+    numbers = {
+        int(e.value)
+        for e in expressions(operator.condition)
+        if isinstance(e, s.Num) and isinstance(e.value, int)
+    }
     m, n = tiles
     for weaker in weaker_masks(operator):
         if any(tells_apart(operator, weaker, call) for call in known):
             continue
         for far in sorted(x for x in numbers if 1 < x < budget.keys):
-            longer = [(3, far + n + 1), (m + 1, far + n + 1), (far + 2, far + 2), (far + 2, 9), (2 * far + 1, 2 * far + 1)]
+            longer = [
+                (3, far + n + 1),
+                (m + 1, far + n + 1),
+                (far + 2, far + 2),
+                (far + 2, 9),
+                (2 * far + 1, 2 * far + 1),
+            ]
             calls = [_call(spec, budget.heads and 1, 1, rows, keys, 0) for rows, keys in longer]
             fit = [c for c in calls if c.Sk <= budget.keys and c.Sq * c.Sk * c.Hq <= budget.scores]
             if fitting := next((c for c in fit if tells_apart(operator, weaker, c)), None):

@@ -1,7 +1,8 @@
 """From a candidate and a spec to a verdict: every case by the rule, every property, every clause of the spec.
 
-The same course for TL interpreted on the CPU and for a kernel in a process of its own; only what runs the candidate and
-what computes the reference differ. Not here: operators without a spec (function.py), kernels on a GPU (device.py).
+The same course for TL interpreted on the CPU and for a kernel in a process of its own; only what runs the
+candidate and what computes the reference differ. Not here: operators without a spec (function.py), kernels
+on a GPU (device.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ import numpy as np
 from qimeng_attention.judge import rule
 from qimeng_attention.judge.candidate import Candidate, Interpreted, Stopped, tiles_of
 from qimeng_attention.judge.clauses import Clause, caught, clauses, implied
-from qimeng_attention.judge.inputs import CPU, GPU, Budget, Case, cases, draw_seed, few_heads, own_heads, values
+from qimeng_attention.judge.inputs import (
+    CPU,
+    GPU,
+    Budget,
+    Case,
+    cases,
+    draw_seed,
+    few_heads,
+    own_heads,
+    values,
+)
 from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.judge.properties import PROPERTIES, Outputs, Property, Run, compared, difference
 from qimeng_attention.judge.reference import Truth, baseline, truth
@@ -40,8 +51,14 @@ class Reference:
 NUMPY = Reference(truth, baseline)
 
 
-def judge_program(program: Checked | Sequence[Checked], spec: AttentionSpec, *, seed: int = 0, budget: Budget = CPU,
-                  progress: Progress | None = None) -> Verdict:  # fmt: skip
+def judge_program(
+    program: Checked | Sequence[Checked],
+    spec: AttentionSpec,
+    *,
+    seed: int = 0,
+    budget: Budget = CPU,
+    progress: Progress | None = None,
+) -> Verdict:
     """Judge checked TL by interpreting it on the CPU.
 
     Args:
@@ -61,9 +78,17 @@ def judge_program(program: Checked | Sequence[Checked], spec: AttentionSpec, *, 
     return judge_candidate(candidate, spec, tiles_of(kernels), seed=seed, budget=budget, progress=progress)
 
 
-def judge_candidate(candidate: Candidate, spec: AttentionSpec, tiles: tuple[int, int], *, seed: int, budget: Budget = GPU,
-                    progress: Progress | None = None, reference: Reference = NUMPY,
-                    where: Literal["cpu", "gpu"] = "cpu") -> Verdict:  # fmt: skip
+def judge_candidate(
+    candidate: Candidate,
+    spec: AttentionSpec,
+    tiles: tuple[int, int],
+    *,
+    seed: int,
+    budget: Budget = GPU,
+    progress: Progress | None = None,
+    reference: Reference = NUMPY,
+    where: Literal["cpu", "gpu"] = "cpu",
+) -> Verdict:
     """Judge anything that runs; arguments as of `judge_program`."""
     start = time.monotonic()
     course = _Course(candidate, spec, tiles, draw_seed(candidate.digest, seed), budget, reference)
@@ -79,7 +104,8 @@ def judge_candidate(candidate: Candidate, spec: AttentionSpec, tiles: tuple[int,
     _tell(progress, total, total, "")
     verdict, reason = course.conclude()
     return Verdict(
-        verdict=verdict, reason=reason, subject=candidate.name, where=where, digest=candidate.digest, entropy=seed,
+        verdict=verdict, reason=reason, subject=candidate.name, where=where,
+        digest=candidate.digest, entropy=seed,
         seed=course.seed, checks=tuple(course.checks), properties=tuple(course.properties),
         clauses=tuple(course.clauses()), seconds=round(time.monotonic() - start, 3),
     )  # fmt: skip
@@ -111,7 +137,7 @@ class _Course:
 
     # -------------------------------------------------------------- cases
     def settle_heads(self) -> None:
-        """Judge with few heads only a program that is as right with few as with the spec's own number of heads."""
+        """Judge with few heads only a program that is as right with few as with the spec's own."""
         own, few = own_heads(self.spec, self.tiles), few_heads(self.spec, self.tiles, self.budget)
         if own.call == few.call:
             return
@@ -130,7 +156,11 @@ class _Course:
                 self.caught_by[clause.name] = case.name
 
     def _shows(self, clause: Clause, call: Call, tensors: Outputs, want: Truth, limits: rule.Limits) -> bool:
-        return call.Sq > 0 and call.Sk > 0 and caught(clause, call, tensors, want, limits, self.spec, self.reference.truth)
+        return (
+            call.Sq > 0
+            and call.Sk > 0
+            and caught(clause, call, tensors, want, limits, self.spec, self.reference.truth)
+        )
 
     def _compare(self, case: Case) -> tuple[list[Check], Outputs, Truth, rule.Limits]:
         tensors = values(case, self.operator, self.spec.dtype, self.seed)
@@ -156,7 +186,9 @@ class _Course:
         keys = 2 * self.tiles[1] + 3
         for rows in (min(33, self.tiles[0]), 1, keys):
             call = few_heads(self.spec, self.tiles, self.budget, (2, rows, keys)).call
-            runs = [self._rounded(r) for r in prop.runs(np.random.default_rng(self.seed), call, self.operator)]
+            runs = [
+                self._rounded(r) for r in prop.runs(np.random.default_rng(self.seed), call, self.operator)
+            ]
             if not runs or not all(self._allowed(r.call) for r in runs):
                 continue
             true = [self._yardstick(r.call, r.tensors) for r in runs]
@@ -175,7 +207,9 @@ class _Course:
         error = difference(prop.pairs(runs, outputs, self.operator))
         passed = error <= bound
         reason = "" if passed else f"off by {error:.3g}, allowed {bound:.3g}"
-        return PropertyResult(name=prop.name, applies=True, passed=passed, worst_error=error, bound=bound, reason=reason)
+        return PropertyResult(
+            name=prop.name, applies=True, passed=passed, worst_error=error, bound=bound, reason=reason
+        )
 
     def _named(self, given: Outputs) -> Outputs:
         return {n: given[n] for n in ("Out", *(["Lse"] if "LSE" in self.spec.outputs else []))}
@@ -192,15 +226,24 @@ class _Course:
     # -------------------------------------------------------------- the end
     def clauses(self) -> list[ClauseResult]:
         """Tell for each clause which case would show its lack."""
-        return [ClauseResult(name=c.name, caught_by=self.caught_by.get(c.name),
-                             implied=c.name not in self.caught_by and implied(c, self.operator, self.spec)) for c in self.asked]  # fmt: skip
+        return [
+            ClauseResult(
+                name=c.name,
+                caught_by=self.caught_by.get(c.name),
+                implied=c.name not in self.caught_by and implied(c, self.operator, self.spec),
+            )
+            for c in self.asked
+        ]
 
     def conclude(self) -> tuple[Literal["accepted", "rejected", "inconclusive"], str]:
         """Reject what failed anywhere; accept only where the inputs were strong enough to reject."""
         failed = [c for c in self.checks if not c.passed]
         broken = [p for p in self.properties if not p.passed]
         if failed:
-            return "rejected", f"{failed[0].case}: {failed[0].reason} ({len(failed)} of {len(self.checks)} checks failed)"
+            return (
+                "rejected",
+                f"{failed[0].case}: {failed[0].reason} ({len(failed)} of {len(self.checks)} checks failed)",
+            )
         if broken:
             return "rejected", f"{broken[0].name}: {broken[0].reason}"
         weak = [c.name for c in self.clauses() if c.caught_by is None and not c.implied]
@@ -210,11 +253,28 @@ class _Course:
 
 
 def _check(case: Case, f: rule.Finding) -> Check:
-    return Check(case=case.name, output=f.output, passed=f.passed, worst_error=f.worst_error, bound=f.bound,
-                 mean_error=f.mean_error, mean_bound=f.mean_bound, reason=f.reason)  # fmt: skip
+    return Check(
+        case=case.name,
+        output=f.output,
+        passed=f.passed,
+        worst_error=f.worst_error,
+        bound=f.bound,
+        mean_error=f.mean_error,
+        mean_bound=f.mean_bound,
+        reason=f.reason,
+    )
 
 
 def _stopped(case: Case, stop: Stopped) -> Check:
     inf = float("inf")
-    return Check(case=case.name, output="", passed=False, worst_error=inf, bound=0.0, mean_error=inf, mean_bound=0.0,
-                 reason=stop.reason, diagnostics=stop.diagnostics)  # fmt: skip
+    return Check(
+        case=case.name,
+        output="",
+        passed=False,
+        worst_error=inf,
+        bound=0.0,
+        mean_error=inf,
+        mean_bound=0.0,
+        reason=stop.reason,
+        diagnostics=stop.diagnostics,
+    )

@@ -1,6 +1,8 @@
-"""What a spec means: its mask and score as expressions, evaluated at a call, for one head and a stretch of rows.
+"""What a spec means: its mask and score as expressions, evaluated at a call, for one head and a stretch of
+rows.
 
-An `Operator` can also be weaker than its spec (a clause left out): that is how the judge measures its own inputs.
+An `Operator` can also be weaker than its spec (a clause left out): that is how the judge measures its own
+inputs.
 
 Not here: the numbers of a whole call (reference.py), which clauses there are (clauses.py).
 """
@@ -61,7 +63,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """An attention operator; the fields behind `score` differ from their defaults only where a clause is left out."""
+    """An attention operator; fields with a default differ from it only where a clause is left out."""
 
     condition: s.Expr | None
     score: s.Expr | None
@@ -81,7 +83,9 @@ class Operator:
             SpecError: an expression that does not parse, reads an unknown name, or is of the wrong kind.
         """
         condition = _read("mask", spec.condition, MASK_NAMES, "bool")
-        return Operator(condition, _read("score", spec.score_expression, SCORE_NAMES, "number"), spec.default_scale)
+        return Operator(
+            condition, _read("score", spec.score_expression, SCORE_NAMES, "number"), spec.default_scale
+        )
 
     def scale_of(self, call: Call) -> float:
         """Give what q . k is multiplied with."""
@@ -114,8 +118,9 @@ class Operator:
         return np.asarray(align(value, INDICES, scores.shape), scores.dtype)
 
 
-def _environment(call: Call, b: int, h: int, rows: Array, keys: Array, tiles: dict[str, Value],
-                 *, double: bool) -> Environment:  # fmt: skip
+def _environment(
+    call: Call, b: int, h: int, rows: Array, keys: Array, tiles: dict[str, Value], *, double: bool
+) -> Environment:
     ints = {name: getattr(call, name) for name in SIZES} | {"b": b, "h": h}
     return Environment(ints, tiles=tiles, indices={"q_idx": rows, "kv_idx": keys}, double=double)
 
@@ -131,7 +136,9 @@ def _read(field: str, text: str | None, names: tuple[str, ...], kind: str) -> s.
     except DiagnosticError as error:
         found = error.diagnostics[0]
         message = f"{field} = {text!r} cannot be read at column {found.span.column}: {found.message}"
-        raise SpecError(message, hint=found.hint, field=field, value=text, allowed=list(names), nearest=None) from None
+        raise SpecError(
+            message, hint=found.hint, field=field, value=text, allowed=list(names), nearest=None
+        ) from None
     _check_names(field, text, expression, names)
     _check_kind(field, text, expression, names, kind)
     _check_division(field, text, expression)
@@ -142,13 +149,24 @@ def _check_names(field: str, text: str, expression: s.Expr, names: tuple[str, ..
     for name in sorted(names_in(expression) - set(names) - set(CONSTANTS)):
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"names are {', '.join(names)}"
-        raise SpecError(f"{field} = {text!r} reads the unknown name '{name}'", hint=hint,
-                        field=field, value=text, allowed=list(names), nearest=near[0] if near else None)  # fmt: skip
+        raise SpecError(
+            f"{field} = {text!r} reads the unknown name '{name}'",
+            hint=hint,
+            field=field,
+            value=text,
+            allowed=list(names),
+            nearest=near[0] if near else None,
+        )
     for e in expressions(expression):
         if isinstance(e, s.Index | s.Scan) or (isinstance(e, s.Call) and e.function in REDUCTIONS):
-            raise SpecError(f"{field} = {text!r} uses something beyond elementwise arithmetic",
-                            hint="write an expression of one element: names, numbers and functions such as exp2",
-                            field=field, value=text, allowed=list(names), nearest=None)  # fmt: skip
+            raise SpecError(
+                f"{field} = {text!r} uses something beyond elementwise arithmetic",
+                hint="write an expression of one element: names, numbers and functions such as exp2",
+                field=field,
+                value=text,
+                allowed=list(names),
+                nearest=None,
+            )
 
 
 def _check_kind(field: str, text: str, expression: s.Expr, names: tuple[str, ...], kind: str) -> None:
@@ -157,12 +175,24 @@ def _check_kind(field: str, text: str, expression: s.Expr, names: tuple[str, ...
         scope.tiles["score"] = TileType("score", "register", "f32", ())
     found = scope.type_of(expression, expression.span)
     for finding in scope.findings:
-        raise SpecError(f"{field} = {text!r}: {finding.message}", hint=finding.hint,
-                        field=field, value=text, allowed=list(names), nearest=None)  # fmt: skip
+        raise SpecError(
+            f"{field} = {text!r}: {finding.message}",
+            hint=finding.hint,
+            field=field,
+            value=text,
+            allowed=list(names),
+            nearest=None,
+        )
     if (found.kind == "bool") != (kind == "bool"):
         wanted = "a condition, as `kv_idx <= q_idx`" if kind == "bool" else "a number, as `score * 2`"
-        raise SpecError(f"{field} = {text!r} is {'a number' if kind == 'bool' else 'a condition'}",
-                        hint=f"write {wanted}", field=field, value=text, allowed=list(names), nearest=None)  # fmt: skip
+        raise SpecError(
+            f"{field} = {text!r} is {'a number' if kind == 'bool' else 'a condition'}",
+            hint=f"write {wanted}",
+            field=field,
+            value=text,
+            allowed=list(names),
+            nearest=None,
+        )
 
 
 def _check_division(field: str, text: str, expression: s.Expr) -> None:
@@ -170,7 +200,15 @@ def _check_division(field: str, text: str, expression: s.Expr) -> None:
     call = Call(B=1, Sq=2, Sk=3, Hq=2, Hk=1, Dqk=1, Dv=1, scale=1.0)
     scores = Value(np.zeros((2, 3)), INDICES)
     try:
-        _environment(call, 0, 0, np.arange(2), np.arange(3), {"score": scores}, double=True).evaluate(expression)
+        _environment(call, 0, 0, np.arange(2), np.arange(3), {"score": scores}, double=True).evaluate(
+            expression
+        )
     except (ZeroDivisionError, OverflowError) as error:
-        raise SpecError(f"{field} = {text!r} fails with Sq = 2 and Sk = 3: {error}", hint="guard the divisor",
-                        field=field, value=text, allowed=[], nearest=None) from None  # fmt: skip
+        raise SpecError(
+            f"{field} = {text!r} fails with Sq = 2 and Sk = 3: {error}",
+            hint="guard the divisor",
+            field=field,
+            value=text,
+            allowed=[],
+            nearest=None,
+        ) from None

@@ -18,7 +18,11 @@ from qimeng_attention.tl.types import Checked
 
 Family: TypeAlias = Callable[[np.random.Generator, str, tuple[int, ...], str], Array]
 TRIES = 6  # combinations of lengths
-HEADS = {"B": 2, "Hq": 4, "Hk": 2}  # sizes that no tile steps along and that divide each other in every program
+HEADS = {
+    "B": 2,
+    "Hq": 4,
+    "Hk": 2,
+}  # sizes that no tile steps along and that divide each other in every program
 OTHER = 2
 
 
@@ -37,12 +41,16 @@ def _along(random: np.random.Generator, shape: tuple[int, ...], profile: Callabl
     """Let values follow a profile along the second axis, where sequences lie."""
     axis = 1 if len(shape) > 1 else 0
     t = profile(np.arange(shape[axis]) / max(1, shape[axis])) if shape else np.zeros(())
-    return random.standard_normal(shape) * 0.5 + t.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    return random.standard_normal(shape) * 0.5 + t.reshape(
+        [-1 if a == axis else 1 for a in range(len(shape))]
+    )
 
 
 FAMILIES: dict[str, Family] = {
     "normal": _real(lambda r, n, shape: r.standard_normal(shape)),
-    "large first input": _real(lambda r, n, shape: r.standard_normal(shape) * (8 if n in ("Q", "A", "X") else 1)),
+    "large first input": _real(
+        lambda r, n, shape: r.standard_normal(shape) * (8 if n in ("Q", "A", "X") else 1)
+    ),
     "growing": _real(lambda r, n, shape: _along(r, shape, lambda t: 2 * t)),
     "offset": _real(lambda r, n, shape: r.standard_normal(shape) + (8 if n == "V" else 0)),
     "outliers": _real(lambda r, n, shape: r.standard_normal(shape) + 10 * (r.random(shape) < 1e-3)),
@@ -57,16 +65,27 @@ def sizes_to_try(kernels: Sequence[Checked]) -> list[dict[str, int]]:
     longest = {n: max(sizes.get(n, 1) for sizes in tried) for n in stepped}
     rest = {n: HEADS.get(n, OTHER) for n in names if n not in stepped}
     tiles = {n: (longest[n] - 1) // 2 for n in stepped}
-    steps: list[Callable[[int], int]] = [lambda t: t + 1, lambda t: 2 * t + 1, lambda t: max(1, t - 1), lambda t: 1, lambda t: t]
+    steps: list[Callable[[int], int]] = [
+        lambda t: t + 1,
+        lambda t: 2 * t + 1,
+        lambda t: max(1, t - 1),
+        lambda t: 1,
+        lambda t: t,
+    ]
     found = []
     for number in range(TRIES):
-        lengths = {n: steps[(number + i * (1 + number // len(steps))) % len(steps)](tiles[n]) for i, n in enumerate(sorted(stepped))}
+        lengths = {
+            n: steps[(number + i * (1 + number // len(steps))) % len(steps)](tiles[n])
+            for i, n in enumerate(sorted(stepped))
+        }
         found.append({**rest, **lengths})
     found.append({**rest, **{n: tiles[n] + 1 for n in stepped}})
     return [dict(t) for t in dict.fromkeys(tuple(sizes.items()) for sizes in found)]
 
 
-def scalar_values(random: np.random.Generator, kernels: Sequence[Checked], sizes: Mapping[str, int]) -> dict[str, float]:
+def scalar_values(
+    random: np.random.Generator, kernels: Sequence[Checked], sizes: Mapping[str, int]
+) -> dict[str, float]:
     """Draw a value for each scalar that its declaration admits."""
     scalars: dict[str, s.Scalar] = {n: x for k in kernels for n, x in k.scalars.items()}
     found = {}

@@ -1,7 +1,8 @@
-"""Properties that hold whatever the values are: pairs of outputs, or of an output and its inputs, that must agree.
+"""Properties that hold whatever the values are: pairs of outputs, or of an output and its inputs, that must
+agree.
 
-Each is tried on the reference first, and only asked of a candidate where the reference has it: whether keys may be
-permuted or heads exchanged follows from the spec's expressions, never from a variant's name.
+Each is tried on the reference first, and only asked of a candidate where the reference has it: whether
+keys may be permuted or heads exchanged follows from the spec's expressions, never from a variant's name.
 
 Not here: comparison with the reference's values (rule.py).
 """
@@ -43,7 +44,9 @@ class Property:
 def plain(random: np.random.Generator, call: Call) -> Tensors:
     """Draw standard normal inputs, on a grid that every 16-bit type holds."""
     shapes = call.shapes()
-    return {n: np.rint(random.standard_normal(shapes[n], np.float32).clip(-4, 4) * 8) / 8 for n in ("Q", "K", "V")}
+    return {
+        n: np.rint(random.standard_normal(shapes[n], np.float32).clip(-4, 4) * 8) / 8 for n in ("Q", "K", "V")
+    }
 
 
 def _both(outputs: list[Outputs], select: Callable[[Array], Array] = lambda a: a) -> list[Pair]:
@@ -71,7 +74,9 @@ def _needle_runs(random: np.random.Generator, call: Call, operator: Operator) ->
     for b in range(call.B):
         for h in range(call.Hq):
             target = _targets(operator, call, b, h)
-            x["Q"][b, :, h] = np.float32(NEEDLE_LOGIT / (call.scale * call.Dqk)) * x["K"][b, target, h // call.group]
+            x["Q"][b, :, h] = (
+                np.float32(NEEDLE_LOGIT / (call.scale * call.Dqk)) * x["K"][b, target, h // call.group]
+            )
     return [Run(call, x)]
 
 
@@ -139,7 +144,11 @@ def _permuted_runs(random: np.random.Generator, call: Call, _: Operator) -> list
 
 def _doubled_runs(random: np.random.Generator, call: Call, _: Operator) -> list[Run]:
     x = plain(random, call)
-    twice = {"Q": x["Q"], "K": np.concatenate([x["K"]] * 2, axis=1), "V": np.concatenate([x["V"]] * 2, axis=1)}
+    twice = {
+        "Q": x["Q"],
+        "K": np.concatenate([x["K"]] * 2, axis=1),
+        "V": np.concatenate([x["V"]] * 2, axis=1),
+    }
     return [Run(call, x), Run(replace(call, Sk=2 * call.Sk), twice)]
 
 
@@ -174,7 +183,9 @@ def _batch_runs(random: np.random.Generator, call: Call, _: Operator) -> list[Ru
 
 def _heads_runs(random: np.random.Generator, call: Call, _: Operator) -> list[Run]:
     x = plain(random, call)
-    return [Run(call, x), Run(call, {n: _heads_turned(a, 2, call) for n, a in x.items()})] if call.Hk > 1 else []
+    return (
+        [Run(call, x), Run(call, {n: _heads_turned(a, 2, call) for n, a in x.items()})] if call.Hk > 1 else []
+    )
 
 
 def _heads_turned(a: Array, axis: int, call: Call) -> Array:
@@ -205,13 +216,19 @@ def _equal_out(_: list[Run], outputs: list[Outputs], __: Operator) -> list[Pair]
 PROPERTIES: tuple[Property, ...] = (
     Property("a dominating key gives its value", _needle_runs, _needle_pairs),
     Property("values of 1 give 1", _unity_runs, _unity_pairs),
-    Property("outputs lie between the least and the greatest value", lambda r, c, o: [Run(c, plain(r, c))], _hull_pairs),
+    Property(
+        "outputs lie between the least and the greatest value",
+        lambda r, c, o: [Run(c, plain(r, c))],
+        _hull_pairs,
+    ),
     Property("two keys are weighed by the sigmoid of their difference", _two_keys_runs, _two_keys_pairs),
     Property("the order of the keys does not matter", _permuted_runs, _equal_out),
     Property("giving every key twice changes nothing", _doubled_runs, _equal_out),
     Property("outputs are linear in the values", _linear_runs, _linear_pairs),
     Property("keys that a row does not see cannot change it", _hidden_runs, _hidden_pairs, exact=True),
-    Property("batch entries do not mix", _batch_runs, lambda r, o, _: _both(o, lambda a: a[::-1]), exact=True),
+    Property(
+        "batch entries do not mix", _batch_runs, lambda r, o, _: _both(o, lambda a: a[::-1]), exact=True
+    ),
     Property("heads do not mix", _heads_runs, _heads_pairs, exact=True),
     Property("grouped heads equal repeated keys", _repeated_runs, _equal, exact=True),
 )

@@ -1,12 +1,14 @@
-"""What a call must give, in float64 from the spec alone, and what the same call gives in the spec's own precision.
+"""What a call must give, in float64 from the spec alone, and what it gives in the spec's own precision.
 
     S = scale * Q K^T;  S' = score(S);  w = exp(S' - LSE) where visible;  O = w V;  LSE = ln sum exp S'
 
-The truth carries, for each row, what the acceptance rule scales its bounds with. The baseline is the plain path of
-FlashAttention's tests (`attention_ref(..., upcast=False, reorder_ops=True)`): K times scale rounded, scores accumulated
-in float32 and rounded, softmax in float32, P rounded, P V accumulated in float32 and rounded.
+The truth carries, for each row, what the acceptance rule scales its bounds with. The baseline is the plain
+path of FlashAttention's tests (`attention_ref(..., upcast=False, reorder_ops=True)`): K times scale
+rounded, scores accumulated in float32 and rounded, softmax in float32, P rounded, P V accumulated in
+float32 and rounded.
 
-Not here: what a spec's expressions mean (meaning.py), the same on a GPU (reference_torch.py), any tolerance (rule.py).
+Not here: what a spec's expressions mean (meaning.py), the same on a GPU (reference_torch.py), any
+tolerance (rule.py).
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.tl.numerics import Array, round_to
 
 CHUNK = 1 << 21  # scores held at once: 16 MB in float64
-F32_SUM_ERROR = 16 * 2.0**-24  # of a float32 dot product, relative to |q| |k|: tensor cores truncate each partial sum
+F32_SUM_ERROR = (
+    16 * 2.0**-24
+)  # of a float32 dot product, relative to |q| |k|: tensor cores truncate each partial sum
 F32_FUNCTION_ERROR = 2.0**-21  # of a score modifier in float32, relative to its value: prelude's functions
 
 
@@ -42,9 +46,9 @@ class Truth:
         return Truth(np.zeros((*rows, call.Dv)), lse, np.zeros(rows), np.zeros(rows), np.zeros(rows))
 
 
-def row_chunks(call: Call) -> Iterator[Array]:
-    """Give the rows in stretches whose scores fit in memory."""
-    step = max(1, CHUNK // max(1, call.Sk))
+def row_chunks(call: Call, most: int = CHUNK) -> Iterator[Array]:
+    """Give the rows in stretches of at most `most` scores."""
+    step = max(1, most // max(1, call.Sk))
     for start in range(0, call.Sq, step):
         yield np.arange(start, min(start + step, call.Sq))
 
@@ -69,8 +73,16 @@ def truth(operator: Operator, call: Call, q: Array, k: Array, v: Array) -> Truth
     return result
 
 
-def _fill(result: Truth, operator: Operator, call: Call, place: tuple[int, int], rows: Array,
-          queries: Array, keys: Array, values: Array) -> None:  # fmt: skip
+def _fill(
+    result: Truth,
+    operator: Operator,
+    call: Call,
+    place: tuple[int, int],
+    rows: Array,
+    queries: Array,
+    keys: Array,
+    values: Array,
+) -> None:
     b, h = place
     scale = operator.scale_of(call)
     positions = np.arange(call.Sk)
@@ -103,8 +115,17 @@ def softmax(scores: Array, visible: Array) -> tuple[Array, Array]:
         return np.where(total == 0, 0, weights / total), lse[:, 0]
 
 
-def _slack(operator: Operator, call: Call, place: tuple[int, int], rows: Array, plain: Array, scores: Array,
-           visible: Array, queries: Array, keys: Array) -> Array:  # fmt: skip
+def _slack(
+    operator: Operator,
+    call: Call,
+    place: tuple[int, int],
+    rows: Array,
+    plain: Array,
+    scores: Array,
+    visible: Array,
+    queries: Array,
+    keys: Array,
+) -> Array:
     """Bound how far a score of each row moves when it is computed in float32."""
     if not call.Sk:
         return np.zeros(len(rows))
@@ -119,7 +140,7 @@ def _slack(operator: Operator, call: Call, place: tuple[int, int], rows: Array, 
 
 
 def baseline(operator: Operator, call: Call, q: Array, k: Array, v: Array, dtype: str) -> Array:
-    """Compute the output as the plain same-precision path would, (B, Sq, Hq, Dv) float32 values of `dtype`."""
+    """Compute the output on the plain path, (B, Sq, Hq, Dv) float32 values of `dtype`."""
     out = np.zeros((call.B, call.Sq, call.Hq, call.Dv), np.float32)
     positions = np.arange(call.Sk)
     scaled = round_to(k * np.float32(operator.scale_of(call)), dtype)

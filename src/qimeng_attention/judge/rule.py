@@ -1,17 +1,17 @@
 """The acceptance rule, with every constant of it; a change here re-runs the planted-bug tests.
 
 For each output, against a reference in float64:
-1. NaN and infinities stand exactly where the reference has them; an element that was never written holds poison.
-2. |o - r| <= min(2 E + 2 u size, (4 u + 2 slack) magnitude) + floor, for every element. E is the largest error of the
-   same-precision baseline, or the largest relative to size, whichever allows less; u is the type's unit roundoff; size is
-   |r| + spread; spread, slack and magnitude belong to the row. The first arm is FlashAttention's rule, its last-place term
-   made relative; the second caps it where the baseline itself degrades. Magnitude is the row's sum of |w| |v|: for
-   softmax at most max |V|, for other operators whatever it is.
-3. mean |o - r| <= 1.5 mean of the baseline's error + u / 2 * mean of size: finds bias that the maximum misses.
+1. NaN and infinities stand exactly where the reference has them; an element never written holds poison.
+2. |o - r| <= min(2 E + 2 u size, (4 u + 2 slack) magnitude) + floor, for every element. E is the largest
+   error of the same-precision baseline, or the largest relative to size, whichever allows less; u is the
+   type's unit roundoff; size is |r| + spread; spread, slack and magnitude belong to the row. The first arm is
+   FlashAttention's rule, its last-place term made relative; the second caps it where the baseline itself
+   degrades. Magnitude is the row's sum of |w| |v|: for softmax at most max |V|, for others whatever it is.
+3. mean |o - r| <= 1.5 mean of the baseline's error + u / 2 * mean of size: finds bias, which 2 misses.
 4. |lse - r| <= 1e-5 |r| + 2^-13 + slack: float32 throughout, with exponentials good to 2^-13.
 5. Every element counts: no share of them may fail.
 
-Not here: where reference and baseline come from (reference.py, sampled.py).
+Not here: where reference and baseline come from (reference.py, function.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ BASELINE_MEAN = 1.5  # FlashAttention-3's KV-cache test
 MEAN_LAST_PLACES = 0.5  # the mean error of rounding once is u |r| / 3
 LSE_RELATIVE = 1e-5
 LSE_EXPONENTIAL = 2.0**-13  # relative error allowed to an exponential, emulated ones included
-FLOOR = {"fp16": 2.0**-23, "bf16": 2.0**-120, "f32": 2.0**-120}  # fp16 has subnormals; below the others a kernel may flush
+FLOOR = {
+    "fp16": 2.0**-23,
+    "bf16": 2.0**-120,
+    "f32": 2.0**-120,
+}  # fp16 has subnormals; below the others a kernel may flush
 MEAN_FLOOR = 1.0  # of FLOOR
 
 
@@ -91,7 +95,11 @@ def sampled_limits(want: Array, changes: Array, magnitude: Array | None, dtype: 
     worst = float(moved.max(initial=0))
     size = np.abs(want)
     relative = BASELINE_MAX * worst + LAST_PLACES * unit_roundoff(dtype) * size
-    known = magnitude if magnitude is not None else np.full(want.shape, max(float(size.max(initial=0)), worst / u))
+    known = (
+        magnitude
+        if magnitude is not None
+        else np.full(want.shape, max(float(size.max(initial=0)), worst / u))
+    )
     mean = BASELINE_MEAN * _mean(moved) + MEAN_LAST_PLACES * u * _mean(size) + MEAN_FLOOR * FLOOR[dtype]
     return Limits(np.minimum(relative, CAP * u * known) + FLOOR[dtype], mean)
 
@@ -106,7 +114,15 @@ def compare(output: str, got: Array, want: Array, limits: Limits) -> Finding:
         limits: from the functions above.
     """
     if got.shape != want.shape:
-        return Finding(output, False, np.inf, 0.0, np.inf, limits.mean, f"{output} has the shape {got.shape}, expected {want.shape}")
+        return Finding(
+            output,
+            False,
+            np.inf,
+            0.0,
+            np.inf,
+            limits.mean,
+            f"{output} has the shape {got.shape}, expected {want.shape}",
+        )
     if not want.size:
         return Finding(output, True, 0.0, 0.0, 0.0, limits.mean)
     got = np.asarray(got, np.float64)
@@ -115,7 +131,9 @@ def compare(output: str, got: Array, want: Array, limits: Limits) -> Finding:
     finite = np.isfinite(want)
     error = np.where(finite, np.abs(np.where(finite, got, 0) - np.where(finite, want, 0)), 0)
     bound = np.broadcast_to(limits.element, want.shape)
-    place = np.unravel_index(int(np.argmax(error - bound)) if np.any(error > bound) else int(np.argmax(error / bound)), want.shape)
+    place = np.unravel_index(
+        int(np.argmax(error - bound)) if np.any(error > bound) else int(np.argmax(error / bound)), want.shape
+    )
     mean = _mean(error[finite])
     reason = _reason(output, got, want, error, bound, place, mean, limits)
     return Finding(output, not reason, float(error[place]), float(bound[place]), mean, limits.mean, reason)
@@ -127,18 +145,30 @@ def _special(output: str, got: Array, want: Array) -> str:
         found, expected = test(got), test(want)
         if wrong := int(np.count_nonzero(found != expected)):
             place = tuple(int(i) for i in np.argwhere(found != expected)[0])
-            never = " (never written, or not a number)" if name == "NaN" else ""
-            return (f"{output}{list(place)} is {got[place]:.6g}{never if found[place] else ''}, expected {want[place]:.6g} "
-                    f"({wrong} of {want.size} elements)")  # fmt: skip
+            never = " (never written, or not a number)" if name == "NaN" and found[place] else ""
+            return (
+                f"{output}{list(place)} is {got[place]:.6g}{never}, expected {want[place]:.6g} "
+                f"({wrong} of {want.size} elements)"
+            )
     return ""
 
 
-def _reason(output: str, got: Array, want: Array, error: Array, bound: Array, place: tuple[int, ...], mean: float,
-            limits: Limits) -> str:  # fmt: skip
+def _reason(
+    output: str,
+    got: Array,
+    want: Array,
+    error: Array,
+    bound: Array,
+    place: tuple[int, ...],
+    mean: float,
+    limits: Limits,
+) -> str:
     if beyond := int(np.count_nonzero(error > bound)):
         index = [int(i) for i in place]
-        return (f"{output}{index} is {got[place]:.6g}, expected {want[place]:.6g} within {bound[place]:.3g} "
-                f"({beyond} of {want.size} elements are beyond)")  # fmt: skip
+        return (
+            f"{output}{index} is {got[place]:.6g}, expected {want[place]:.6g} within {bound[place]:.3g} "
+            f"({beyond} of {want.size} elements are beyond)"
+        )
     if mean > limits.mean:
         return f"{output} is off by {mean:.3g} in the mean, allowed {limits.mean:.3g}"
     return ""

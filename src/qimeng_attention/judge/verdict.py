@@ -86,12 +86,15 @@ class Verdict(_Frozen):
         return self.model_dump(mode="json")
 
     def row(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Give the row of a correctness table: case, verdict, number of checks, and the worst error with its bound."""
+        """Give the row of a correctness table: case, verdict, number of checks, worst error and its bound."""
         worst = self.worst
         return {
-            "case": case, "verdict": self.verdict, "checks": len(self.checks) + sum(p.applies for p in self.properties),
-            "worst_error": _written(worst.worst_error) if worst else None, "bound": _written(worst.bound) if worst else None,
-        }  # fmt: skip
+            "case": case,
+            "verdict": self.verdict,
+            "checks": len(self.checks) + sum(p.applies for p in self.properties),
+            "worst_error": _written(worst.worst_error) if worst else 0.0,
+            "bound": _written(worst.bound) if worst else 0.0,
+        }
 
 
 def _share(c: Check) -> float:

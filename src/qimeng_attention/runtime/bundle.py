@@ -96,11 +96,11 @@ class Bundle:
     """One kernel, ready to be called."""
 
     def __init__(self, contents: Contents) -> None:
-        self._contents = contents
-        manifest = contents.manifest
-        self._names = [tensor.name for tensor in manifest.tensors]
-        self._pointers, self._scalars = places_of(manifest)
-        self._arguments = _arguments(manifest)
+        self._contents, self._manifest = contents, contents.manifest
+        self._names = [tensor.name for tensor in self._manifest.tensors]
+        self._pointers, self._scalars = places_of(self._manifest)
+        self._arguments = _arguments(self._manifest)
+        self._results = [self._names.index(name) for name in self._manifest.outputs]
         self._plans: dict[Any, Plan] = {}
 
     @property
@@ -111,7 +111,7 @@ class Bundle:
     @property
     def manifest(self) -> Manifest:
         """Say how the kernel is launched and where it comes from."""
-        return self._contents.manifest
+        return self._manifest
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -119,7 +119,7 @@ class Bundle:
         return self._contents.files
 
     def __repr__(self) -> str:
-        return f"<Bundle {self.manifest.kernel} for {self.manifest.target} at {self.path}>"
+        return f"<Bundle {self._manifest.kernel} for {self._manifest.target} at {self.path}>"
 
     def __call__(
         self,
@@ -150,20 +150,18 @@ class Bundle:
         torch, labels = gpu_torch(), self._labels_of_call(scale, lse, return_lse)
         given = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
         tensors: list[Any] = [given[label] for label in labels]
-        plan = self._plan(
-            tuple(
-                None if tensor is None and label in _OUTPUTS else layout_of(tensor, label)
-                for tensor, label in zip(tensors, labels, strict=True)
-            ),
-            labels,
-        )
+        layouts = [
+            None if tensor is None and label in _OUTPUTS else layout_of(tensor, label)
+            for tensor, label in zip(tensors, labels, strict=True)
+        ]
+        plan = self._plan(tuple(layouts), labels)
         for index, tensor in enumerate(tensors):
             if tensor is None:
-                dtype = getattr(torch, TORCH_TYPES[self.manifest.tensors[index].dtype])
+                dtype = getattr(torch, TORCH_TYPES[self._manifest.tensors[index].dtype])
                 tensors[index] = torch.empty(plan.layouts[index][0], dtype=dtype, device=q.device)
-        value = self.manifest.default_scale if scale is None else scale
-        self._run(torch, plan, tensors, labels, [value] * len(self.manifest.scalars))
-        results = [tensors[self._names.index(name)] for name in self.manifest.outputs]
+        value = self._manifest.default_scale if scale is None else scale
+        self._run(torch, plan, tensors, labels, [value] * len(self._scalars))
+        results = [tensors[index] for index in self._results]
         return tuple(results) if return_lse else results[0]
 
     def launch(
@@ -177,11 +175,11 @@ class Bundle:
         """
         torch = gpu_torch()
         check_names(tensors, self._names, "tensor")
-        check_names(scalars, [scalar.name for scalar in self.manifest.scalars], "scalar")
+        check_names(scalars, [scalar.name for scalar in self._manifest.scalars], "scalar")
         ordered = [tensors[name] for name in self._names]
         layouts = tuple(layout_of(tensor, name) for tensor, name in zip(ordered, self._names, strict=True))
-        plan = self._plan(layouts, self._names, check_sizes(self.manifest.sizes, sizes))
-        values = [scalars[scalar.name] for scalar in self.manifest.scalars]
+        plan = self._plan(layouts, self._names, check_sizes(self._manifest.sizes, sizes))
+        values = [scalars[scalar.name] for scalar in self._manifest.scalars]
         self._run(torch, plan, ordered, self._names, values)
 
     def prepare(self, device: int = 0) -> None:
@@ -196,7 +194,7 @@ class Bundle:
 
     def show(self) -> str:
         """Describe the kernel as text: operator, tiles, schedule, resources, verdict, speed."""
-        return summary.describe(self.manifest, self.files)
+        return summary.describe(self._manifest, self.files)
 
     def compare(
         self, q: TensorLike, k: TensorLike, v: TensorLike, *, scale: float | None = None
@@ -207,27 +205,28 @@ class Bundle:
         for other operators errors are "not available". Times are medians, in milliseconds of the GPU.
         """
         torch = gpu_torch()
-        chosen = self.manifest.default_scale if scale is None else scale
+        chosen = self._manifest.default_scale if scale is None else scale
         return comparison.compare(
             torch, lambda: self(q, k, v, scale=chosen), (q, k, v), chosen, self.files["spec.json"]
         )
 
     @cached_property
     def _launcher(self) -> Launcher:
-        return Launcher(self.manifest, self.files["kernel.cubin"], cuda_driver())
+        return Launcher(self._manifest, self.files["kernel.cubin"], cuda_driver())
 
     def _labels_of_call(self, scale: float | None, lse: TensorLike | None, return_lse: bool) -> list[str]:
         """Give what the caller calls each tensor, if the kernel is what was called for."""
-        name = self.manifest.kernel
         if self._arguments is None:
             raise LaunchError(
-                f"{name} is no operator of q, k and v", hint="use launch(tensors, sizes, scalars)"
+                f"{self._manifest.kernel} is no operator of q, k and v",
+                hint="use launch(tensors, sizes, scalars)",
             )
         if (return_lse or lse is not None) and "lse" not in self._arguments:
             hint = "generate it with the outputs O and LSE"
-            raise LaunchError(f"{name} gives no lse", hint=hint, argument="lse")
-        if scale is not None and not self.manifest.scalars:
-            raise LaunchError(f"{name} takes no scale", hint="leave scale out", argument="scale")
+            raise LaunchError(f"{self._manifest.kernel} gives no lse", hint=hint, argument="lse")
+        if scale is not None and not self._scalars:
+            hint = "leave scale out"
+            raise LaunchError(f"{self._manifest.kernel} takes no scale", hint=hint, argument="scale")
         return self._arguments
 
     def _plan(
@@ -239,7 +238,7 @@ class Bundle:
         key = (layouts, None if sizes is None else tuple(sizes.values()))
         plan = self._plans.get(key)
         if plan is None:
-            plan = make_plan(self.manifest, layouts, labels, sizes)
+            plan = make_plan(self._manifest, layouts, labels, sizes)
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
@@ -251,10 +250,10 @@ class Bundle:
         if torch.is_grad_enabled():
             _refuse_grad(tensors, labels)
         values = list(plan.values)
-        for place, scalar, value in zip(self._scalars, self.manifest.scalars, scalars, strict=True):
+        for place, scalar, value in zip(self._scalars, self._manifest.scalars, scalars, strict=True):
             values[place] = check_scalar(scalar, value)
         pointers = _addresses(tensors, labels)
-        check_pointers(self.manifest, plan, pointers, labels)
+        check_pointers(self._manifest, plan, pointers, labels)
         if plan.empty:
             return
         for place, pointer in zip(self._pointers, pointers, strict=True):
@@ -284,6 +283,5 @@ def _addresses(tensors: Sequence[Any], labels: Sequence[str]) -> list[int]:
     try:
         return [tensor.data_ptr() for tensor in tensors]
     except RuntimeError:
-        raise LaunchError(
-            f"{', '.join(labels)}: a tensor without memory", hint="call the kernel outside of tracing"
-        ) from None
+        problem = f"one of {', '.join(labels)} has no memory of its own"
+        raise LaunchError(problem, hint="pass dense tensors, outside of tracing") from None

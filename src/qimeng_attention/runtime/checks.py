@@ -15,6 +15,7 @@ from typing import Any
 from qimeng_attention.errors import LaunchError
 from qimeng_attention.runtime.manifest import Scalar
 
+_FLOAT = struct.Struct("<f")
 INT32_MAX = 2**31 - 1
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -28,12 +29,12 @@ def check_scalar(scalar: Scalar, value: object) -> float:
     Raises:
         LaunchError: no number, not finite, or out of its bound.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise LaunchError(
             f"{scalar.name} is a {type(value).__name__}, no number", hint="pass a float", argument=scalar.name
         )
     try:
-        rounded: float = struct.unpack("<f", struct.pack("<f", float(value)))[0]
+        rounded: float = _FLOAT.unpack(_FLOAT.pack(float(value)))[0]
     except OverflowError:
         rounded = math.inf
     if not math.isfinite(rounded):

@@ -53,6 +53,8 @@ class Plan:
     values: tuple[int | float, ...]  # all arguments in order, with 0 for pointers and scalars
     layouts: tuple[Layout, ...]  # of all tensors, contiguous ones for outputs that were not given
     extents: tuple[int, ...]  # bytes from the first element of each tensor to the end of the last
+    aligns: tuple[int, ...]  # bytes, of each tensor
+    given_outputs: tuple[int, ...]  # positions of the outputs that the caller allocated
 
 
 def layout_of(tensor: TensorLike, label: str) -> Layout:
@@ -107,23 +109,37 @@ def make_plan(
     ]
     for tensor, layout, label in zip(manifest.tensors, whole, labels, strict=True):
         _check_strides(tensor, layout, label)
-    return _finish(manifest, device, sizes, whole)
+    given_outputs = tuple(
+        index
+        for index, (tensor, layout) in enumerate(zip(manifest.tensors, layouts, strict=True))
+        if tensor.role == "output" and layout
+    )
+    return _finish(manifest, device, sizes, whole, given_outputs)
 
 
 def check_pointers(manifest: Manifest, plan: Plan, pointers: Sequence[int], labels: Sequence[str]) -> None:
-    """Check what addresses tell: alignment, and that no output shares memory with another tensor.
+    """Check what addresses tell: that there is memory, aligned, and no output shares it with another tensor.
 
     Raises:
         LaunchError: the kernel must not be launched on these.
     """
-    for index, (tensor, pointer) in enumerate(zip(manifest.tensors, pointers, strict=True)):
-        if pointer % tensor.align and plan.extents[index]:
-            raise LaunchError(
-                f"{labels[index]} starts at an address that is no multiple of {tensor.align} bytes",
-                hint="pass a copy made with .clone()", argument=labels[index],
-            )  # fmt: skip
-        if tensor.role == "output":
-            _check_alone(manifest, plan, pointers, labels, index)
+    for index, (pointer, extent, align) in enumerate(zip(pointers, plan.extents, plan.aligns, strict=True)):
+        if extent and (pointer == 0 or pointer % align):
+            raise _bad_address(labels[index], pointer, align)
+    for index in plan.given_outputs:
+        _check_alone(manifest, plan, pointers, labels, index)
+
+
+def _bad_address(label: str, pointer: int, align: int) -> LaunchError:
+    if pointer == 0:  # what a fake tensor says
+        return LaunchError(
+            f"{label} has no memory", hint="call the kernel outside of tracing", argument=label
+        )
+    return LaunchError(
+        f"{label} starts at an address that is no multiple of {align} bytes",
+        hint="pass a copy made with .clone()",
+        argument=label,
+    )
 
 
 # ------------------------------------------------------------------------------------------ devices and types
@@ -255,7 +271,7 @@ def _check_alone(
 ) -> None:
     start, end = pointers[index], pointers[index] + plan.extents[index]
     for other, (pointer, extent) in enumerate(zip(pointers, plan.extents, strict=True)):
-        if other == index or pointer >= end or pointer + extent <= start or extent == 0 or start == end:
+        if other == index or extent == 0 or pointer >= end or pointer + extent <= start:
             continue
         items = manifest.tensors[index].item_bytes, manifest.tensors[other].item_bytes
         views = plan.layouts[index][:2], plan.layouts[other][:2]
@@ -268,13 +284,16 @@ def _check_alone(
 
 
 # ------------------------------------------------------------------------------------------ the plan
-def _finish(manifest: Manifest, device: int, sizes: Mapping[str, int], layouts: Sequence[Layout]) -> Plan:
+def _finish(
+    manifest: Manifest,
+    device: int,
+    sizes: Mapping[str, int],
+    layouts: Sequence[Layout],
+    given_outputs: tuple[int, ...],
+) -> Plan:
     grid = _grid(manifest, sizes)
-    empty = 0 in grid
-    outputs = [
-        layout[0] for tensor, layout in zip(manifest.tensors, layouts, strict=True) if tensor.role == "output"
-    ]
-    if empty and any(0 not in shape for shape in outputs):
+    pairs = list(zip(manifest.tensors, layouts, strict=True))
+    if 0 in grid and any(0 not in layout[0] for tensor, layout in pairs if tensor.role == "output"):
         raise LaunchError(
             "the grid has no blocks, but there are outputs to write",
             hint="report this kernel: its grid is wrong",
@@ -283,11 +302,17 @@ def _finish(manifest: Manifest, device: int, sizes: Mapping[str, int], layouts: 
     for _, strides, *_ in layouts:
         values += [0, *strides[:-1]]
     values += [*sizes.values(), *(0.0 for _ in manifest.scalars)]
-    extents = tuple(
-        extent_of(shape, strides) * tensor.item_bytes
-        for tensor, (shape, strides, *_) in zip(manifest.tensors, layouts, strict=True)
+    return Plan(
+        device=device,
+        sizes=tuple(sizes.values()),
+        grid=grid,
+        empty=0 in grid,
+        values=tuple(values),
+        layouts=tuple(layouts),
+        extents=tuple(extent_of(shape, strides) * t.item_bytes for t, (shape, strides, *_) in pairs),
+        aligns=tuple(tensor.align for tensor in manifest.tensors),
+        given_outputs=given_outputs,
     )
-    return Plan(device, tuple(sizes.values()), grid, empty, tuple(values), tuple(layouts), extents)
 
 
 def _grid(manifest: Manifest, sizes: Mapping[str, int]) -> tuple[int, int, int]:

@@ -115,9 +115,7 @@ def _put(staged: Path, target: Path, overwrite: bool) -> None:
 
 def _exchange(staged: Path, target: Path) -> None:
     """Swap two folders in one step; where the file system cannot, in three."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    paths = _AT_FDCWD, os.fsencode(staged), _AT_FDCWD, os.fsencode(target)
-    if rename is not None and rename(*paths, _RENAME_EXCHANGE) == 0:
+    if swap(staged, target):
         return
     aside = staged.with_suffix(".replaced")
     target.rename(aside)
@@ -127,6 +125,13 @@ def _exchange(staged: Path, target: Path) -> None:
         aside.rename(target)
         raise
     aside.rename(staged)
+
+
+def swap(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
+    return rename is not None and rename(*paths, _RENAME_EXCHANGE) == 0
 
 
 def _sync(folder: Path) -> None:

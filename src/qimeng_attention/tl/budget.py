@@ -69,7 +69,8 @@ def check_role_registers(kernel: s.Kernel, scope: Scope, threads: int) -> None:
         return
     asked = sum(_instances(n, scope) * threads * (scope.constant(n.registers or s.Num(0)) or 0) for n in roles)
     if asked > scope.target.registers_per_sm:
-        scope.report("TL502", roles[-1].span, f"the roles ask for {asked:,} registers, {scope.target.name} has {scope.target.registers_per_sm:,}",
+        most = f"{scope.target.name} has {scope.target.registers_per_sm:,}"
+        scope.report("TL502", roles[-1].span, f"the roles ask for {asked:,} registers, {most}",
                      "give a role fewer registers, or fewer instances")  # fmt: skip
 
 

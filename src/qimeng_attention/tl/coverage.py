@@ -27,7 +27,7 @@ from qimeng_attention.tl.types import Checked
 
 MODEL_BLOCKS = 3  # points of each grid index tried on small sizes
 MODEL_STEPS = 60_000  # statements run for one text: about a second
-MOST_ELEMENTS = 1 << 20  # of an output, an axis or a mask's rows and columns that are followed one by one
+MOST_ELEMENTS = 1 << 23  # of an output, an axis or a mask's rows and columns that are followed one by one
 MOST_FINDINGS = 3  # kinds of fault of one kernel
 
 

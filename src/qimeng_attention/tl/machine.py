@@ -158,6 +158,18 @@ class Strand:
                     indices[axis.name] = start + np.arange(axis.size)
         return Environment(self.ints, self.machine.scalars, tiles, indices, self.machine.named)
 
+    def evaluate(self, e: s.Expr, environment: Environment, span: Span) -> Value:
+        """Evaluate over an environment; an axis whose place no Copy has given yet cannot be an index."""
+        try:
+            return environment.evaluate(e)
+        except KeyError as missing:
+            raise Fault(
+                "TL105",
+                e.span if e.span.line else span,
+                f"{missing.args[0]} has no place here: no tile along it was copied yet",
+                "Copy what it indexes to a register, along that axis: it broadcasts by its name",
+            ) from None
+
     def read_register(self, name: str, span: Span) -> Register:
         """Give a register tile, whose GEMM must be over."""
         register = self.registers.get(name)
@@ -262,7 +274,8 @@ class Machine:
                 fills = max(x.cursor.get((ring, "producer"), 0) for x in strands)
                 uses = t.cursor.get((ring, "consumer"), 0)
                 if uses != fills:
-                    raise Fault("TL404", t.places.get(ring, Span()), f"{ring} was filled {fills} time(s), but {who} released it {uses} time(s)",
+                    raise Fault("TL404", t.places.get(ring, Span()),
+                                f"{ring} was filled {fills} time(s), but {who} released it {uses} time(s)",
                                 f"pair each fill with one `Wait {ring}.full` and one `Release {ring}`")  # fmt: skip
 
     def persistent_tiles(self, _: dict[str, int]) -> Iterator[dict[str, int]]:
@@ -281,8 +294,8 @@ class Machine:
             if span
             else range(1)
         )
-        waits = [n for n in _inside(role.body) if isinstance(n, s.Release) or (isinstance(n, s.Wait) and n.kind == "full")]
-        rings = frozenset(n.ring for n in waits if n.ring is not None)
+        ends = [n for n in _inside(role.body) if isinstance(n, s.Release | s.Wait)]
+        rings = frozenset(n.ring for n in ends if n.ring and not (isinstance(n, s.Wait) and n.kind == "empty"))
         strands = []
         for n in numbers:
             ints = {**main.ints, **({role.var: n} if role.var else {})}

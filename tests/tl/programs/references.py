@@ -1,7 +1,7 @@
-"""What the programs of docs/design/programs compute, in float64 NumPy: one short function for each, nothing of tl/.
+"""What the programs of docs/design/programs compute, in float64 NumPy: a function for each, nothing of tl/.
 
-A function takes the inputs and scalars by name and gives for each output a pair: its value, and the bound to which
-one relative error in each weight and stored operand is multiplied (the same sum over absolute values).
+A function takes the inputs and scalars by name and gives for each output a pair: its value, and the bound by
+which a relative error in each weight and stored operand is multiplied (the same sum over absolute values).
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def per_head(one, x):
     lse = np.zeros((b, hq, sq))
     for i in range(b):
         for h in range(hq):
-            (value, bound), row = one(i, h, x["Q"][i, :, h], x["K"][i, :, h * x["K"].shape[2] // hq], x["V"][i, :, h * hk // hq])
+            (value, bound), row = one(
+                i, h, x["Q"][i, :, h], x["K"][i, :, h * x["K"].shape[2] // hq], x["V"][i, :, h * hk // hq]
+            )
             out[:, i, :, h] = value, bound
             if row is not None:
                 lse[i, h] = row
@@ -85,7 +87,11 @@ def alibi(x, scale):
 
 
 def softcap(x, scale, cap):
-    return attention(x, lambda i, h, s, q, k: cap * np.tanh(s * scale / cap), lambda i, q, k: np.full((len(q), k.shape[1]), True))
+    return attention(
+        x,
+        lambda i, h, s, q, k: cap * np.tanh(s * scale / cap),
+        lambda i, q, k: np.full((len(q), k.shape[1]), True),
+    )
 
 
 def window_and_sinks(x, scale, window, first):
@@ -213,10 +219,14 @@ def gemm_epilogue(x):
 
 
 def backward(x, scale):
-    """Gradients from the stored output and LSE, as the formula has them; S and dS are rounded in the program."""
+    """Gradients from the stored output and LSE, as the formula has them."""
     b, sq, h, d = x["Q"].shape
     sk = x["K"].shape[1]
-    grads = {"dQ": np.zeros((2, b, sq, h, d)), "dK": np.zeros((2, b, sk, h, d)), "dV": np.zeros((2, b, sk, h, d))}
+    grads = {
+        "dQ": np.zeros((2, b, sq, h, d)),
+        "dK": np.zeros((2, b, sk, h, d)),
+        "dV": np.zeros((2, b, sk, h, d)),
+    }
     for i, n in np.ndindex(b, h):
         q, k, v, do, o = (x[name][i, :, n] for name in ("Q", "K", "V", "dO", "Out"))
         at_q, at_k = places(sq, sk)

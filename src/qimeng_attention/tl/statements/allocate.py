@@ -151,8 +151,8 @@ def _run(n: s.Allocate, t: Strand) -> None:
 RULES = {
     s.Allocate: Rule(
         "Allocate", "Allocate", "Allocate K in global (B, Sk, Hk, D) bf16",
-        "Names a tensor in global memory, or a tile in shared memory (with stages, swizzle, the axis that lies contiguous) or in registers "
-        "(with an initial value).",
+        "Names a tensor in global memory, or a tile in shared memory (with stages, swizzle, the axis that lies "
+        "contiguous) or in registers (with an initial value).",
         _check, _run,
     ),
 }  # fmt: skip

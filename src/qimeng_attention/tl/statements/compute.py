@@ -83,7 +83,7 @@ def _run(n: s.Compute, t: Strand) -> None:
         t.write_register(n.out, None, origin, n.span, ends)
         return
     context = names | ({n.out} & t.registers.keys() if n.new else set())
-    value = t.environment(context, n.span).evaluate(n.value)
+    value = t.evaluate(n.value, t.environment(context, n.span), n.span)
     shape = tuple(a.size for a in kind.axes)
     t.write_register(n.out, np.array(align(value, kind.axis_names, shape), np.float32), origin, n.span, ends)
 

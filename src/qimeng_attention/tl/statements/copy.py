@@ -439,7 +439,7 @@ def _store(n: s.Copy, t: Strand) -> None:
     indices, found, _ = resolve(n, tensor, t)
     where = np.ix_(*[i[i >= 0] for i in indices])
     counts = t.machine.written[tensor.name]
-    if not n.accumulate:
+    if not n.accumulate and counts.shape == t.machine.tensors[tensor.name].shape:  # else too many to follow
         if np.any(counts[where] > 0):
             raise Fault(
                 "TL304",

@@ -355,8 +355,12 @@ def _check_contraction(n: s.Gemm, t: Strand, where_a: dict[str, int], where_b: d
     axis = kind.axes[0 if n.a.transposed else 1].name
     a, b = where_a.get(axis), where_b.get(axis)
     if a is not None and b is not None and a != b:
-        raise Fault("TL407", n.span, f"GEMM sums over {axis}, which begins at {a} in {n.a.name} and at {b} in {n.b.name}",
-                    "copy and use tiles of one place together: compare the coordinates, the slots and the order of the rings")  # fmt: skip
+        raise Fault(
+            "TL407",
+            n.span,
+            f"GEMM sums over {axis}, which begins at {a} in {n.a.name} and at {b} in {n.b.name}",
+            "copy and use tiles of one place together: compare coordinates, slots and the order of the rings",
+        )
 
 
 def _note_contraction(n: s.Gemm, t: Strand, where_a: dict[str, int], where_b: dict[str, int]) -> None:

@@ -58,7 +58,7 @@ def _run(n: s.Mask, t: Strand) -> None:
     t.machine.spend(kind.elements)
     environment = t.environment({n.tile} | names_in(n.condition) | names_in(n.fill), n.span)
     shape = tuple(a.size for a in kind.axes)
-    keep = align(environment.evaluate(n.condition), kind.axis_names, shape)
+    keep = align(t.evaluate(n.condition, environment, n.span), kind.axis_names, shape)
     register.ends = _still_ragged(keep, register, kind)
     if register.data is None:
         return

@@ -178,8 +178,12 @@ RULES = {
     s.PassTurn: Rule("Pass", "Pass", "Pass turn", "Lets the next instance of the role issue its GEMMs.", _no_check, _run_pass, "scheduled"),
     s.Commit: Rule("Commit", "Commit", "Commit", "Closes a group of asynchronous copies; an empty group " "counts too.",
                    _no_check, _run_commit, "scheduled"),
-    s.Barrier: Rule("Barrier", "Barrier", "Barrier", "The threads of the block, or of one instance of a role, meet and see each other's writes to shared memory.",
+    s.Barrier: Rule("Barrier", "Barrier", "Barrier",
+                    "The threads of the block, or of one instance of a role, meet and see each other's writes to "
+                    "shared memory.",
                     _no_check, _run_barrier, "scheduled"),
-    s.Fence: Rule("Fence", "Fence", "Fence async", "Shows each thread's writes to shared memory to the copy engine and the tensor cores; the Barrier stands behind it.",
+    s.Fence: Rule("Fence", "Fence", "Fence async",
+                  "Shows each thread's writes to shared memory to the copy engine and the tensor cores; a Barrier "
+                  "stands behind it.",
                   _check_fence, _run_fence, "scheduled"),
 }  # fmt: skip

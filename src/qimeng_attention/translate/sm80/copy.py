@@ -30,8 +30,8 @@ def _access(n: s.Copy, low: Lowering, vector: bool) -> _Access:
     moving = [(d, p) for d, p in enumerate(found) if p.kind != "index"]
     if any(p.at is not None for _, p in moving):
         raise Refused(n, "this generation's lowering has no copy through an index tensor (`at`)", "give each tile a plain coordinate")
-    if not vector and (len(moving) != 2 or moving[1][0] != len(tensor.dims) - 1 or moving[1][1].kind != "whole"):
-        raise Refused(n, f"the columns of the tile must be the whole last dimension of {tensor.name}", "tile its rows only")
+    if not vector and (len(moving) != 2 or moving[1][0] != len(tensor.dims) - 1 or not _columns_exist(moving[1][1], tensor, low)):
+        raise Refused(n, f"the columns of the tile must run along the last dimension of {tensor.name}, and divide it", "take tiles that divide the last dimension, or tile the rows only")
     row, place = moving[0]
     base = low.views.get(view_key(tensor.name, found)) or _pointer(tensor, found, n, low)
     offset = _term(tensor, row, place, n, low)
@@ -41,8 +41,28 @@ def _access(n: s.Copy, low: Lowering, vector: bool) -> _Access:
     if place.stop is not None:
         rows = f"tl::min({rows}, {low.integer(sub(place.stop, place.start), n)})"
     first = "0" if nonnegative(place.start, low) else low.integer(sub(num(0), place.start), n)
-    pointer = f"{base} + {offset}" if offset else base
+    columns = "" if vector else _term(tensor, *moving[1], n, low)
+    pointer = " + ".join(x for x in (base, offset, columns) if x)
     return _Access(pointer, "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row), first, rows)
+
+
+def _columns_exist(columns: Place, tensor: TensorType, low: Lowering) -> bool:
+    """Tell whether no tile can reach past the end of the rows: the columns are whole, or their tiles divide the row."""
+    if columns.kind == "whole":
+        return True
+    try:
+        extent = integer(tensor.dims[-1], low.checked.fixed)
+    except (KeyError, ValueError):
+        return False
+    stepped = isinstance(columns.start, s.Binary) and columns.start.op == "*" and _is_extent(columns.start.right, columns.size, low)
+    return extent % columns.size == 0 and columns.stop is None and (stepped or columns.start == s.Num(0)) and nonnegative(columns.start, low)
+
+
+def _is_extent(e: s.Expr, size: int, low: Lowering) -> bool:
+    try:
+        return integer(e, low.checked.fixed) == size
+    except (KeyError, ValueError):
+        return False
 
 
 def _product(e: s.Expr, text: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.evaluate import Environment
 from qimeng_attention.tl.printer import head
 from qimeng_attention.tl.types import TensorType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.abi import used_tensors
+from qimeng_attention.translate.expressions import Cpp
 from qimeng_attention.translate.sm80.copy import declare_views
-from qimeng_attention.translate.sm80.context import ALIGNMENT, Lowering, Refused
+from qimeng_attention.translate.sm80.context import ALIGNMENT, FUNCTIONS, Lowering, Refused
 from qimeng_attention.translate.writer import Writer
 
 _BLOCK_INDEX = ("x", "y", "z")
@@ -101,9 +101,9 @@ def _allocate(n: s.Allocate, low: Lowering) -> None:
     low.out.line(f"{low.register_type(n.name, n)} {names.register(n.name)};")
     low.declared.add(n.name)
     if n.init is not None:
-        value = float(Environment(low.checked.fixed).evaluate(n.init).data)
-        text = "tl::negative_infinity()" if value == float("-inf") else f"{value!r}f"
-        low.out.line(f"{names.register(n.name)}.fill({text});")
+        cpp = Cpp(low.checked, FUNCTIONS)
+        text = low.expression(cpp, n.init, n)
+        low.out.line(f"{names.register(n.name)}.fill({cpp.floating(n.init) if cpp.is_int(n.init) else text});")
 
 
 def _let(n: s.Let, low: Lowering) -> None:

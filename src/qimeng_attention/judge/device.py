@@ -1,0 +1,301 @@
+"""Judging a built kernel: it runs in a process of its own, the verdict is made in this one.
+
+A crash, a hang, a damaged guard band, a changed input, or two runs that differ: each is a rejection.
+
+Not here: what happens in the other process (worker.py), the verdict's course (judge.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from qimeng_attention import runtime
+from qimeng_attention.errors import DiagnosticError, EnvironmentMissing, JudgeError
+from qimeng_attention.judge.candidate import INPUTS, SCALE, Stopped, sizes_of, tiles_of
+from qimeng_attention.judge.inputs import GPU, Budget
+from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
+from qimeng_attention.judge.meaning import Call, Operator
+from qimeng_attention.judge.verdict import Verdict
+from qimeng_attention.judge.worker import CANARY, POISONS
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.tl.checker import check_text
+from qimeng_attention.tl.numerics import Array
+
+TIMEOUT_S = 60.0  # of one launch, its transfers and, the first time, the start of CUDA
+DEFAULT_TILES = (128, 64)
+KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "PYTHONPATH")  # of the environment; keys and tokens stay behind
+KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "LD_")
+
+
+def judge_bundle(
+    path: str | Path,
+    spec: AttentionSpec,
+    *,
+    seed: int = 0,
+    budget: Budget = GPU,
+    timeout_s: float = TIMEOUT_S,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Judge a built kernel on the GPU at hand.
+
+    Args:
+        path: the bundle's folder.
+        spec: what it must compute.
+        seed: entropy of the caller.
+        budget: how much to try.
+        timeout_s: of each launch.
+        progress: called before each case.
+
+    Raises:
+        BundleError: damaged, or no bundle.
+        JudgeError: its tensors, sizes or scalars do not fit the spec.
+        EnvironmentMissing: no PyTorch or no GPU.
+    """
+    bundle = runtime.load(path)
+    Operator.of(spec)
+    reference = _reference()
+    with Isolated(bundle.manifest, spec, _command(path), timeout_s) as candidate:
+        return judge_candidate(
+            candidate,
+            spec,
+            _tiles(bundle.files),
+            seed=seed,
+            budget=budget,
+            progress=progress,
+            reference=reference,
+            where="gpu",
+        )
+
+
+def _reference() -> Reference:
+    try:
+        import torch
+    except ImportError:
+        raise EnvironmentMissing(
+            "judging a kernel needs PyTorch", hint="pip install 'qimeng-attention[gpu]'"
+        ) from None
+    if not torch.cuda.is_available():
+        raise EnvironmentMissing(
+            "judging a kernel needs an NVIDIA GPU", hint="judge its TL on the CPU: qimeng judge code.tl"
+        )
+    from qimeng_attention.judge import reference_torch
+
+    return Reference(reference_torch.truth, reference_torch.baseline)
+
+
+def _command(path: str | Path) -> list[str]:
+    return [sys.executable, "-m", "qimeng_attention.judge.worker", str(path)]
+
+
+def _tiles(files: Mapping[str, bytes]) -> tuple[int, int]:
+    try:
+        return tiles_of(check_text(files["code.tl"].decode(), model=False))
+    except (KeyError, DiagnosticError, UnicodeDecodeError):
+        return DEFAULT_TILES
+
+
+class Isolated:
+    """A kernel in another process, as a candidate.
+
+    Raises:
+        JudgeError: tensors, sizes or scalars that do not fit the spec.
+    """
+
+    def __init__(
+        self,
+        manifest: runtime.Manifest,
+        spec: AttentionSpec,
+        command: Sequence[str],
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.name = manifest.kernel
+        self.digest = hashlib.sha256(json.dumps(dict(manifest.files), sort_keys=True).encode()).hexdigest()
+        self.any_heads = {"Hq", "Hk"} <= set(manifest.sizes)
+        self._manifest, self._spec, self._timeout_s = manifest, spec, timeout_s
+        self._folder = tempfile.TemporaryDirectory(prefix="qimeng-judge-")
+        self._command = [*command, self._folder.name]
+        self._process: subprocess.Popen[bytes] | None = None
+        _check_manifest(manifest, spec)
+
+    def __enter__(self) -> Isolated:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+    def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
+        """Launch twice in the other process; elements never written come back as NaN."""
+        answer = self._ask(self._request(call, tensors, layout))
+        if error := answer.get("error"):
+            self.stop()  # after an error a CUDA context is of no use
+            raise Stopped(f"the launch failed: {error}")
+        if answer["damaged"]:
+            raise Stopped(f"writes outside of {', '.join(answer['damaged'])}")
+        if answer["changed"]:
+            raise Stopped(f"changes its input {', '.join(answer['changed'])}")
+        shapes = call.shapes()
+        return {name: self._output(name, files, shapes[name]) for name, files in answer["outputs"].items()}
+
+    def stop(self) -> None:
+        """End the other process and whatever it started."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+            self._process = None
+
+    # -------------------------------------------------------------- files
+    def _request(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Any]:
+        shapes, types = call.shapes(), {t.name: t.dtype for t in self._manifest.tensors}
+        for name in INPUTS:
+            (Path(self._folder.name) / f"{name}.in").write_bytes(
+                to_bits(tensors[name], types[name]).tobytes()
+            )
+        inputs = {n: {"file": f"{n}.in", "dtype": types[n], "shape": shapes[n]} for n in INPUTS}
+        outputs = {
+            t.name: {"dtype": t.dtype, "shape": shapes[t.name]}
+            for t in self._manifest.tensors
+            if t.role == "output"
+        }
+        sizes = {n: value for n, value in sizes_of(call).items() if n in self._manifest.sizes}
+        scalars = {x.name: call.scale for x in self._manifest.scalars}
+        return {"inputs": inputs, "outputs": outputs, "layout": layout, "sizes": sizes, "scalars": scalars}
+
+    def _output(self, name: str, files: Sequence[str], shape: tuple[int, ...]) -> Array:
+        """Read both runs: they agree but for elements that nobody wrote, which hold each run's poison."""
+        dtype = self._manifest.tensor(name).dtype
+        if len(files) != len(POISONS):
+            raise Stopped(f"the process gave {len(files)} runs of {name}")
+        runs = [from_bits((Path(self._folder.name) / Path(f).name).read_bytes(), dtype) for f in files]
+        if any(r.size != int(np.prod(shape)) for r in runs):
+            raise Stopped(f"the process gave {name} in another size")
+        first, second = runs
+        never = np.isnan(first) & (second == np.float32(CANARY[dtype]))
+        same = (first == second) | (np.isnan(first) & np.isnan(second)) | never
+        if not same.all():
+            place = [int(i) for i in np.unravel_index(int(np.argmin(same)), shape)]
+            raise Stopped(
+                f"{name}{place} differs between two runs on the same inputs "
+                f"({int((~same).sum())} of {same.size} elements)"
+            )
+        return first.reshape(shape)
+
+    # -------------------------------------------------------------- the other process
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._process is None:
+            self._process = self._started()
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            return {"error": self._ended()}
+        line = self._line(time.monotonic() + self._timeout_s)
+        if line is None:
+            self.stop()
+            raise Stopped(f"no answer within {self._timeout_s:g} s: the kernel hangs, its process was killed")
+        if not line.endswith(b"\n"):
+            return {"error": self._ended()}
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def _line(self, deadline: float) -> bytes | None:
+        """Read one line; None if none came in time, an unfinished one if the process ended."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return None
+                piece = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not piece:
+                    return line
+                line += piece
+        return line
+
+    def _ended(self) -> str:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        code = self._process.poll()
+        errors = (Path(self._folder.name) / "errors.txt").read_text("utf-8", "replace").strip().splitlines()
+        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        return f"its process ended with {how}" + (f": {errors[-1][:300]}" if errors else "")
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        kept = {n: v for n, v in os.environ.items() if n in KEPT or n.startswith(KEPT_PREFIXES)}
+        kept["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        with (Path(self._folder.name) / "errors.txt").open("wb") as errors:
+            return subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=kept,
+                start_new_session=True,
+            )
+
+
+def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
+    roles = {t.name: (t.role, t.dtype) for t in manifest.tensors}
+    wanted = dict.fromkeys(INPUTS, ("input", spec.dtype)) | {"Out": ("output", spec.dtype)}
+    wanted |= {"Lse": ("output", "f32")} if "LSE" in spec.outputs else {}
+    for name, (role, dtype) in wanted.items():
+        if roles.get(name) != (role, dtype):
+            found = " ".join(roles[name]) if name in roles else "missing"
+            raise JudgeError(
+                f"{name} of {manifest.kernel} is {found}, the spec asks for an {role} of {dtype}",
+                hint="build the kernel for this spec",
+            )
+    if unknown := sorted(n for n, (role, _) in roles.items() if n not in (*wanted, "Lse")):
+        raise JudgeError(f"{unknown[0]} is no tensor of the spec", hint=f"tensors are {', '.join(wanted)}")
+    known = sizes_of(Call(1, 1, 1, 1, 1, 1, 1, 1.0))
+    if unknown := sorted(set(manifest.sizes) - known.keys()):
+        raise JudgeError(
+            f"the size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(known)}"
+        )
+    if [x.name for x in manifest.scalars] != [SCALE]:
+        raise JudgeError(
+            f"{manifest.kernel} takes no scale, which each call gives",
+            hint="build it from a program with `Scalar scale f32 > 0`",
+        )
+
+
+def to_bits(a: Array, dtype: str) -> Array:
+    """Give the bits of values that are of a type already."""
+    x = np.ascontiguousarray(a, np.float32)
+    if dtype == "fp16":
+        return x.astype(np.float16).view(np.uint16)
+    if dtype == "bf16":
+        return (x.view(np.uint32) >> 16).astype(np.uint16)
+    return x.view(np.uint32)
+
+
+def from_bits(data: bytes, dtype: str) -> Array:
+    """Give the values of bits, flat."""
+    if dtype == "fp16":
+        return np.frombuffer(data, np.float16).astype(np.float32)
+    if dtype == "bf16":
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, np.float32)

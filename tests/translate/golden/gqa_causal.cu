@@ -1,0 +1,182 @@
+// gqa_causal: made from TL d9eab45626a1e21f for A100 (sm_80).
+// launch: 128 threads, 65536 bytes of shared memory, for A100
+// Causal grouped-query attention, forward, code for an A100.
+#include "memory.cuh"
+
+extern "C" __global__ void __launch_bounds__(128, 2) gqa_causal(
+    tl::bf16 const* __restrict__ const gQ, int64_t const gQ_stride_0, int64_t const gQ_stride_1, int64_t const gQ_stride_2,
+    tl::bf16 const* __restrict__ const gK, int64_t const gK_stride_0, int64_t const gK_stride_1, int64_t const gK_stride_2,
+    tl::bf16 const* __restrict__ const gV, int64_t const gV_stride_0, int64_t const gV_stride_1, int64_t const gV_stride_2,
+    tl::bf16* __restrict__ const gOut, int64_t const gOut_stride_0, int64_t const gOut_stride_1, int64_t const gOut_stride_2,
+    float* __restrict__ const gLse, int64_t const gLse_stride_0, int64_t const gLse_stride_1,
+    int const B, int const Sq, int const Sk, int const Hq, int const Hk,
+    float const scale
+) {
+  constexpr int D = 128, BM = 128, BN = 64;
+  constexpr int kThreads = 128;
+
+  // tl:7 Grid head = 0 : Hq, block = 0 : ceildiv(Sq, BM) down, batch = 0 : B
+  int const head = int(blockIdx.x);
+  int const block = int(gridDim.y - 1 - blockIdx.y);
+  int const batch = int(blockIdx.z);
+
+  extern __shared__ __align__(1024) unsigned char shared_memory[];  // 65536 bytes
+  // tl:14 Allocate Q in shared (BM q, D) bf16 swizzle 128
+  tl::SharedTile<tl::bf16, 128, 128> const sQ{reinterpret_cast<tl::bf16*>(shared_memory + 0)};
+  // tl:15 Allocate K in shared (BN k, D) bf16 swizzle 128
+  tl::SharedTile<tl::bf16, 64, 128> const sK{reinterpret_cast<tl::bf16*>(shared_memory + 32768)};
+  // tl:16 Allocate V in shared (BN k, D) bf16 swizzle 128
+  tl::SharedTile<tl::bf16, 64, 128> const sV{reinterpret_cast<tl::bf16*>(shared_memory + 49152)};
+  // tl:17 Allocate O_staged in shared (BM q, D) bf16 swizzle 128 over Q
+  tl::SharedTile<tl::bf16, 128, 128> const sO_staged{reinterpret_cast<tl::bf16*>(shared_memory + 0)};
+
+  // tl:18 Allocate S in register (BM q, BN k) f32
+  tl::Accumulator<32, 64> rS;
+  // tl:19 Allocate O in register (BM q, D) f32 = 0
+  tl::Accumulator<32, 128> rO;
+  rO.fill(0.0f);
+  // tl:20 Allocate m in register (BM q) f32 = -inf
+  tl::RowVector<32> rm;
+  rm.fill(-tl::infinity());
+  // tl:21 Allocate l in register (BM q) f32 = 0
+  tl::RowVector<32> rl;
+  rl.fill(0.0f);
+  // tl:22 Let head_k = head // (Hq // Hk)
+  int const head_k = tl::floor_div(head, tl::floor_div(Hq, Hk));
+  tl::bf16 const* const gQ_at = gQ + int64_t(batch) * gQ_stride_0 + int64_t(head) * gQ_stride_2;
+  // tl:23 Copy Q (BM, D) in coordinate [batch, q = block * BM, head] from global to shared async
+  tl::copy_async_bounded<kThreads>(sQ, gQ_at + int64_t(block * BM) * gQ_stride_1, gQ_stride_1, Sq - block * BM);
+  // tl:24 Let last = ceildiv(clamp((block + 1) * BM + Sk - Sq, 0, Sk), BN)
+  int const last = tl::ceildiv(tl::clamp((block + 1) * BM + Sk - Sq, 0, Sk), BN);
+  tl::bf16 const* const gK_at = gK + int64_t(batch) * gK_stride_0 + int64_t(head_k) * gK_stride_2;
+  int const gK_at_rows = (tl::inside(head_k, Hk) ? Sk : 0);
+  // tl:25 if 0 < last
+  if (0 < last) {
+    // tl:26 Copy K (BN, D) in coordinate [batch, k = 0, head_k] from global to shared async
+    tl::copy_async_bounded<kThreads>(sK, gK_at, gK_stride_1, gK_at_rows);
+  }
+  // tl:27 Commit
+  tl::commit();
+  // tl:28 Let masked = clamp(min((block * BM + Sk - Sq + 1) // 64, Sk // 64), 0, last)
+  int const masked = tl::clamp(tl::min(tl::floor_div(block * BM + Sk - Sq + 1, 64), tl::floor_div(Sk, 64)), 0, last);
+  tl::bf16 const* const gV_at = gV + int64_t(batch) * gV_stride_0 + int64_t(head_k) * gV_stride_2;
+  int const gV_at_rows = (tl::inside(head_k, Hk) ? Sk : 0);
+  // tl:29 for i = 0 : last
+  #pragma unroll 1
+  for (int i = 0; i < last; ++i) {
+    // tl:30 Wait copies pending 0
+    tl::wait<0>();
+    // tl:31 Barrier
+    tl::sync();
+    // tl:32 Copy V (BN, D) in coordinate [batch, k = i * BN, head_k] from global to shared async
+    tl::copy_async_bounded<kThreads>(sV, gV_at + int64_t(i * BN) * gV_stride_1, gV_stride_1, gV_at_rows - i * BN);
+    // tl:33 Commit
+    tl::commit();
+    // tl:34 Compute GEMM Q, K.T at [k = i * BN] and get S
+    tl::gemm_shared<true, false>(rS, sQ, sK);
+    // tl:35 Wait copies pending 0
+    tl::wait<0>();
+    // tl:36 Barrier
+    tl::sync();
+    // tl:37 if i + 1 < last
+    if (i + 1 < last) {
+      // tl:38 Copy K (BN, D) in coordinate [batch, k = (i + 1) * BN, head_k] from global to shared async
+      tl::copy_async_bounded<kThreads>(sK, gK_at + int64_t((i + 1) * BN) * gK_stride_1, gK_stride_1, gK_at_rows - (i + 1) * BN);
+    }
+    // tl:39 Commit
+    tl::commit();
+    // tl:40 if i >= masked
+    if (i >= masked) {
+      // tl:41 Compute Mask S where k <= q + Sk - Sq and k < Sk
+      #pragma unroll
+      for (int r = 0; r < rS.kR; ++r) {
+        int const q = block * BM + tl::tile_row<32>(r);
+        #pragma unroll
+        for (int c = 0; c < rS.kC; ++c) {
+          int const k = i * BN + tl::tile_col(c);
+          rS(r, c) = k <= q + Sk - Sq && k < Sk ? rS(r, c) : tl::negative_infinity();
+        }
+      }
+    }
+    tl::RowVector<32> rm_new;
+    // tl:42 Compute max(m, RowMax(S)) and get m_new
+    #pragma unroll
+    for (int r = 0; r < rm_new.kR; ++r) {
+      rm_new(r) = tl::max(rm(r), tl::row_max(rS, r));
+    }
+    tl::RowVector<32> rm_safe;
+    // tl:43 Compute where(m_new == -inf, 0, m_new) and get m_safe
+    #pragma unroll
+    for (int r = 0; r < rm_safe.kR; ++r) {
+      rm_safe(r) = (rm_new(r) == -tl::infinity() ? 0.0f : rm_new(r));
+    }
+    tl::RowVector<32> ralpha;
+    // tl:44 Compute exp2(m * (scale * log2e) - m_safe * (scale * log2e)) and get alpha
+    #pragma unroll
+    for (int r = 0; r < ralpha.kR; ++r) {
+      ralpha(r) = tl::exp2(rm(r) * (scale * 1.4426950408889634f) - rm_safe(r) * (scale * 1.4426950408889634f));
+    }
+    // tl:45 Compute exp2(S * (scale * log2e) - m_safe * (scale * log2e)) and get new S
+    #pragma unroll
+    for (int r = 0; r < rS.kR; ++r) {
+      float const factor_0 = scale * 1.4426950408889634f;
+      float const row_1 = rm_safe(r) * factor_0;
+      #pragma unroll
+      for (int c = 0; c < rS.kC; ++c) {
+        rS(r, c) = tl::exp2(rS(r, c) * factor_0 - row_1);
+      }
+    }
+    // tl:46 Compute l * alpha + RowSum(S) and get new l
+    #pragma unroll
+    for (int r = 0; r < rl.kR; ++r) {
+      rl(r) = rl(r) * ralpha(r) + tl::row_sum(rS, r);
+    }
+    // tl:47 Compute O * alpha and get new O
+    #pragma unroll
+    for (int r = 0; r < rO.kR; ++r) {
+      #pragma unroll
+      for (int c = 0; c < rO.kC; ++c) {
+        rO(r, c) = rO(r, c) * ralpha(r);
+      }
+    }
+    // tl:48 Compute m_new and get new m
+    #pragma unroll
+    for (int r = 0; r < rm.kR; ++r) {
+      rm(r) = rm_new(r);
+    }
+    tl::Operand<tl::bf16, 32, 64> rP;
+    // tl:49 Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as bf16 and get P
+    rP = tl::to_operand<tl::bf16>(rS);
+    // tl:50 Compute GEMM P, V at [k = i * BN] and accumulate O
+    tl::gemm_operand<false, true>(rO, rP, sV);
+  }
+  // tl:52 Compute where(l == 0, 0, O / l) and get new O
+  #pragma unroll
+  for (int r = 0; r < rO.kR; ++r) {
+    float const row_0 = tl::reciprocal(rl(r));
+    #pragma unroll
+    for (int c = 0; c < rO.kC; ++c) {
+      rO(r, c) = (rl(r) == 0 ? 0.0f : rO(r, c) * row_0);
+    }
+  }
+  // tl:53 Wait copies pending 0
+  tl::wait<0>();
+  // tl:54 Barrier
+  tl::sync();
+  // tl:55 Copy O from register to shared O_staged
+  tl::stage_rows(sO_staged, rO);
+  // tl:56 Barrier
+  tl::sync();
+  tl::bf16* const gOut_at = gOut + int64_t(batch) * gOut_stride_0 + int64_t(head) * gOut_stride_2;
+  // tl:57 Copy O_staged (BM, D) in coordinate [batch, q = block * BM, head] from shared to global Out
+  tl::store_tile<kThreads>(gOut_at + int64_t(block * BM) * gOut_stride_1, gOut_stride_1, sO_staged, Sq - block * BM);
+  tl::RowVector<32> rlse;
+  // tl:58 Compute where(l == 0, -inf, m * scale + ln(l)) and get lse
+  #pragma unroll
+  for (int r = 0; r < rlse.kR; ++r) {
+    rlse(r) = (rl(r) == 0 ? -tl::infinity() : rm(r) * scale + tl::log(rl(r)));
+  }
+  float* const gLse_at = gLse + int64_t(batch) * gLse_stride_0 + int64_t(head) * gLse_stride_1;
+  // tl:59 Copy lse (BM) in coordinate [batch, head, q = block * BM] from register to global Lse
+  tl::store_vector(gLse_at + int64_t(block * BM), 1, rlse, Sq - block * BM);
+}
