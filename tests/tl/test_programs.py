@@ -585,3 +585,31 @@ def test_an_axis_without_a_place_is_no_index():
     with pytest.raises(DiagnosticError) as error:
         interpret(check_text(text)[0], sizes, x)
     assert error.value.diagnostics[0].code == "TL105"
+
+
+RAGGED = """Kernel sums for a100
+Size Sk
+Tile BM = 16, BN = 16
+Size D = 16
+Grid block = 0 : 1
+Allocate Q in global (BM, D) bf16
+Allocate K in global (Sk, D) bf16
+Allocate Out in global (BM) f32
+Allocate l in register (BM q) f32 = 0
+Copy Q (BM, D) in coordinate [q = 0] from global to shared
+for i = 0 : ceildiv(Sk + 5, BN)
+    Copy K (BN, D) in coordinate [k = i * BN - 5] from global to shared
+    Compute GEMM Q, K.T and get S
+    Compute Mask S where k < Sk and k >= 0 else 0
+    Compute l + RowSum(exp2(S) - 1) and get new l
+end
+Copy l (BM) in coordinate [q = 0] from register to global Out
+"""
+
+
+@pytest.mark.parametrize("forgotten", [" and k >= 0", "k < Sk and "])
+def test_a_tile_may_begin_before_its_tensor_if_both_ends_are_masked(forgotten):
+    check_text(RAGGED)
+    with pytest.raises(DiagnosticError) as error:
+        check_text(RAGGED.replace(forgotten, ""))
+    assert {d.code for d in error.value.diagnostics} == {"TL205"}

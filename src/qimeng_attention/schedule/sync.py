@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
+from qimeng_attention.schedule.groups import OpenWait, Tiles, grouped
 from qimeng_attention.schedule.rewriting import (
     Rewriting,
     Shared,
@@ -53,8 +54,12 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     body = kernel.body
     if asynchronous:
         body = map_blocks(body, _asynchronous)
-    out = _Straight(shared_names(checked), checked, asynchronous).block(body)
-    return with_body(kernel, _committed(out) if asynchronous else out)
+    shared = shared_names(checked)
+    out = _Straight(shared, checked, asynchronous).block(body)
+    if asynchronous:
+        over = {n: t.over for n, t in checked.tiles.items() if t.over is not None}
+        out = grouped(out, Tiles(shared, over, lambda loop, tile: _ahead(loop, tile, shared, checked)))
+    return with_body(kernel, out)
 
 
 def _asynchronous(n: s.Statement) -> s.Statement:
@@ -70,7 +75,7 @@ class _Straight:
         self.shared, self.checked, self.asynchronous = shared, checked, asynchronous
         self.fresh: set[str] = set()  # filled, not yet seen by all
         self.read: set[str] = set()  # read since the last barrier
-        self.in_flight = False  # some asynchronous copy may not have been waited for
+        self.points = 0
 
     def block(self, body: tuple[s.Statement, ...]) -> tuple[s.Statement, ...]:
         """Put waits and barriers into statements and the blocks below them."""
@@ -92,44 +97,53 @@ class _Straight:
             before = self._point()
         self.fresh |= filled
         self.read |= seen
-        self.in_flight = self.in_flight or any(isinstance(x, s.Copy) and x.asynchronous for x in statements((n,)))
         return [*before, n]
 
     def _branch(self, n: s.If) -> s.If:
         """Either block runs, or none: what one of them leaves undone is undone."""
-        before = (set(self.fresh), set(self.read), self.in_flight)
+        before = (set(self.fresh), set(self.read))
         body = self.block(n.body)
-        after = (self.fresh, self.read, self.in_flight)
-        self.fresh, self.read, self.in_flight = before
+        after = (self.fresh, self.read)
+        self.fresh, self.read = (set(x) for x in before)
         orelse = self.block(n.orelse)
-        self.fresh, self.read = self.fresh | after[0], self.read | after[1]
-        self.in_flight = self.in_flight or after[2]
+        self.fresh, self.read = self.fresh | after[0] | before[0], self.read | after[1] | before[1]
         return replace(n, body=body, orelse=orelse)
 
     def _loop(self, loop: s.For) -> list[s.Statement]:
         inside, read = fills(loop, self.shared), reads(loop, self.shared)
         if not _in_rounds(loop, self.shared):
-            # Any iteration may follow any other: begin with all that one may leave behind.
-            was_in_flight = self.in_flight
+            # Any iteration may follow any other, or none: begin with all that one may leave behind, and end with it.
             self.fresh, self.read = self.fresh | inside, self.read | read
-            self.in_flight = self.in_flight or (self.asynchronous and bool(inside))
             before = (set(self.fresh), set(self.read))
             body = self.block(loop.body)
             self.fresh, self.read = self.fresh | before[0], self.read | before[1]
-            self.in_flight = self.in_flight or was_in_flight
             return [replace(loop, body=body)]
-        outer = (read & self.fresh) - inside  # a point in the loop serves these, if it comes before their first reader
-        late = bool(outer) and not _first_point(loop, outer, self.shared, self.checked, self.asynchronous)
+        region, points = _region(loop), _points(loop, self.shared, self.checked)
+        waiting = [i for i, x in enumerate(region) if reads(x, self.shared) & self.fresh]
+        late = bool(waiting) and not any(p <= waiting[0] for p in points)  # no point of the loop serves the first reader
         before_loop = self._point() if late else []
-        made = _loop(loop, self.shared, self.checked, self.asynchronous)
+        made = self._with_points(loop, region, points)
         self.read |= read  # in other warps these may still run
         self.fresh -= read
-        self.in_flight = self.in_flight or (self.asynchronous and bool(inside - read))
         return [*before_loop, made]
 
+    def _with_points(self, loop: s.For, region: tuple[s.Statement, ...], points: list[int]) -> s.For:
+        body: list[s.Statement] = []
+        for position in range(len(region) + 1):
+            body += self._wait_and_barrier() if position in points else []
+            body += region[position : position + 1]
+        around = _around(loop)
+        if around is not None:
+            return replace(loop, body=(*loop.body[:-1], replace(around, body=tuple(body))))
+        return replace(loop, body=tuple(body))
+
     def _point(self) -> list[s.Statement]:
-        wait: list[s.Statement] = [s.Wait("copies", None, s.Num(0))] if self.in_flight else []
-        self.fresh, self.read, self.in_flight = set(), set(), False
+        self.fresh, self.read = set(), set()
+        return self._wait_and_barrier()
+
+    def _wait_and_barrier(self) -> list[s.Statement]:
+        self.points += 1
+        wait: list[s.Statement] = [OpenWait("copies", None, None, self.points)] if self.asynchronous else []
         return [*wait, s.Barrier()]
 
 
@@ -187,6 +201,16 @@ def _fill_and_refill(tile: str, c: int, readers: list[int], ahead: int, stages: 
     return [arrived, freed]
 
 
+def _ahead(loop: s.For, tile: str, shared: Shared, checked: Checked) -> int:
+    """Give how many iterations a loop's copy of a tile runs ahead of the tile's first reader."""
+    region = _region(loop)
+    copy = next((x for x in region if tile in fills(x, shared)), None)
+    reader = next((x for x in region if tile in reads(x, shared)), None)
+    if copy is None or reader is None:
+        return 0
+    return _distance(copy, reader, tile, loop.var, checked)
+
+
 def _distance(copy: s.Statement, reader: s.Statement, tile: str, var: str, checked: Checked) -> int:
     """Find how many iterations ahead of its reader a copy runs, from the coordinate and the origin the reader states."""
     load = next(x for x in statements((copy,)) if isinstance(x, s.Copy))
@@ -223,103 +247,6 @@ def _points(loop: s.For, shared: Shared, checked: Checked) -> list[int]:
         if choices:
             return list(max(choices, key=sum))
     return candidates
-
-
-def _first_point(loop: s.For, tiles: set[str], shared: Shared, checked: Checked, asynchronous: bool) -> bool:
-    """Tell whether a point of the loop comes before the first reader of `tiles`, and waits for copies if any do."""
-    reader = min(i for i, x in enumerate(_region(loop)) if reads(x, shared) & tiles)
-    points = [p for p in _points(loop, shared, checked) if p <= reader]
-    if not asynchronous:
-        return bool(points)
-    waits = _pending(loop, _points(loop, shared, checked), shared, checked)
-    return any(p in waits for p in points)
-
-
-def _loop(loop: s.For, shared: Shared, checked: Checked, asynchronous: bool) -> s.For:
-    points = _points(loop, shared, checked)
-    waits = _pending(loop, points, shared, checked) if asynchronous else {}
-    region = _region(loop)
-    body: list[s.Statement] = []
-    for position in range(len(region) + 1):
-        if position in points:
-            if position in waits:
-                body.append(s.Wait("copies", None, s.Num(waits[position])))
-            body.append(s.Barrier())
-        body += region[position : position + 1]
-    around = _around(loop)
-    if around is not None:
-        return replace(loop, body=(*loop.body[:-1], replace(around, body=tuple(body))))
-    return replace(loop, body=tuple(body))
-
-
-def _pending(loop: s.For, points: list[int], shared: Shared, checked: Checked) -> dict[int, int]:
-    """Count for each point that waits the groups of copies that may stay in flight: those issued behind its own.
-
-    Runs the order of one iteration after another: a run of copies between other statements is one group.
-    """
-    body = _region(loop)
-    groups = _runs(body, shared, points)
-    order = sorted(groups)  # the places of groups within an iteration
-    result = {}
-    for index, point in enumerate(points):
-        following = points[(index + 1) % len(points)]
-        wrapped = following <= point
-        read_here = [
-            i
-            for i in range(len(body))
-            if (point <= i < following if not wrapped else i >= point or i < following)
-        ]
-        needed: list[int] = []
-        for i in read_here:
-            later = wrapped and i < point  # in the next iteration
-            for tile in reads(body[i], shared) & fills(loop, shared):
-                for place, tiles in groups.items():
-                    if tile in tiles:
-                        c = next(x for x in range(len(body)) if tile in fills(body[x], shared))
-                        ahead = _distance(body[c], body[i], tile, loop.var, checked)
-                        issued = (1 if later else 0) - ahead  # iteration of issue, relative to this one
-                        if issued > 0 or (issued == 0 and place >= point):
-                            continue  # not issued yet: the next point waits for it
-                        needed.append(issued * len(order) + order.index(place))
-        done = sum(1 for g in order if g < point)  # groups of this iteration issued before the point
-        pending = [done - 1 - n for n in needed]
-        if pending:
-            result[point] = max(0, min(pending))
-    return result
-
-
-def _runs(body: tuple[s.Statement, ...], shared: Shared, points: list[int]) -> dict[int, set[str]]:
-    """Give the runs of neighbouring copies: the place of each run's last copy, and the tiles it fills."""
-    runs: dict[int, set[str]] = {}
-    current: set[str] = set()
-    for i, n in enumerate(body):
-        if fills(n, shared) and i in points and current:
-            runs[i - 1], current = current, set()
-        current |= fills(n, shared)
-        following = body[i + 1] if i + 1 < len(body) else None
-        if current and (following is None or not fills(following, shared)):
-            runs[i], current = current, set()
-    return runs
-
-
-def _committed(body: tuple[s.Statement, ...]) -> tuple[s.Statement, ...]:
-    """Close each run of asynchronous copies with Commit; a run that a condition skips closes an empty group."""
-    out: list[s.Statement] = []
-    open_run = False
-    for n in body:
-        if isinstance(n, s.For | s.If) and any(isinstance(x, s.Gemm | s.Barrier) for x in statements((n,))):
-            out += [s.Commit()] * open_run
-            open_run = False
-            made = replace(n, body=_committed(n.body))
-            out.append(replace(made, orelse=_committed(made.orelse)) if isinstance(made, s.If) else made)
-            continue
-        copies = any(isinstance(x, s.Copy) and x.asynchronous for x in statements((n,)))
-        if open_run and not copies and not isinstance(n, s.Let | s.Allocate):
-            out.append(s.Commit())
-            open_run = False
-        out.append(n)
-        open_run = open_run or copies
-    return tuple([*out, *[s.Commit()] * open_run])
 
 
 REWRITING = Rewriting("copies", "copies async", "copies async",

@@ -34,14 +34,20 @@ def bundle_name(manifest: Manifest) -> str:
 
 
 def write_bundle(
-    folder: str | os.PathLike[str], files: Mapping[str, bytes], manifest: Manifest, *, overwrite: bool = False
+    folder: str | os.PathLike[str],
+    files: Mapping[str, bytes],
+    manifest: Manifest,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write a bundle and give its path, `folder / bundle_name(manifest)`.
+    """Write a bundle and give its path, `folder / name`.
 
     Args:
         folder: where bundles are; made if it is not there.
         files: content by name, without the manifest.
         manifest: its `files` are filled in here.
+        name: of the bundle's own folder; by default `bundle_name(manifest)`.
         overwrite: replace a bundle of that name.
 
     Raises:
@@ -51,7 +57,7 @@ def write_bundle(
     _check_files(files)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     contents = {**files, MANIFEST: to_json(dataclasses.replace(manifest, files=digests))}
-    target = Path(folder).absolute() / bundle_name(manifest)
+    target = Path(folder).absolute() / (name or bundle_name(manifest))
     staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

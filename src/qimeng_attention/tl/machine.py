@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from qimeng_attention.tl.numerics import Array, round_to
 from qimeng_attention.tl.types import Checked, TileType
 
 V = TypeVar("V", int, bool)
+Outside: TypeAlias = frozenset[int]  # indices along an axis at which a tile holds no element of its tensor
 
 ELEMENTS_A_STEP = 4_096  # NumPy handles so many in the time of a statement
 STEPS_BETWEEN_PROGRESS = 10_000  # strands asked in vain before the block counts as deadlocked
@@ -46,7 +47,7 @@ class Slot:
 
     data: Array | None = None
     origin: dict[str, int] = field(default_factory=dict)
-    ends: dict[str, int] = field(default_factory=dict)  # axis: where valid elements end, if inside the tile
+    ends: dict[str, Outside] = field(default_factory=dict)  # of axes along which the tile is ragged
     state: str = "empty"  # "in flight", "landed" (not every warp may look yet), "ready"
     group: int = -1  # the group of asynchronous copies that fills it
     read: bool = False  # since the last barrier
@@ -63,7 +64,7 @@ class Register:
 
     data: Array | None
     origin: dict[str, int] = field(default_factory=dict)
-    ends: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, Outside] = field(default_factory=dict)
     pending: bool = False
 
 
@@ -182,7 +183,7 @@ class Strand:
         return register
 
     def write_register(
-        self, name: str, data: Array | None, origin: dict[str, int], span: Span, ends: dict[str, int]
+        self, name: str, data: Array | None, origin: dict[str, int], span: Span, ends: dict[str, Outside]
     ) -> None:
         """Replace a register tile's content."""
         self.check_free(name, span)

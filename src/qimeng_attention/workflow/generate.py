@@ -134,11 +134,11 @@ def save(outcome: Outcome, out: str | Path | None, overwrite: bool) -> Path | No
         outcome.notes.append("no bundle is written for a rejected program")
         return None
     assert results.translation is not None
-    folder = Path(out) if out is not None else Path(results.translation.name)
+    where, name = (Path(), None) if out is None else (Path(out).absolute().parent, Path(out).name)
     try:
-        return write_bundle(folder, bundle_files(results), manifest_of(results), overwrite=overwrite)
-    except OSError as error:
-        outcome.notes.append(f"no bundle is written: {folder} cannot be written to ({type(error).__name__})")
+        return write_bundle(where, bundle_files(results), manifest_of(results), name=name, overwrite=overwrite)
+    except EnvironmentMissing as missing:
+        outcome.notes.append(f"no bundle is written: {missing.message}")
         return None
 
 

@@ -314,8 +314,8 @@ def _run(n: s.Copy, t: Strand) -> None:
 def _load(n: s.Copy, t: Strand) -> None:
     tensor = t.machine.checked.tensors[n.name]
     indices, found, origin = resolve(n, tensor, t)
-    ends = {p.axis: origin[p.axis] + int(np.count_nonzero(i >= 0)) for p, i in zip(found, indices, strict=True)
-            if p.kind == "axis" and np.any(i < 0)}  # fmt: skip
+    ends = {p.axis: frozenset((origin[p.axis] + np.flatnonzero(i < 0)).tolist())
+              for p, i in zip(found, indices, strict=True) if p.kind == "axis" and np.any(i < 0)}  # fmt: skip
     data = None
     if t.machine.numeric:
         source = t.machine.tensors[n.name]
@@ -352,6 +352,9 @@ def begin_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
                 f"{name} is refilled while its last copy may still be in flight",
                 "wait for that copy first",
             )
+        if victim.state == "landed":
+            raise Fault("TL405", n.span, f"{name} is refilled while other warps may still write its last content",
+                        "put `Barrier` between the last fill and this line")  # fmt: skip
         if victim.reading:
             raise Fault("TL404", n.span, f"{name} is refilled while an asynchronous GEMM or store still reads it",
                         "put `Wait gemm pending ...`, or `Wait stores pending ...`, before it")  # fmt: skip

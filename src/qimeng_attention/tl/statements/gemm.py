@@ -9,7 +9,7 @@ import numpy as np
 from qimeng_attention.errors import Span
 from qimeng_attention.targets.atoms import mma_atoms
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.machine import Fault, InFlight, Register, Slot, Strand
+from qimeng_attention.tl.machine import Fault, InFlight, Outside, Register, Slot, Strand
 from qimeng_attention.tl.numerics import BYTES, Array
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
@@ -223,7 +223,7 @@ def _result(n: s.Gemm, axes: tuple[Axis, Axis], scope: Scope) -> None:
 
 def _fetch(
     o: s.Operand, n: s.Gemm, t: Strand
-) -> tuple[Array | None, dict[str, int], Slot | None, dict[str, int]]:
+) -> tuple[Array | None, dict[str, int], Slot | None, dict[str, Outside]]:
     """Give an operand's elements as the product sees them, where they lie, the slot read, and where they end."""
     kind = t.machine.checked.tiles[o.name]
     span = o.span if o.span.line else n.span

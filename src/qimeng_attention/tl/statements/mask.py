@@ -6,7 +6,7 @@ import numpy as np
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import align
-from qimeng_attention.tl.machine import Register, Strand
+from qimeng_attention.tl.machine import Outside, Register, Strand
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope, Type
@@ -68,13 +68,13 @@ def _run(n: s.Mask, t: Strand) -> None:
     t.write_register(n.tile, np.where(keep, register.data, fill), register.origin, n.span, register.ends)
 
 
-def _still_ragged(keep: Array, register: Register, kind: TileType) -> dict[str, int]:
+def _still_ragged(keep: Array, register: Register, kind: TileType) -> dict[str, Outside]:
     """Give the axes along which the mask keeps an element past the end, in a row or column that exists."""
     beyond = [
-        np.arange(a.size) + register.origin.get(a.name, 0) >= register.ends.get(a.name, 1 << 62)
+        np.isin(np.arange(a.size) + register.origin.get(a.name, 0), list(register.ends.get(a.name, ())))
         for a in kind.axes
     ]
-    left = {}
+    left: dict[str, Outside] = {}
     for d, a in enumerate(kind.axes):
         exists = keep
         for e, past in enumerate(beyond):
