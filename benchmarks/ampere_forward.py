@@ -52,7 +52,9 @@ def bench(folder: Path, dim: int, mask: str, length: int, rounds: int) -> SpeedR
     one = 4 * batch * length * heads * dim * 2
     sets = max(1, min(4, math.ceil(2 * L2_BYTES / one)))
     shape = (batch, length, heads, dim)
-    inputs = [[torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)] for _ in range(sets)]
+    inputs = [
+        [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)] for _ in range(sets)
+    ]
     outputs = [torch.full(shape, float("nan"), device="cuda", dtype=torch.bfloat16) for _ in range(sets)]
     lses = [torch.full((batch, heads, length), float("nan"), device="cuda") for _ in range(sets)]
 
@@ -71,7 +73,9 @@ def bench(folder: Path, dim: int, mask: str, length: int, rounds: int) -> SpeedR
     expected = reference(*inputs[0], causal)
     ours(0)()
     before = error(outputs[0][0], expected)
-    times = time_graphs({"ours": [ours(n) for n in range(sets)], "fa2": [peer(n) for n in range(sets)]}, rounds)
+    times = time_graphs(
+        {"ours": [ours(n) for n in range(sets)], "fa2": [peer(n) for n in range(sets)]}, rounds
+    )
     fresh = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     for old, new in zip(inputs[0], fresh, strict=True):
         old.copy_(new)
@@ -80,7 +84,18 @@ def bench(folder: Path, dim: int, mask: str, length: int, rounds: int) -> SpeedR
     peer_error = error(peer(0)().transpose(1, 2)[0], reference(*inputs[0], causal))
     assert peer_error < MOST_ERROR, f"the peer is wrong: {peer_error}"
     ours_ms, fa2_ms = times["ours"].median_ms, times["fa2"].median_ms
-    case = Case(B=batch, Hq=heads, Hk=heads, Sq=length, Sk=length, Dqk=dim, Dv=dim, dtype="bf16", mask=mask, target="A100 built for sm_90")
+    case = Case(
+        B=batch,
+        Hq=heads,
+        Hk=heads,
+        Sq=length,
+        Sk=length,
+        Dqk=dim,
+        Dv=dim,
+        dtype="bf16",
+        mask=mask,
+        target="A100 built for sm_90",
+    )
     return SpeedRow(
         case=case, ours_ms=ours_ms, peers_ms={"FlashAttention-2": fa2_ms}, ours_eager_ms=time_eager(ours(0)),
         peers_eager_ms={"FlashAttention-2": time_eager(peer(0))}, ratio=fa2_ms / ours_ms, error_before=before, error_after=after,
@@ -90,7 +105,9 @@ def bench(folder: Path, dim: int, mask: str, length: int, rounds: int) -> SpeedR
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundles", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", help="of the tree that runs, where git cannot tell")
@@ -103,7 +120,9 @@ def main() -> None:
             for length in LENGTHS:
                 row = bench(args.bundles, dim, mask, length, args.rounds)
                 rows.append(row)
-                flops = 4 * row.case.B * row.case.Hq * length * length * dim * (0.5 if mask == "causal" else 1)
+                flops = (
+                    4 * row.case.B * row.case.Hq * length * length * dim * (0.5 if mask == "causal" else 1)
+                )
                 print(f"D={dim:3} {mask:6} S={length:5}  ours {flops / row.ours_ms / 1e9:6.1f}  fa2 {flops / row.peers_ms['FlashAttention-2'] / 1e9:6.1f} TFLOP/s"
                       f"  ratio {row.ratio:.3f}  error {row.error_before:.4f} {row.error_after:.4f}  spread {row.spread:.1%}", flush=True)  # fmt: skip
                 assert max(row.error_before, row.error_after) < MOST_ERROR, "our output is wrong"

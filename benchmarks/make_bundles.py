@@ -20,7 +20,12 @@ from qimeng_attention.workflow import run
 
 TARGET = "A100"
 HEADS = {"mha": (16, 16), "gqa": (32, 4), "mqa": (8, 1)}
-MASKS = {"full": {"mask": "full"}, "causal": {"mask": "causal"}, "window": {"mask": "window:100"}, "softcap": {"mask": "causal", "softcap": 5.0}}
+MASKS = {
+    "full": {"mask": "full"},
+    "causal": {"mask": "causal"},
+    "window": {"mask": "window:100"},
+    "softcap": {"mask": "causal", "softcap": 5.0},
+}
 
 
 def speed_specs() -> dict[str, dict[str, object]]:
@@ -34,7 +39,9 @@ def speed_specs() -> dict[str, dict[str, object]]:
 def judge_specs() -> dict[str, dict[str, object]]:
     """D 64/128 x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA."""
     made = {}
-    for dim, (mask, mods), dtype, (heads, (hq, hk)) in itertools.product((64, 128), MASKS.items(), ("bf16", "fp16"), HEADS.items()):
+    for dim, (mask, mods), dtype, (heads, (hq, hk)) in itertools.product(
+        (64, 128), MASKS.items(), ("bf16", "fp16"), HEADS.items()
+    ):
         made[f"{heads}_{mask}_d{dim}_{dtype}"] = {"Hq": hq, "Hk": hk, "Dqk": dim, "dtype": dtype, **mods}
     return made
 
@@ -49,7 +56,9 @@ def make(item: tuple[str, dict[str, object], str, str]) -> tuple[str, float, int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--set", choices=("speed", "judge"), required=True)
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--out", type=Path, required=True)

@@ -61,13 +61,18 @@ def table(results: Results) -> str:
     lines = ["| length | " + " | ".join(heads) + " |", "| ---: |" + " ---: |" * len(PANELS)]
     columns = [panel(results, *p) for p in PANELS]
     for rows in zip(*columns, strict=True):
-        cells = [f"{tflops(r, r.ours_ms):.0f} / {tflops(r, r.peers_ms[PEER]):.0f} ({r.ratio:.2f})" for r in rows]
+        cells = [
+            f"{tflops(r, r.ours_ms):.0f} / {tflops(r, r.peers_ms[PEER]):.0f} ({r.ratio:.2f})" for r in rows
+        ]
         lines.append(f"| {rows[0].case.Sk:,} | " + " | ".join(cells) + " |")
     everything = [r for column in columns for r in column]
     means = [f"{geomean([r.ratio for r in column]):.3f}" for column in columns]
     lines.append("| geometric mean | " + " | ".join(means) + " |")
     ratios = [r.ratio for r in everything]
-    spread, error = max(r.spread for r in everything), max(max(r.error_before, r.error_after) for r in everything)
+    spread, error = (
+        max(r.spread for r in everything),
+        max(max(r.error_before, r.error_after) for r in everything),
+    )
     versions = ", ".join(f"{name} {version}" for name, version in results.packages.items())
     note = (
         f"Each cell: ours / {PEER} in TFLOP/s, and the ratio of the times in brackets.\n"
@@ -138,7 +143,9 @@ def _times(rows: list[SpeedRow]) -> tuple[list[tuple[SpeedRow, float]], list[tup
 
 def main() -> None:
     """Write, or check, the figure and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / f"{NAME}.json")
     parser.add_argument("--svg", type=Path, default=ROOT / "docs" / "figures" / f"{NAME}.svg")
     parser.add_argument("--png", type=Path, help="also write the picture here")

@@ -1,6 +1,6 @@
 """The Python API without a GPU: from a description to a bundle, with a look at what was made.
 
-    python examples/api.py out/examples
+    python examples/api.py out/small_window
 
 Builds for an A100, judges on the CPU with a window of 64 keys, and prints the bundle's summary.
 """
@@ -22,6 +22,6 @@ def make(folder: Path, *, judge: bool = True) -> Bundle:
 
 
 if __name__ == "__main__":
-    bundle = make(Path(sys.argv[1] if len(sys.argv) > 1 else "out/examples"))
+    bundle = make(Path(sys.argv[1] if len(sys.argv) > 1 else "out/small_window"))
     print(bundle.show())
     print(f"\nthe bundle is in {bundle.path}")

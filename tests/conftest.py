@@ -11,7 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that tests may import helpe
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files of tests/**/golden")
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite the golden files of tests/**/golden"
+    )
 
 
 @pytest.fixture

@@ -23,8 +23,16 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptio
                   epilog="Exit codes: 0 done, 1 refused by a gate, 2 a request that makes no sense, 3 this machine lacks something.")  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout.")]
-TargetName = Annotated[str, typer.Option("--target", "-t", help="A GPU's name (see `qimeng targets`), or auto for the one present.")]
-Arch = Annotated[str | None, typer.Option("--arch", help="Build for another architecture, as sm_90 to run an A100 program on an H200.")]
+TargetName = Annotated[
+    str,
+    typer.Option("--target", "-t", help="A GPU's name (see `qimeng targets`), or auto for the one present."),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        "--arch", help="Build for another architecture, as sm_90 to run an A100 program on an H200."
+    ),
+]
 Tl = Annotated[Path, typer.Argument(help="A TL file.", show_default=False)]
 
 
@@ -42,7 +50,12 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except (OSError, MemoryError) as error:
-            terminal.print_error(EnvironmentMissing(f"{type(error).__name__}: {error}", hint="check the path, its rights and the space left"), as_json)
+            terminal.print_error(
+                EnvironmentMissing(
+                    f"{type(error).__name__}: {error}", hint="check the path, its rights and the space left"
+                ),
+                as_json,
+            )
             raise typer.Exit(3) from None
 
     return run
@@ -52,7 +65,12 @@ def _read(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read {path}: {type(error).__name__}", hint="name a text file", field="file", value=str(path)) from None
+        raise SpecError(
+            f"cannot read {path}: {type(error).__name__}",
+            hint="name a text file",
+            field="file",
+            value=str(path),
+        ) from None
 
 
 def _version(value: bool) -> None:
@@ -62,7 +80,11 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def main_options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """From the description of an attention operator to a verified FlashAttention-class CUDA kernel."""
 
 
@@ -82,21 +104,32 @@ def _spec(path: Path | None, flags: dict[str, Any]) -> Any:
 @app.command(epilog="Example: qimeng generate --Hq 32 --Hk 8 --mask causal --target A100 --out gqa")
 @_guarded
 def generate(
-    source: Annotated[Path | None, typer.Argument(help="A spec (YAML or JSON), or a TL file to begin with.", show_default=False)] = None,
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="A spec (YAML or JSON), or a TL file to begin with.", show_default=False),
+    ] = None,
     hq: Annotated[int | None, typer.Option("--Hq", help="Query heads.")] = None,
     hk: Annotated[int | None, typer.Option("--Hk", help="Key and value heads.")] = None,
     dqk: Annotated[int | None, typer.Option("--Dqk", help="Head dim of queries and keys.")] = None,
     dv: Annotated[int | None, typer.Option("--Dv", help="Head dim of values.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None,
-    mask: Annotated[str | None, typer.Option(help="full, causal, window:LEFT, or a condition such as 'kv_idx <= q_idx'.")] = None,
-    score: Annotated[str | None, typer.Option(help="An expression of the scaled score, b, h, q_idx, kv_idx.")] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="full, causal, window:LEFT, or a condition such as 'kv_idx <= q_idx'.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="An expression of the scaled score, b, h, q_idx, kv_idx.")
+    ] = None,
     softcap: Annotated[float | None, typer.Option(help="cap * tanh(score / cap).")] = None,
     scale: Annotated[float | None, typer.Option(help="The default scale; 1 / sqrt(Dqk) if none.")] = None,
-    spec_file: Annotated[Path | None, typer.Option("--spec", help="What a given TL file should compute, for the judge.")] = None,
+    spec_file: Annotated[
+        Path | None, typer.Option("--spec", help="What a given TL file should compute, for the judge.")
+    ] = None,
     target: TargetName = "auto",
     arch: Arch = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The bundle's folder.")] = None,
-    emit: Annotated[str, typer.Option(help="Stop after: sketch, code, scheduled, cute, cubin, verdict or bundle.")] = "bundle",
+    emit: Annotated[
+        str, typer.Option(help="Stop after: sketch, code, scheduled, cute, cubin, verdict or bundle.")
+    ] = "bundle",
     judge: Annotated[bool, typer.Option(help="Judge the program before it is built into a bundle.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
@@ -105,10 +138,24 @@ def generate(
     """Make a verified kernel: every stage, from a description to a bundle."""
     from qimeng_attention.workflow import run
 
-    flags = {"Hq": hq, "Hk": hk, "Dqk": dqk, "Dv": dv, "dtype": dtype, "mask": mask, "score": score, "softcap": softcap, "scale": scale}
+    flags = {
+        "Hq": hq,
+        "Hk": hk,
+        "Dqk": dqk,
+        "Dv": dv,
+        "dtype": dtype,
+        "mask": mask,
+        "score": score,
+        "softcap": softcap,
+        "scale": scale,
+    }
     from_tl = source is not None and source.suffix == ".tl"
     code = _read(source) if from_tl and source is not None else None
-    spec = None if from_tl and spec_file is None and not any(flags.values()) else _spec(spec_file if from_tl else source, flags)
+    spec = (
+        None
+        if from_tl and spec_file is None and not any(flags.values())
+        else _spec(spec_file if from_tl else source, flags)
+    )
     verbose = not quiet and not as_json
     if verbose and spec is not None:
         terminal.heading("what is asked for")
@@ -169,7 +216,10 @@ def _report(stage: str, results: Any, seconds: float) -> None:
         terminal.listing("\n".join(lines[:24]) + f"\n  ... {len(lines)} lines of CuTe C++ in all")
     elif stage == "cubin":
         terminal.resources(results.built.report.to_json())
-        terminal.listing(f"  built for {results.arch}" + (" (from the cache)" if results.built.cached else f" in {results.built.seconds:.1f} s by NVRTC"))
+        terminal.listing(
+            f"  built for {results.arch}"
+            + (" (from the cache)" if results.built.cached else f" in {results.built.seconds:.1f} s by NVRTC")
+        )
     elif stage == "verdict":
         print_verdict(results.verdict)
 
@@ -180,9 +230,13 @@ def print_verdict(verdict: Any) -> None:
         return
     checks = verdict.checks
     failed = [c for c in checks if not c.passed]
-    terminal.listing(f"  {verdict.verdict}: {len(checks) - len(failed)} of {len(checks)} checks passed in {verdict.seconds:.1f} s")
+    terminal.listing(
+        f"  {verdict.verdict}: {len(checks) - len(failed)} of {len(checks)} checks passed in {verdict.seconds:.1f} s"
+    )
     for check in failed[:12]:
-        terminal.listing(f"  failed: {check.name}: error {check.error:.3g}, bound {check.bound:.3g} {check.detail}")
+        terminal.listing(
+            f"  failed: {check.name}: error {check.error:.3g}, bound {check.bound:.3g} {check.detail}"
+        )
 
 
 # ------------------------------------------------------------------ the language
@@ -190,19 +244,35 @@ def print_verdict(verdict: Any) -> None:
 
 @app.command(epilog="Example: qimeng check program.tl --target A100")
 @_guarded
-def check(file: Tl, target: Annotated[str | None, typer.Option("--target", "-t", help="Check against this GPU.")] = None, as_json: Json = False) -> None:
+def check(
+    file: Tl,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="Check against this GPU.")] = None,
+    as_json: Json = False,
+) -> None:
     """Check a TL program: names, types, shapes, coverage, concurrency, budgets; all findings at once."""
     from qimeng_attention.tl.checker import check_text
 
     programs = check_text(_read(file), target=target, file=str(file))
     if as_json:
-        terminal.print_json({"ok": True, "kernels": [{"name": p.kernel.name, "level": p.level, "inputs": p.inputs, "outputs": p.outputs} for p in programs]})
+        terminal.print_json(
+            {
+                "ok": True,
+                "kernels": [
+                    {"name": p.kernel.name, "level": p.level, "inputs": p.inputs, "outputs": p.outputs}
+                    for p in programs
+                ],
+            }
+        )
         return
     for p in programs:
-        terminal.listing(f"{p.kernel.name or file.stem}: ok ({p.level}, {', '.join(p.inputs)} -> {', '.join(p.outputs)})")
+        terminal.listing(
+            f"{p.kernel.name or file.stem}: ok ({p.level}, {', '.join(p.inputs)} -> {', '.join(p.outputs)})"
+        )
 
 
-@app.command(epilog="Example: qimeng interpret program.tl --sizes B=1,Sq=100,Sk=120 --scalars scale=0.09 --save out.npz")
+@app.command(
+    epilog="Example: qimeng interpret program.tl --sizes B=1,Sq=100,Sk=120 --scalars scale=0.09 --save out.npz"
+)
 @_guarded
 def interpret(
     file: Tl,
@@ -215,7 +285,9 @@ def interpret(
     """Run a TL program on the CPU on random inputs, tile by tile."""
     from qimeng_attention.workflow.interpretation import interpret_file
 
-    found = interpret_file(_read(file), str(file), _assignments(sizes, int), _assignments(scalars, float), seed, save)
+    found = interpret_file(
+        _read(file), str(file), _assignments(sizes, int), _assignments(scalars, float), seed, save
+    )
     if as_json:
         terminal.print_json(found)
         return
@@ -232,7 +304,9 @@ def _assignments(text: str, kind: type) -> dict[str, Any]:
                 raise ValueError
             found[name.strip()] = kind(value)
         except ValueError:
-            raise SpecError(f"'{item}' is no assignment", hint="write B=1,Sq=100", field="assignment", value=item) from None
+            raise SpecError(
+                f"'{item}' is no assignment", hint="write B=1,Sq=100", field="assignment", value=item
+            ) from None
     return found
 
 
@@ -264,13 +338,28 @@ def schedule(
 
 @app.command(epilog="Example: qimeng translate scheduled.tl --target A100 > kernel.cu")
 @_guarded
-def translate(file: Tl, target: Annotated[str | None, typer.Option("--target", "-t", help="Translate for this GPU.")] = None, as_json: Json = False) -> None:
+def translate(
+    file: Tl,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="Translate for this GPU.")] = None,
+    as_json: Json = False,
+) -> None:
     """Translate scheduled TL (or code with a Schedule) to CuTe C++."""
     from qimeng_attention.workflow.scheduling import translate_file
 
     found = translate_file(_read(file), str(file), target)
     if as_json:
-        terminal.print_json([{"name": t.name, "source": t.source, "threads": t.threads, "shared_bytes": t.shared_bytes, **t.facts} for t in found])
+        terminal.print_json(
+            [
+                {
+                    "name": t.name,
+                    "source": t.source,
+                    "threads": t.threads,
+                    "shared_bytes": t.shared_bytes,
+                    **t.facts,
+                }
+                for t in found
+            ]
+        )
         return
     for t in found:
         sys.stdout.write(t.source)
@@ -279,7 +368,9 @@ def translate(file: Tl, target: Annotated[str | None, typer.Option("--target", "
 @app.command(epilog="Example: qimeng build kernel.cu --target A100 --arch sm_90 --out kernel.cubin")
 @_guarded
 def build(
-    file: Annotated[Path, typer.Argument(help="A TL file or a CuTe C++ file that `translate` made.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A TL file or a CuTe C++ file that `translate` made.", show_default=False)
+    ],
     target: TargetName = "auto",
     arch: Arch = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the cubin here.")] = None,
@@ -294,7 +385,10 @@ def build(
     if as_json:
         terminal.print_json(built.to_json())
         return
-    terminal.listing(f"{built.name} for {built.arch}: {len(built.cubin):,} bytes, {built.seconds:.1f} s" + (" (from the cache)" if built.cached else ""))
+    terminal.listing(
+        f"{built.name} for {built.arch}: {len(built.cubin):,} bytes, {built.seconds:.1f} s"
+        + (" (from the cache)" if built.cached else "")
+    )
     terminal.resources(built.report.to_json())
     for line in built.notes:
         terminal.note(line)
@@ -303,12 +397,22 @@ def build(
 # ------------------------------------------------------------------ judging and timing
 
 
-@app.command(epilog="Example: qimeng judge code.tl --spec spec.yaml     or: qimeng judge op.tl --reference ref.py:attention")
+@app.command(
+    epilog="Example: qimeng judge code.tl --spec spec.yaml     or: qimeng judge op.tl --reference ref.py:attention"
+)
 @_guarded
 def judge(
-    file: Annotated[Path, typer.Argument(help="A TL file, or a bundle's folder (its kernel is judged where there is a GPU).", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A TL file, or a bundle's folder (its kernel is judged where there is a GPU).",
+            show_default=False,
+        ),
+    ],
     spec_file: Annotated[Path | None, typer.Option("--spec", help="What it should compute.")] = None,
-    reference: Annotated[str | None, typer.Option("--reference", help="FILE.py:FUNCTION that computes the same in NumPy.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="FILE.py:FUNCTION that computes the same in NumPy.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeat a judgement; drawn anew by default.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -345,7 +449,10 @@ def bench(
 
 @app.command(epilog="Example: qimeng show gqa")
 @_guarded
-def show(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)], as_json: Json = False) -> None:
+def show(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
+    as_json: Json = False,
+) -> None:
     """Show a bundle: operator, program, reasons, resources, verdict."""
     from qimeng_attention.runtime import load
 
@@ -371,7 +478,17 @@ def targets(as_json: Json = False) -> None:
         terminal.print_json([{"name": t.name, "arch": t.arch, "sms": t.sms, "shared_per_block": t.shared_per_block_bytes,
                               "dtypes": t.dtypes, "capabilities": sorted(t.capabilities)} for t in found])  # fmt: skip
         return
-    rows = [[t.name, t.arch, t.sms, f"{t.shared_per_block_bytes // 1024} KB", ", ".join(t.dtypes), ", ".join(sorted(t.capabilities))] for t in found]
+    rows = [
+        [
+            t.name,
+            t.arch,
+            t.sms,
+            f"{t.shared_per_block_bytes // 1024} KB",
+            ", ".join(t.dtypes),
+            ", ".join(sorted(t.capabilities)),
+        ]
+        for t in found
+    ]
     terminal.table("", ["name", "arch", "SMs", "shared", "types", "capabilities"], rows)
 
 
@@ -385,12 +502,16 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         terminal.print_json([f.__dict__ for f in found])
         return
-    terminal.table("", ["what", "found", "gives", "to get it"], [[f.what, f.found, f.gives, f.remedy] for f in found])
+    terminal.table(
+        "", ["what", "found", "gives", "to get it"], [[f.what, f.found, f.gives, f.remedy] for f in found]
+    )
 
 
 @app.command(epilog="Example: qimeng cache --clear")
 @_guarded
-def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False, as_json: Json = False) -> None:
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False, as_json: Json = False
+) -> None:
     """Show or clear the cache of compiled kernels."""
     from qimeng_attention.build import Cache
 
@@ -410,5 +531,3 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove every entr
 def main() -> None:
     """Run the command line."""
     app()
-
-

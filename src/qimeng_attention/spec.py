@@ -41,19 +41,29 @@ class AttentionSpec(BaseModel):
 
     name: str = Field(default="", description="names the kernel; made from the other fields if empty")
     Hq: int = Field(default=32, ge=1, le=MOST, description="query heads")
-    Hk: int = Field(default=0, ge=0, le=MOST, description="key and value heads; 0 means as many as query heads")
+    Hk: int = Field(
+        default=0, ge=0, le=MOST, description="key and value heads; 0 means as many as query heads"
+    )
     Dqk: int = Field(default=128, ge=1, le=512, description="head dim of queries and keys")
     Dv: int = Field(default=0, ge=0, le=512, description="head dim of values; 0 means Dqk")
     dtype: Literal["fp16", "bf16"] = Field(default="bf16", description="type of Q, K, V and O")
-    mask: str = Field(default="full", description="full, causal, window:LEFT, window:LEFT,RIGHT, or a condition")
+    mask: str = Field(
+        default="full", description="full, causal, window:LEFT, window:LEFT,RIGHT, or a condition"
+    )
     score: str = Field(default="score", description="an expression of the scaled score")
     softcap: float | None = Field(default=None, gt=0, description="cap * tanh(score / cap), before `score`")
-    scale: float | None = Field(default=None, description="the default scale; 1 / sqrt(Dqk) if none; each call may give its own")
-    scale_sign: Literal["positive", "any"] = Field(default="positive", description="which scales a call may give")
+    scale: float | None = Field(
+        default=None, description="the default scale; 1 / sqrt(Dqk) if none; each call may give its own"
+    )
+    scale_sign: Literal["positive", "any"] = Field(
+        default="positive", description="which scales a call may give"
+    )
     B: int | None = Field(default=None, ge=1, le=MOST, description="batch, if fixed")
     Sq: int | None = Field(default=None, ge=1, le=MOST, description="query length, if fixed")
     Sk: int | None = Field(default=None, ge=1, le=MOST, description="key length, if fixed")
-    outputs: tuple[Literal["O", "LSE"], ...] = Field(default=("O", "LSE"), description="what the operator gives")
+    outputs: tuple[Literal["O", "LSE"], ...] = Field(
+        default=("O", "LSE"), description="what the operator gives"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -128,14 +138,25 @@ class AttentionSpec(BaseModel):
         if self.name:
             return self.name
         kind = "mha" if self.Hq == self.Hk else "mqa" if self.Hk == 1 else "gqa"
-        mask = self.mask if self.mask in ("full", "causal") else "window" if _WINDOW.fullmatch(self.mask.strip()) else "masked"
-        mods = ("_softcap" if self.softcap is not None else "") + ("_scored" if self.score.strip() != "score" else "")
+        mask = (
+            self.mask
+            if self.mask in ("full", "causal")
+            else "window"
+            if _WINDOW.fullmatch(self.mask.strip())
+            else "masked"
+        )
+        mods = ("_softcap" if self.softcap is not None else "") + (
+            "_scored" if self.score.strip() != "score" else ""
+        )
         return f"{kind}_{mask}{mods}_d{self.Dqk}{'' if self.Dqk == self.Dv else f'_{self.Dv}'}_{self.dtype}"
 
     def describe(self) -> list[str]:
         """State the operator with everything a reader might otherwise assume."""
         heads = f"{self.Hq} query heads, {self.Hk} key/value heads ({_shared(self.Hq // self.Hk)})"
-        lengths = ", ".join(f"{k} = {v if v is not None else 'any'}" for k, v in (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk)))
+        lengths = ", ".join(
+            f"{k} = {v if v is not None else 'any'}"
+            for k, v in (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk))
+        )
         lines = [
             f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
             f"tensors (B, S, H, D), {lengths}, any strides with a last one of 1",
@@ -144,8 +165,12 @@ class AttentionSpec(BaseModel):
         if self.score_expression:
             lines.append(f"then score = {self.score_expression}")
         lines.append(f"visible keys: {self._visible()}")
-        lines.append("weights: softmax over the visible keys; a row that sees none gives O = 0 and LSE = -inf")
-        lines.append(f"outputs: {', '.join(self.outputs)} (LSE is a natural logarithm, of the modified scores)")
+        lines.append(
+            "weights: softmax over the visible keys; a row that sees none gives O = 0 and LSE = -inf"
+        )
+        lines.append(
+            f"outputs: {', '.join(self.outputs)} (LSE is a natural logarithm, of the modified scores)"
+        )
         return lines
 
     def _visible(self) -> str:
@@ -187,11 +212,26 @@ class AttentionSpec(BaseModel):
             text = Path(path).read_text("utf-8")
             data = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
         except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"cannot read the spec {path}: {error.__class__.__name__}", hint="name a YAML or JSON file", field="spec", value=str(path)) from None
+            raise SpecError(
+                f"cannot read the spec {path}: {error.__class__.__name__}",
+                hint="name a YAML or JSON file",
+                field="spec",
+                value=str(path),
+            ) from None
         except (yaml.YAMLError, ValueError):
-            raise SpecError(f"{path} is neither YAML nor JSON", hint="write `Hq: 32` on lines of its own", field="spec", value=str(path)) from None
+            raise SpecError(
+                f"{path} is neither YAML nor JSON",
+                hint="write `Hq: 32` on lines of its own",
+                field="spec",
+                value=str(path),
+            ) from None
         if not isinstance(data, dict):
-            raise SpecError(f"{path} holds no mapping of fields", hint="write `Hq: 32` on lines of its own", field="spec", value=str(path))
+            raise SpecError(
+                f"{path} holds no mapping of fields",
+                hint="write `Hq: 32` on lines of its own",
+                field="spec",
+                value=str(path),
+            )
         return cls.make(**{str(k): v for k, v in data.items()})
 
 
@@ -205,13 +245,29 @@ def _explained(error: ValidationError, fields: dict[str, Any]) -> SpecError:
     name = str(first["loc"][0]) if first["loc"] else "spec"
     known = list(AttentionSpec.model_fields)
     if first["type"] == "extra_forbidden":
-        near = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        near = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(
+            name, known, n=1, cutoff=0.3
+        )
         hint = f"did you mean '{near[0]}'?" if near else f"fields are {', '.join(known)}"
-        return SpecError(f"unknown field '{name}'", hint=hint, field=name, value=_plain(fields.get(name)), allowed=known, nearest=near[0] if near else None)
+        return SpecError(
+            f"unknown field '{name}'",
+            hint=hint,
+            field=name,
+            value=_plain(fields.get(name)),
+            allowed=known,
+            nearest=near[0] if near else None,
+        )
     value = fields.get(name)
     allowed, nearest = _allowed(name, value)
     message = f"{name} = {value!r} is not valid: {str(first['msg']).removeprefix('Value error, ')}"
-    return SpecError(message, hint=f"allowed: {allowed}; nearest valid choice: {nearest}", field=name, value=_plain(value), allowed=allowed, nearest=nearest)
+    return SpecError(
+        message,
+        hint=f"allowed: {allowed}; nearest valid choice: {nearest}",
+        field=name,
+        value=_plain(value),
+        allowed=allowed,
+        nearest=nearest,
+    )
 
 
 def _allowed(name: str, value: Any) -> tuple[str, Any]:
@@ -229,7 +285,9 @@ def _allowed(name: str, value: Any) -> tuple[str, Any]:
         return "an identifier", re.sub(r"\W", "_", str(value))[:64] or None
     limit = 512 if name in ("Dqk", "Dv") else MOST
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
-    return f"an integer from 1 to {limit}", min(max(int(number) if number == number and abs(number) < 1e18 else 1, 1), limit)
+    return f"an integer from 1 to {limit}", min(
+        max(int(number) if number == number and abs(number) < 1e18 else 1, 1), limit
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -72,7 +72,13 @@ def progress_bar(description: str, enabled: bool) -> Iterator[Any]:
     if not enabled:
         yield lambda done, total, name: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[name]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[name]}"),
+    )
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(description, total=None, name="")
         yield lambda done, total, name: bar.update(task, completed=done, total=total, name=name)

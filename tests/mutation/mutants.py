@@ -22,6 +22,7 @@ _OTHER_NAME = {
     "batch": "head", "head": "batch", "head_k": "head", "block": "batch", "Sq": "Sk", "Sk": "Sq", "BM": "BN", "BN": "BM",
     "q": "k", "k": "q", "m": "l", "l": "m", "m_new": "m", "m_safe": "m_new", "alpha": "m_safe", "scale": "log2e", "log2e": "ln2",
 }  # fmt: skip
+_VALUES = {"S", "O", "m", "l", "m_new", "m_safe", "alpha", "scale", "log2e"}  # floating: may be doubled or negated
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,18 @@ def _all(program: s.Program) -> Iterator[Mutant]:
 # ------------------------------------------------------------------ places
 
 
-def _paths(body: tuple[s.Statement, ...], prefix: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], s.Statement]]:
+def _paths(
+    body: tuple[s.Statement, ...], prefix: tuple[int, ...] = ()
+) -> Iterator[tuple[tuple[int, ...], s.Statement]]:
     for i, n in enumerate(body):
         yield (*prefix, i), n
         if isinstance(n, s.For | s.If):
             yield from _paths(n.body, (*prefix, i))
 
 
-def _edit(body: tuple[s.Statement, ...], path: tuple[int, ...], new: tuple[s.Statement, ...]) -> tuple[s.Statement, ...]:
+def _edit(
+    body: tuple[s.Statement, ...], path: tuple[int, ...], new: tuple[s.Statement, ...]
+) -> tuple[s.Statement, ...]:
     i, *rest = path
     if not rest:
         return (*body[:i], *new, *body[i + 1 :])
@@ -100,6 +105,11 @@ def _changes(n: s.Statement) -> Iterator[tuple[str, str, s.Statement]]:
     if isinstance(n, s.Allocate) and n.space == "register":
         yield from _initial(n)
     if isinstance(n, s.For):
+        for r in n.ranges:
+            for end in ("start", "stop"):
+                for changed_end in _expression_changes(getattr(r, end)):
+                    moved = replace(n, ranges=tuple(replace(x, **{end: changed_end}) if x is r else x for x in n.ranges))
+                    yield "bound", head(moved), moved
         for r, other in ((x, y) for x in n.ranges for y in _off_by_one(x)):
             changed = replace(n, ranges=tuple(other if x is r else x for x in n.ranges))
             yield "bound", head(changed), changed
@@ -135,7 +145,12 @@ def _gemm(n: s.Gemm) -> Iterator[tuple[str, str, s.Statement]]:
 def _copy(n: s.Copy) -> Iterator[tuple[str, str, s.Statement]]:
     for i, c in enumerate(n.coordinate):
         for start in (add(c.start, num(1)), sub(c.start, num(1))):
-            changed = replace(n, coordinate=(*n.coordinate[:i], replace(c, start=start), *n.coordinate[i + 1 :]))
+            changed = replace(
+                n, coordinate=(*n.coordinate[:i], replace(c, start=start), *n.coordinate[i + 1 :])
+            )
+            yield "coordinate", head(changed), changed
+        for inner in _expression_changes(c.start):
+            changed = replace(n, coordinate=(*n.coordinate[:i], replace(c, start=inner), *n.coordinate[i + 1 :]))
             yield "coordinate", head(changed), changed
     if n.source == "global":
         for other in ("Q", "K", "V"):
@@ -189,8 +204,12 @@ def _here(e: s.Expr) -> Iterator[s.Expr]:
             yield s.Num(value + 1)
             if isinstance(value, int):
                 yield s.Num(value - 1)
-        case s.Name(id) if id in _OTHER_NAME:
-            yield s.Name(_OTHER_NAME[id])
+        case s.Name(id):
+            if id in _OTHER_NAME:
+                yield s.Name(_OTHER_NAME[id])
+            if id in _VALUES:
+                yield s.Binary("*", e, s.Num(2.0))
+                yield s.Unary("-", e)
         case s.Unary(_, x):
             yield x
         case s.Binary(op, a, b):
@@ -203,12 +222,21 @@ def _here(e: s.Expr) -> Iterator[s.Expr]:
         case s.Compare((a, b), (op,)):
             yield s.Compare((a, b), (_OTHER_COMPARISON[op],))
             yield s.Compare((b, a), (op,))
+            yield s.Compare((a, add(b, num(1))), (op,))
+            yield s.Compare((a, sub(b, num(1))), (op,))
         case s.Call(function, args):
             yield from _other_call(e, function, args)
 
 
 def _other_call(e: s.Call, function: str, args: tuple[s.Expr, ...]) -> Iterator[s.Expr]:
-    exchanged = {"max": "min", "min": "max", "RowMax": "RowSum", "RowSum": "RowMax", "exp2": "exp", "ln": "log2"}
+    exchanged = {
+        "max": "min",
+        "min": "max",
+        "RowMax": "RowSum",
+        "RowSum": "RowMax",
+        "exp2": "exp",
+        "ln": "log2",
+    }
     if function in exchanged:
         yield replace(e, function=exchanged[function])
     if function == "where":
@@ -217,5 +245,3 @@ def _other_call(e: s.Call, function: str, args: tuple[s.Expr, ...]) -> Iterator[
         yield args[0]
     if function in ("max", "min"):
         yield from args
-
-

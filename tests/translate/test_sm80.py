@@ -88,7 +88,19 @@ def test_facts_name_every_argument_in_order() -> None:
     assert made.facts["grid"][1]["stop"] == ["ceildiv", "Sq", 128]
 
 
-@pytest.mark.parametrize("name", ["gqa_h200_scheduled", "mla_decode", "paged", "paged_gather", "stick_breaking", "linear", "fp8", "varlen"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gqa_h200_scheduled",
+        "mla_decode",
+        "paged",
+        "paged_gather",
+        "stick_breaking",
+        "linear",
+        "fp8",
+        "varlen",
+    ],
+)
 def test_what_no_lowering_covers_is_refused_by_name(name: str) -> None:
     program = parse((PROGRAMS / f"{name}.tl").read_text())
 
@@ -100,7 +112,10 @@ def test_what_no_lowering_covers_is_refused_by_name(name: str) -> None:
     assert all(d.hint and d.message for d in caught.value.diagnostics)
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "differential", "nsa_selected", "block_list", "window_and_sinks", "sink", "alibi", "softcap"])
+@pytest.mark.parametrize(
+    "name",
+    ["sigmoid", "differential", "nsa_selected", "block_list", "window_and_sinks", "sink", "alibi", "softcap"],
+)
 def test_operators_that_no_one_foresaw_are_translated(name: str) -> None:
     assert translate(schedule(parse((PROGRAMS / f"{name}.tl").read_text())))[0].source.count("tl::gemm_") >= 2
 
@@ -120,7 +135,9 @@ def test_a_target_without_the_instructions_is_refused() -> None:
 
 
 def test_two_ranges_become_one_loop_over_steps() -> None:
-    text = _planned(mask="full", Hq=8).replace("for i = 0 : ceildiv(Sk, BN)", "for i = 0 : 1, 1 : ceildiv(Sk, BN)")
+    text = _planned(mask="full", Hq=8).replace(
+        "for i = 0 : ceildiv(Sk, BN)", "for i = 0 : 1, 1 : ceildiv(Sk, BN)"
+    )
     text = re.sub(r"    (ring|prefetch|guard).*\n", "", text)
 
     source = _translated(text).source
@@ -130,7 +147,9 @@ def test_two_ranges_become_one_loop_over_steps() -> None:
 
 
 def test_a_coordinate_that_may_be_negative_is_guarded() -> None:
-    text = _planned(mask="full", Hq=8).replace("k = i * BN, head] from global to shared", "k = i * BN - 5, head] from global to shared")
+    text = _planned(mask="full", Hq=8).replace(
+        "k = i * BN, head] from global to shared", "k = i * BN - 5, head] from global to shared"
+    )
     text = re.sub(r"    (ring|prefetch|guard).*\n", "", text).replace("k < Sk", "k < Sk and k >= 0")
     text = text.replace("ceildiv(Sk, BN)", "ceildiv(Sk + 5, BN)")
 

@@ -109,7 +109,11 @@ def provenance(name: str, commit: str | None = None) -> Results:
 
     found = commit or _run(["git", "rev-parse", "HEAD"]) or "unknown"
     driver = _run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).split("\n")[0]
-    packages = {"torch": torch.__version__, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    packages = {
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+    }
     return Results(name=name, commit=found, date=datetime.datetime.now(datetime.UTC).date().isoformat(), device=torch.cuda.get_device_name(),
                    driver=driver, packages=packages, command=" ".join(["python", *sys.argv]), rows=[], summary={})  # fmt: skip
 

@@ -169,9 +169,7 @@ def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
 
 def _unfit(message: str, name: str, known: list[str], declare: str = "") -> JudgeError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = (
-        f"name it {name}: found {near[0]}" if near and declare else f"did you mean {near[0]}?" if near else ""
-    )
+    hint = f"name it {name}: found {near[0]}" if near and declare else f"did you mean {near[0]}?" if near else ""
     if declare and not near:
         hint = f"declare `Allocate {declare} in global {DIMS[declare]}`"
     return JudgeError(message, hint=hint or f"tensors are {', '.join(DIMS)}, the only Scalar is {SCALE}")
@@ -188,9 +186,7 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
         "Sq": spec.Sq,
         "Sk": spec.Sk,
     }
-    call = Call(
-        spec.B or 2, spec.Sq or 3, spec.Sk or 5, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale
-    )
+    call = Call(spec.B or 2, spec.Sq or 3, spec.Sk or 5, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale)
     for kernel in kernels:
         for name in asked.keys() & kernel.fixed.keys():
             if kernel.fixed[name] != asked[name]:

@@ -45,18 +45,12 @@ def clauses(spec: AttentionSpec, operator: Operator) -> list[Clause]:
     found.append(Clause("the scale of the call", replace(operator, scale="default")))
     if spec.softcap is not None:
         uncapped = spec.model_copy(update={"softcap": None})
-        found.append(
-            Clause(f"softcap {spec.softcap:g}", replace(operator, score=Operator.of(uncapped).score))
-        )
+        found.append(Clause(f"softcap {spec.softcap:g}", replace(operator, score=Operator.of(uncapped).score)))
     if spec.score.strip() != "score":
         plain = spec.model_copy(update={"score": "score"})
-        found.append(
-            Clause(f"score: {spec.score.strip()}", replace(operator, score=Operator.of(plain).score))
-        )
+        found.append(Clause(f"score: {spec.score.strip()}", replace(operator, score=Operator.of(plain).score)))
     if spec.Hk > 1 and spec.Hq > spec.Hk:
-        found.append(
-            Clause("query heads of a group share a key head", replace(operator, head_map="interleaved"))
-        )
+        found.append(Clause("query heads of a group share a key head", replace(operator, head_map="interleaved")))
     if _some_row_is_blind(operator, spec):
         found.append(Clause("a row that sees nothing gives O = 0", replace(operator, empty_out="mean")))
         if "LSE" in spec.outputs:
@@ -88,18 +82,10 @@ def _without_one(e: s.Expr) -> Iterator[tuple[str, s.Expr | None]]:
     if isinstance(e, s.Binary) and e.op in ("and", "or"):
         for mine, other, first in ((e.left, e.right, True), (e.right, e.left, False)):
             for name, left in _without_one(mine):
-                rest = (
-                    other
-                    if left is None
-                    else s.Binary(e.op, left, other)
-                    if first
-                    else s.Binary(e.op, other, left)
-                )
+                rest = other if left is None else s.Binary(e.op, left, other) if first else s.Binary(e.op, other, left)
                 yield name, rest
     elif isinstance(e, s.Compare) and len(e.ops) > 1:
-        links = [
-            s.Compare((a, b), (op,)) for a, op, b in zip(e.operands, e.ops, e.operands[1:], strict=False)
-        ]
+        links = [s.Compare((a, b), (op,)) for a, op, b in zip(e.operands, e.ops, e.operands[1:], strict=False)]
         for n, link in enumerate(links):
             others: list[s.Expr] = [x for i, x in enumerate(links) if i != n]
             yield expression(link), reduce(lambda a, b: s.Binary("and", a, b), others)
@@ -156,15 +142,9 @@ def _probes(operator: Operator, spec: AttentionSpec) -> Iterator[_Probe]:
     """Give lengths up to a few times the largest number in the mask, and the rows and keys near its edges."""
     random = np.random.default_rng(0)
     numbers = sorted(
-        {
-            abs(int(e.value))
-            for e in expressions(operator.condition)
-            if isinstance(e, s.Num) and abs(e.value) < 1 << 30
-        }
+        {abs(int(e.value)) for e in expressions(operator.condition) if isinstance(e, s.Num) and abs(e.value) < 1 << 30}
     )
-    lengths = {1, 2, 3, 17, 130} | {
-        max(1, f * n + d) for n in numbers[-6:] for f in (1, 2) for d in (-1, 0, 1)
-    }
+    lengths = {1, 2, 3, 17, 130} | {max(1, f * n + d) for n in numbers[-6:] for f in (1, 2) for d in (-1, 0, 1)}
     lengths |= {4 * n + 3 for n in numbers[-1:]}
     pairs = list(itertools.product(sorted(lengths), repeat=2))
     random.shuffle(pairs)
@@ -173,16 +153,8 @@ def _probes(operator: Operator, spec: AttentionSpec) -> Iterator[_Probe]:
         near = {0, 1, call.Sk - 1, call.Sq - 1, *(n + d for n in numbers for d in (-1, 0, 1))}
         some_rows = _within(call.Sq, near | set(random.integers(0, max(1, call.Sq), POINTS).tolist()))
         shifted = {int(r) + call.Sk - call.Sq + d for r in some_rows for d in (-1, 0, 1)}
-        far = {
-            r + sign * (n + d)
-            for r in list(shifted)[:POINTS]
-            for n in numbers
-            for sign in (-1, 1)
-            for d in (0, 1)
-        }
-        some_keys = _within(
-            call.Sk, near | shifted | far | set(random.integers(0, max(1, call.Sk), POINTS).tolist())
-        )
+        far = {r + sign * (n + d) for r in list(shifted)[:POINTS] for n in numbers for sign in (-1, 1) for d in (0, 1)}
+        some_keys = _within(call.Sk, near | shifted | far | set(random.integers(0, max(1, call.Sk), POINTS).tolist()))
         if len(some_rows) and len(some_keys):
             yield _Probe(call, some_rows, some_keys, _places(spec, operator))
 

@@ -86,9 +86,7 @@ def _reference() -> Reference:
     try:
         import torch
     except ImportError:
-        raise EnvironmentMissing(
-            "judging a kernel needs PyTorch", hint="pip install 'qimeng-attention[gpu]'"
-        ) from None
+        raise EnvironmentMissing("judging a kernel needs PyTorch", hint="pip install 'qimeng-attention[gpu]'") from None
     if not torch.cuda.is_available():
         raise EnvironmentMissing(
             "judging a kernel needs an NVIDIA GPU", hint="judge its TL on the CPU: qimeng judge code.tl"
@@ -168,14 +166,10 @@ class Isolated:
     def _request(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Any]:
         shapes, types = call.shapes(), {t.name: t.dtype for t in self._manifest.tensors}
         for name in INPUTS:
-            (Path(self._folder.name) / f"{name}.in").write_bytes(
-                to_bits(tensors[name], types[name]).tobytes()
-            )
+            (Path(self._folder.name) / f"{name}.in").write_bytes(to_bits(tensors[name], types[name]).tobytes())
         inputs = {n: {"file": f"{n}.in", "dtype": types[n], "shape": shapes[n]} for n in INPUTS}
         outputs = {
-            t.name: {"dtype": t.dtype, "shape": shapes[t.name]}
-            for t in self._manifest.tensors
-            if t.role == "output"
+            t.name: {"dtype": t.dtype, "shape": shapes[t.name]} for t in self._manifest.tensors if t.role == "output"
         }
         sizes = {n: value for n, value in sizes_of(call).items() if n in self._manifest.sizes}
         scalars = {x.name: call.scale for x in self._manifest.scalars}
@@ -259,8 +253,11 @@ class Isolated:
 
 def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
     roles = {t.name: (t.role, t.dtype) for t in manifest.tensors}
-    wanted = dict.fromkeys(INPUTS, ("input", spec.dtype)) | {"Out": ("output", spec.dtype)}
-    wanted |= {"Lse": ("output", "f32")} if "LSE" in spec.outputs else {}
+    wanted: dict[str, tuple[str, str]] = {
+        **dict.fromkeys(INPUTS, ("input", spec.dtype)),
+        "Out": ("output", spec.dtype),
+        **({"Lse": ("output", "f32")} if "LSE" in spec.outputs else {}),
+    }
     for name, (role, dtype) in wanted.items():
         if roles.get(name) != (role, dtype):
             found = " ".join(roles[name]) if name in roles else "missing"
@@ -272,9 +269,7 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
         raise JudgeError(f"{unknown[0]} is no tensor of the spec", hint=f"tensors are {', '.join(wanted)}")
     known = sizes_of(Call(1, 1, 1, 1, 1, 1, 1, 1.0))
     if unknown := sorted(set(manifest.sizes) - known.keys()):
-        raise JudgeError(
-            f"the size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(known)}"
-        )
+        raise JudgeError(f"the size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(known)}")
     if [x.name for x in manifest.scalars] != [SCALE]:
         raise JudgeError(
             f"{manifest.kernel} takes no scale, which each call gives",

@@ -121,10 +121,7 @@ class _Trial:
     def _given(
         self, tensors: Mapping[str, Array], sizes: Mapping[str, int], scalars: Mapping[str, float]
     ) -> dict[str, Any]:
-        arrays = {
-            n: a if self.tensors[n].dtype in INTEGER_TYPES else a.astype(np.float64)
-            for n, a in tensors.items()
-        }
+        arrays = {n: a if self.tensors[n].dtype in INTEGER_TYPES else a.astype(np.float64) for n, a in tensors.items()}
         return {**self.kernels[0].fixed, **sizes, **scalars, **arrays}
 
     def _limits(
@@ -170,22 +167,8 @@ class _Trial:
         try:
             outputs = run_kernels(self.kernels, sizes, tensors, scalars, number)
         except Stopped as stop:
-            inf = float("inf")
-            return [
-                Check(
-                    case=place,
-                    output="",
-                    passed=False,
-                    worst_error=inf,
-                    bound=0.0,
-                    mean_error=inf,
-                    mean_bound=0.0,
-                    reason=stop.reason,
-                    diagnostics=stop.diagnostics,
-                )
-            ]
-        found = [rule.compare(n, outputs[n], want[n], limits[n]) for n in limits]
-        return [Check(case=place, **{k: getattr(f, k) for k in f.__slots__}) for f in found]
+            return [Check.of_stop(place, stop.reason, stop.diagnostics)]
+        return [Check.of(place, rule.compare(n, outputs[n], want[n], limits[n])) for n in limits]
 
     def _probe(
         self,
@@ -197,9 +180,7 @@ class _Trial:
         place: str,
     ) -> None:
         """See which inputs change an output by more than the rule allows."""
-        for name in [
-            n for n in self.inputs if n not in self.matters and _is_real(given[n]) and given[n].size
-        ]:
+        for name in [n for n in self.inputs if n not in self.matters and _is_real(given[n]) and given[n].size]:
             other = self.asked.call(
                 {**given, name: random.permutation(given[name].ravel()).reshape(given[name].shape)},
                 wanted,

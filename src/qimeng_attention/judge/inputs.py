@@ -32,6 +32,7 @@ class Budget:
     keys: int  # the longest Sk
     scores: int  # Sq * Sk * query heads of one call at most
     thorough: bool  # every length and family, or the least that catches the known faults
+    failures: int = 6  # cases that fail before the rest is left out
 
 
 CPU = Budget("cpu", heads=2, keys=16_384, scores=6_000_000, thorough=False)
@@ -119,9 +120,7 @@ def _add(found: dict[tuple[Call, str], Case], case: Case) -> None:
 
 def _case(call: Call, family: str, number: int) -> Case:
     layout = LAYOUTS[number % len(LAYOUTS)]
-    return Case(
-        f"{family}, B={call.B} Sq={call.Sq} Sk={call.Sk} Hq={call.Hq} Hk={call.Hk}", call, family, layout
-    )
+    return Case(f"{family}, B={call.B} Sq={call.Sq} Sk={call.Sk} Hq={call.Hq} Hk={call.Hk}", call, family, layout)
 
 
 def _call(spec: AttentionSpec, heads: int | None, batch: int, rows: int, keys: int, number: int) -> Call:
@@ -135,12 +134,8 @@ def _call(spec: AttentionSpec, heads: int | None, batch: int, rows: int, keys: i
     return _sized(spec, batch, rows, keys, group * key_heads, key_heads, scale)
 
 
-def _sized(
-    spec: AttentionSpec, batch: int, rows: int, keys: int, heads: int, key_heads: int, scale: float
-) -> Call:
-    batch, rows, keys = (
-        b if a is None else a for a, b in ((spec.B, batch), (spec.Sq, rows), (spec.Sk, keys))
-    )
+def _sized(spec: AttentionSpec, batch: int, rows: int, keys: int, heads: int, key_heads: int, scale: float) -> Call:
+    batch, rows, keys = (b if a is None else a for a, b in ((spec.B, batch), (spec.Sq, rows), (spec.Sk, keys)))
     return Call(batch, rows, keys, heads, key_heads, spec.Dqk, spec.Dv, scale)
 
 
@@ -212,9 +207,7 @@ def _for_mask(
 ) -> Iterable[Call]:
     """Give further calls, long enough that each clause of the mask hides or shows some key."""
     numbers = {
-        int(e.value)
-        for e in expressions(operator.condition)
-        if isinstance(e, s.Num) and isinstance(e.value, int)
+        int(e.value) for e in expressions(operator.condition) if isinstance(e, s.Num) and isinstance(e.value, int)
     }
     m, n = tiles
     for weaker in weaker_masks(operator):

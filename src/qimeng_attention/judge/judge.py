@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -95,12 +96,13 @@ def judge_candidate(
     course.settle_heads()
     planned = cases(spec, tiles, course.budget)
     total = len(planned) + len(PROPERTIES)
-    for done, case in enumerate(planned):
-        _tell(progress, done, total, case.name)
-        course.try_case(case)
-    for done, prop in enumerate(PROPERTIES, start=len(planned)):
-        _tell(progress, done, total, prop.name)
-        course.try_property(prop)
+    steps = [(case.name, partial(course.try_case, case)) for case in planned]
+    steps += [(prop.name, partial(course.try_property, prop)) for prop in PROPERTIES]
+    for done, (name, step) in enumerate(steps):
+        if course.hopeless:
+            break
+        _tell(progress, done, total, name)
+        step()
     _tell(progress, total, total, "")
     verdict, reason = course.conclude()
     return Verdict(
@@ -144,6 +146,11 @@ class _Course:
         if not self.candidate.any_heads or (self._failed(few) and not self._failed(own)):
             self.budget, self.free_heads = replace(self.budget, heads=None), False
 
+    @property
+    def hopeless(self) -> bool:
+        """Tell whether enough cases have failed."""
+        return len({c.case for c in self.checks if not c.passed}) >= self.budget.failures
+
     def _failed(self, case: Case) -> bool:
         return not all(c.passed for c in self._compare(case)[0])
 
@@ -157,9 +164,7 @@ class _Course:
 
     def _shows(self, clause: Clause, call: Call, tensors: Outputs, want: Truth, limits: rule.Limits) -> bool:
         return (
-            call.Sq > 0
-            and call.Sk > 0
-            and caught(clause, call, tensors, want, limits, self.spec, self.reference.truth)
+            call.Sq > 0 and call.Sk > 0 and caught(clause, call, tensors, want, limits, self.spec, self.reference.truth)
         )
 
     def _compare(self, case: Case) -> tuple[list[Check], Outputs, Truth, rule.Limits]:
@@ -168,11 +173,11 @@ class _Course:
         try:
             given = self.candidate.run(case.call, tensors, case.layout)
         except Stopped as stop:
-            return [_stopped(case, stop)], tensors, want, limits
+            return [Check.of_stop(case.name, stop.reason, stop.diagnostics)], tensors, want, limits
         found = [rule.compare("Out", given["Out"], want.out, limits)]
         if "LSE" in self.spec.outputs:
             found.append(rule.compare("Lse", given["Lse"], want.lse, rule.lse_limits(want)))
-        return [_check(case, f) for f in found], tensors, want, limits
+        return [Check.of(case.name, f) for f in found], tensors, want, limits
 
     def _yardstick(self, call: Call, tensors: Outputs) -> tuple[Truth, rule.Limits]:
         q, k, v = (tensors[n] for n in ("Q", "K", "V"))
@@ -186,9 +191,7 @@ class _Course:
         keys = 2 * self.tiles[1] + 3
         for rows in (min(33, self.tiles[0]), 1, keys):
             call = few_heads(self.spec, self.tiles, self.budget, (2, rows, keys)).call
-            runs = [
-                self._rounded(r) for r in prop.runs(np.random.default_rng(self.seed), call, self.operator)
-            ]
+            runs = [self._rounded(r) for r in prop.runs(np.random.default_rng(self.seed), call, self.operator)]
             if not runs or not all(self._allowed(r.call) for r in runs):
                 continue
             true = [self._yardstick(r.call, r.tensors) for r in runs]
@@ -225,7 +228,9 @@ class _Course:
 
     # -------------------------------------------------------------- the end
     def clauses(self) -> list[ClauseResult]:
-        """Tell for each clause which case would show its lack."""
+        """Tell for each clause which case would show its lack; nothing where cases were left out."""
+        if self.hopeless:
+            return []
         return [
             ClauseResult(
                 name=c.name,
@@ -240,41 +245,12 @@ class _Course:
         failed = [c for c in self.checks if not c.passed]
         broken = [p for p in self.properties if not p.passed]
         if failed:
-            return (
-                "rejected",
-                f"{failed[0].case}: {failed[0].reason} ({len(failed)} of {len(self.checks)} checks failed)",
-            )
+            rest = ", the rest was left out" if self.hopeless else ""
+            count = f"{len(failed)} of {len(self.checks)} checks failed{rest}"
+            return "rejected", f"{failed[0].case}: {failed[0].reason} ({count})"
         if broken:
             return "rejected", f"{broken[0].name}: {broken[0].reason}"
         weak = [c.name for c in self.clauses() if c.caught_by is None and not c.implied]
         if weak:
             return "inconclusive", f"inputs too weak: no case shows the lack of {'; '.join(weak)}"
         return "accepted", f"{len(self.checks)} checks, {sum(p.applies for p in self.properties)} properties"
-
-
-def _check(case: Case, f: rule.Finding) -> Check:
-    return Check(
-        case=case.name,
-        output=f.output,
-        passed=f.passed,
-        worst_error=f.worst_error,
-        bound=f.bound,
-        mean_error=f.mean_error,
-        mean_bound=f.mean_bound,
-        reason=f.reason,
-    )
-
-
-def _stopped(case: Case, stop: Stopped) -> Check:
-    inf = float("inf")
-    return Check(
-        case=case.name,
-        output="",
-        passed=False,
-        worst_error=inf,
-        bound=0.0,
-        mean_error=inf,
-        mean_bound=0.0,
-        reason=stop.reason,
-        diagnostics=stop.diagnostics,
-    )

@@ -83,9 +83,7 @@ class Operator:
             SpecError: an expression that does not parse, reads an unknown name, or is of the wrong kind.
         """
         condition = _read("mask", spec.condition, MASK_NAMES, "bool")
-        return Operator(
-            condition, _read("score", spec.score_expression, SCORE_NAMES, "number"), spec.default_scale
-        )
+        return Operator(condition, _read("score", spec.score_expression, SCORE_NAMES, "number"), spec.default_scale)
 
     def scale_of(self, call: Call) -> float:
         """Give what q . k is multiplied with."""
@@ -136,9 +134,7 @@ def _read(field: str, text: str | None, names: tuple[str, ...], kind: str) -> s.
     except DiagnosticError as error:
         found = error.diagnostics[0]
         message = f"{field} = {text!r} cannot be read at column {found.span.column}: {found.message}"
-        raise SpecError(
-            message, hint=found.hint, field=field, value=text, allowed=list(names), nearest=None
-        ) from None
+        raise SpecError(message, hint=found.hint, field=field, value=text, allowed=list(names), nearest=None) from None
     _check_names(field, text, expression, names)
     _check_kind(field, text, expression, names, kind)
     _check_division(field, text, expression)
@@ -200,9 +196,7 @@ def _check_division(field: str, text: str, expression: s.Expr) -> None:
     call = Call(B=1, Sq=2, Sk=3, Hq=2, Hk=1, Dqk=1, Dv=1, scale=1.0)
     scores = Value(np.zeros((2, 3)), INDICES)
     try:
-        _environment(call, 0, 0, np.arange(2), np.arange(3), {"score": scores}, double=True).evaluate(
-            expression
-        )
+        _environment(call, 0, 0, np.arange(2), np.arange(3), {"score": scores}, double=True).evaluate(expression)
     except (ZeroDivisionError, OverflowError) as error:
         raise SpecError(
             f"{field} = {text!r} fails with Sq = 2 and Sk = 3: {error}",

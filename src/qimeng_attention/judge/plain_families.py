@@ -41,16 +41,12 @@ def _along(random: np.random.Generator, shape: tuple[int, ...], profile: Callabl
     """Let values follow a profile along the second axis, where sequences lie."""
     axis = 1 if len(shape) > 1 else 0
     t = profile(np.arange(shape[axis]) / max(1, shape[axis])) if shape else np.zeros(())
-    return random.standard_normal(shape) * 0.5 + t.reshape(
-        [-1 if a == axis else 1 for a in range(len(shape))]
-    )
+    return random.standard_normal(shape) * 0.5 + t.reshape([-1 if a == axis else 1 for a in range(len(shape))])
 
 
 FAMILIES: dict[str, Family] = {
     "normal": _real(lambda r, n, shape: r.standard_normal(shape)),
-    "large first input": _real(
-        lambda r, n, shape: r.standard_normal(shape) * (8 if n in ("Q", "A", "X") else 1)
-    ),
+    "large first input": _real(lambda r, n, shape: r.standard_normal(shape) * (8 if n in ("Q", "A", "X") else 1)),
     "growing": _real(lambda r, n, shape: _along(r, shape, lambda t: 2 * t)),
     "offset": _real(lambda r, n, shape: r.standard_normal(shape) + (8 if n == "V" else 0)),
     "outliers": _real(lambda r, n, shape: r.standard_normal(shape) + 10 * (r.random(shape) < 1e-3)),

@@ -44,9 +44,7 @@ class Property:
 def plain(random: np.random.Generator, call: Call) -> Tensors:
     """Draw standard normal inputs, on a grid that every 16-bit type holds."""
     shapes = call.shapes()
-    return {
-        n: np.rint(random.standard_normal(shapes[n], np.float32).clip(-4, 4) * 8) / 8 for n in ("Q", "K", "V")
-    }
+    return {n: np.rint(random.standard_normal(shapes[n], np.float32).clip(-4, 4) * 8) / 8 for n in ("Q", "K", "V")}
 
 
 def _both(outputs: list[Outputs], select: Callable[[Array], Array] = lambda a: a) -> list[Pair]:
@@ -74,9 +72,7 @@ def _needle_runs(random: np.random.Generator, call: Call, operator: Operator) ->
     for b in range(call.B):
         for h in range(call.Hq):
             target = _targets(operator, call, b, h)
-            x["Q"][b, :, h] = (
-                np.float32(NEEDLE_LOGIT / (call.scale * call.Dqk)) * x["K"][b, target, h // call.group]
-            )
+            x["Q"][b, :, h] = np.float32(NEEDLE_LOGIT / (call.scale * call.Dqk)) * x["K"][b, target, h // call.group]
     return [Run(call, x)]
 
 
@@ -85,7 +81,8 @@ def _targets(operator: Operator, call: Call, b: int, h: int) -> Array:
     seen = operator.visible(call, b, h, np.arange(call.Sq), np.arange(call.Sk))
     wanted = (np.arange(call.Sq) * 7 + h * 13 + b * 5) * max(1, call.Sk // 16) % call.Sk
     order = (np.arange(call.Sk)[None, :] - wanted[:, None]) % call.Sk
-    return np.where(seen, order, call.Sk).argmin(axis=1)
+    nearest: Array = np.where(seen, order, call.Sk).argmin(axis=1)
+    return nearest
 
 
 def _needle_pairs(runs: list[Run], outputs: list[Outputs], operator: Operator) -> list[Pair]:
@@ -183,9 +180,7 @@ def _batch_runs(random: np.random.Generator, call: Call, _: Operator) -> list[Ru
 
 def _heads_runs(random: np.random.Generator, call: Call, _: Operator) -> list[Run]:
     x = plain(random, call)
-    return (
-        [Run(call, x), Run(call, {n: _heads_turned(a, 2, call) for n, a in x.items()})] if call.Hk > 1 else []
-    )
+    return [Run(call, x), Run(call, {n: _heads_turned(a, 2, call) for n, a in x.items()})] if call.Hk > 1 else []
 
 
 def _heads_turned(a: Array, axis: int, call: Call) -> Array:
@@ -226,9 +221,7 @@ PROPERTIES: tuple[Property, ...] = (
     Property("giving every key twice changes nothing", _doubled_runs, _equal_out),
     Property("outputs are linear in the values", _linear_runs, _linear_pairs),
     Property("keys that a row does not see cannot change it", _hidden_runs, _hidden_pairs, exact=True),
-    Property(
-        "batch entries do not mix", _batch_runs, lambda r, o, _: _both(o, lambda a: a[::-1]), exact=True
-    ),
+    Property("batch entries do not mix", _batch_runs, lambda r, o, _: _both(o, lambda a: a[::-1]), exact=True),
     Property("heads do not mix", _heads_runs, _heads_pairs, exact=True),
     Property("grouped heads equal repeated keys", _repeated_runs, _equal, exact=True),
 )

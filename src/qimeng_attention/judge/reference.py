@@ -22,9 +22,7 @@ from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.tl.numerics import Array, round_to
 
 CHUNK = 1 << 21  # scores held at once: 16 MB in float64
-F32_SUM_ERROR = (
-    16 * 2.0**-24
-)  # of a float32 dot product, relative to |q| |k|: tensor cores truncate each partial sum
+F32_SUM_ERROR = 16 * 2.0**-24  # of a float32 dot product, relative to |q| |k|: tensor cores truncate each partial sum
 F32_FUNCTION_ERROR = 2.0**-21  # of a score modifier in float32, relative to its value: prelude's functions
 
 
@@ -130,13 +128,14 @@ def _slack(
     if not call.Sk:
         return np.zeros(len(rows))
     longest = np.sqrt((keys**2).sum(axis=1)).max()
-    moved = F32_SUM_ERROR * abs(operator.scale_of(call)) * longest * np.sqrt((queries**2).sum(axis=1))
+    moved: Array = F32_SUM_ERROR * abs(operator.scale_of(call)) * longest * np.sqrt((queries**2).sum(axis=1))
     if operator.score is None:
         return moved
     other = operator.modified(call, *place, rows, np.arange(call.Sk), plain + moved[:, None])
     with np.errstate(invalid="ignore"):
         change = np.abs(other - scores) + F32_FUNCTION_ERROR * np.abs(scores)
-    return np.where(visible & np.isfinite(change), change, 0).max(axis=1)
+    largest: Array = np.where(visible & np.isfinite(change), change, 0).max(axis=1)
+    return largest
 
 
 def baseline(operator: Operator, call: Call, q: Array, k: Array, v: Array, dtype: str) -> Array:

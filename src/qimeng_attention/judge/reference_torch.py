@@ -40,9 +40,7 @@ def truth(operator: Operator, call: Call, q: Array, k: Array, v: Array) -> Truth
             head = operator.key_head(call, h)
             keys, values = _moved(k[b, :, head], torch.float64), _moved(v[b, :, head], torch.float64)
             for rows in row_chunks(call, CHUNK):
-                _fill(
-                    result, operator, call, (b, h), rows, _moved(q[b, rows, h], torch.float64), keys, values
-                )
+                _fill(result, operator, call, (b, h), rows, _moved(q[b, rows, h], torch.float64), keys, values)
     return result
 
 
@@ -66,9 +64,7 @@ def _fill(
     if call.Sk:
         result.magnitude[at] = (weights @ values.abs()).amax(dim=1).cpu().numpy()
         result.spread[at] = (weights**2 @ values**2).amax(dim=1).sqrt().cpu().numpy()
-        result.slack[at] = (
-            _slack(operator, call, place, rows, plain, scores, visible, queries, keys).cpu().numpy()
-        )
+        result.slack[at] = _slack(operator, call, place, rows, plain, scores, visible, queries, keys).cpu().numpy()
     natural = lse if operator.lse_of == "modified" else _softmax(plain, visible)[1]
     result.lse[b, h, rows] = natural.cpu().numpy() / float(
         torch.log(torch.tensor(operator.lse_base, dtype=torch.float64))
@@ -112,7 +108,8 @@ def baseline(operator: Operator, call: Call, q: Array, k: Array, v: Array, dtype
                 visible, scores = _applied(operator, call, (b, h), rows, plain)
                 weights, _ = _softmax(scores.to(narrow).float(), visible)
                 out[b, rows, h] = (weights.to(narrow) @ values).float().cpu()
-    return out.numpy()
+    result: Array = out.numpy()
+    return result
 
 
 def _moved(a: Array, dtype: Any) -> Any:
@@ -130,9 +127,7 @@ def _softmax(scores: Any, visible: Any) -> tuple[Any, Any]:
 # ------------------------------------------------------------------ expressions
 
 
-def _applied(
-    operator: Operator, call: Call, place: tuple[int, int], rows: Array, plain: Any
-) -> tuple[Any, Any]:
+def _applied(operator: Operator, call: Call, place: tuple[int, int], rows: Array, plain: Any) -> tuple[Any, Any]:
     """Give what is visible, and the modified scores in the precision of `plain`."""
     names: dict[str, Any] = {n: getattr(call, n) for n in SIZES} | dict(zip("bh", place, strict=True))
     names["q_idx"] = torch.from_numpy(rows).to(plain.device)[:, None]
@@ -143,9 +138,7 @@ def _applied(
         visible = visible & _tensor(evaluate(operator.condition, names, plain.dtype), plain.device)
     if operator.score is None:
         return visible, plain
-    return visible, _tensor(evaluate(operator.score, names, plain.dtype), plain.device).to(
-        plain.dtype
-    ).expand_as(plain)
+    return visible, _tensor(evaluate(operator.score, names, plain.dtype), plain.device).to(plain.dtype).expand_as(plain)
 
 
 def _tensor(value: Any, device: Any) -> Any:
@@ -156,17 +149,9 @@ def evaluate(e: s.Expr, names: Mapping[str, Any], dtype: Any) -> Any:
     """Evaluate an expression of a spec; floating arithmetic is in `dtype`."""
     match e:
         case s.Num(value):
-            return (
-                value
-                if isinstance(value, int)
-                else torch.tensor(value, dtype=dtype, device=names["kv_idx"].device)
-            )
+            return value if isinstance(value, int) else torch.tensor(value, dtype=dtype, device=names["kv_idx"].device)
         case s.Name(id):
-            return (
-                names[id]
-                if id in names
-                else torch.tensor(CONSTANTS[id], dtype=dtype, device=names["kv_idx"].device)
-            )
+            return names[id] if id in names else torch.tensor(CONSTANTS[id], dtype=dtype, device=names["kv_idx"].device)
         case s.Unary(op, x):
             value = evaluate(x, names, dtype)
             return ~_tensor(value, names["kv_idx"].device) if op == "not" else -value

@@ -92,14 +92,13 @@ def sampled_limits(want: Array, changes: Array, magnitude: Array | None, dtype: 
     """
     u = max(unit_roundoff(dtype), unit_roundoff(inner))
     moved = np.abs(changes)
-    worst = float(moved.max(initial=0))
+    largest = float(moved.max(initial=0))
     size = np.abs(want)
-    relative = BASELINE_MAX * worst + LAST_PLACES * unit_roundoff(dtype) * size
-    known = (
-        magnitude
-        if magnitude is not None
-        else np.full(want.shape, max(float(size.max(initial=0)), worst / u))
-    )
+    spread = np.sqrt((moved**2).mean(axis=0)) / u
+    local = size + (spread.max(axis=-1, initial=0, keepdims=True) if spread.ndim else spread)
+    share = float(np.divide(moved, local, where=local > 0, out=np.zeros_like(moved)).max(initial=0))
+    relative = BASELINE_MAX * np.minimum(largest, share * local) + LAST_PLACES * unit_roundoff(dtype) * size
+    known = magnitude if magnitude is not None else np.full(want.shape, max(float(size.max(initial=0)), largest / u))
     mean = BASELINE_MEAN * _mean(moved) + MEAN_LAST_PLACES * u * _mean(size) + MEAN_FLOOR * FLOOR[dtype]
     return Limits(np.minimum(relative, CAP * u * known) + FLOOR[dtype], mean)
 
@@ -131,9 +130,8 @@ def compare(output: str, got: Array, want: Array, limits: Limits) -> Finding:
     finite = np.isfinite(want)
     error = np.where(finite, np.abs(np.where(finite, got, 0) - np.where(finite, want, 0)), 0)
     bound = np.broadcast_to(limits.element, want.shape)
-    place = np.unravel_index(
-        int(np.argmax(error - bound)) if np.any(error > bound) else int(np.argmax(error / bound)), want.shape
-    )
+    furthest = np.argmax(error - bound) if np.any(error > bound) else np.argmax(error / bound)
+    place = tuple(int(i) for i in np.unravel_index(int(furthest), want.shape))
     mean = _mean(error[finite])
     reason = _reason(output, got, want, error, bound, place, mean, limits)
     return Finding(output, not reason, float(error[place]), float(bound[place]), mean, limits.mean, reason)
@@ -164,10 +162,9 @@ def _reason(
     limits: Limits,
 ) -> str:
     if beyond := int(np.count_nonzero(error > bound)):
-        index = [int(i) for i in place]
         return (
-            f"{output}{index} is {got[place]:.6g}, expected {want[place]:.6g} within {bound[place]:.3g} "
-            f"({beyond} of {want.size} elements are beyond)"
+            f"{output}{list(place)} is {got[place]:.6g}, expected {want[place]:.6g} "
+            f"within {bound[place]:.3g} ({beyond} of {want.size} elements are beyond)"
         )
     if mean > limits.mean:
         return f"{output} is off by {mean:.3g} in the mean, allowed {limits.mean:.3g}"

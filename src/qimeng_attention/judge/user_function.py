@@ -76,17 +76,14 @@ class Asked:
             ) from None
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
 
-    def call(
-        self, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str
-    ) -> dict[str, Array]:
+    def call(self, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> dict[str, Array]:
         """Call the function on copies of what it asks for, and check what it gives.
 
         Raises:
             JudgeError: it raises, changes its inputs, or gives something that is no set of outputs.
         """
         arguments = {
-            n: np.array(given[n]) if isinstance(given[n], np.ndarray) else given[n]
-            for n in self._wanted(given)
+            n: np.array(given[n]) if isinstance(given[n], np.ndarray) else given[n] for n in self._wanted(given)
         }
         try:
             with np.errstate(all="ignore"):
@@ -127,14 +124,10 @@ class Asked:
         found: dict[str, Array] = {}
         for name, shape in shapes.items():
             if name not in result:
-                raise self._wrong(
-                    f"gives no {name}", place, f"it gives {', '.join(map(str, result)) or 'nothing'}"
-                )
+                raise self._wrong(f"gives no {name}", place, f"it gives {', '.join(map(str, result)) or 'nothing'}")
             found[name] = self._array(name, result[name], shape, place)
             if name + MAGNITUDE in result:
-                found[name + MAGNITUDE] = self._array(
-                    name + MAGNITUDE, result[name + MAGNITUDE], shape, place
-                )
+                found[name + MAGNITUDE] = self._array(name + MAGNITUDE, result[name + MAGNITUDE], shape, place)
         return found
 
     def _array(self, name: str, value: Any, shape: tuple[int, ...], place: str) -> Array:

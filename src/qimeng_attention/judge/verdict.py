@@ -6,9 +6,13 @@ Not here: how it is reached (judge.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+from qimeng_attention.judge.rule import Finding
 
 
 def _written(value: float) -> float | str:
@@ -35,6 +39,17 @@ class Check(_Frozen):
     mean_bound: Number
     reason: str = ""
     diagnostics: tuple[dict[str, Any], ...] = ()  # of a program that the interpreter stopped
+
+    @classmethod
+    def of(cls, case: str, found: Finding) -> Check:
+        """Give the check of an output that was compared."""
+        return cls(case=case, **asdict(found))
+
+    @classmethod
+    def of_stop(cls, case: str, reason: str, diagnostics: Sequence[dict[str, Any]]) -> Check:
+        """Give the check of a case that gave no outputs."""
+        found = Finding("", False, math.inf, 0.0, math.inf, 0.0, reason)
+        return cls(case=case, **asdict(found), diagnostics=tuple(diagnostics))
 
 
 class PropertyResult(_Frozen):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,96 +41,83 @@ def _answer(answers: TextIO, fields: dict[str, Any]) -> None:
 
 def _serve(bundle: Any, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     try:
-        return _launched(bundle, folder, request)
+        return launched(bundle, folder, request)
     except Exception as error:  # a launch may fail in any way, and the answer must say how
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _launched(bundle: Any, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+def launched(bundle: Any, folder: Path, request: dict[str, Any], device: str = "cuda") -> dict[str, Any]:
     """Launch once for each poison; give damaged guards, changed inputs and the files of the outputs."""
     import torch
 
+    memory = _Memory(torch, device)
     inputs, storages = {}, {}
     for name, a in request["inputs"].items():
-        inputs[name], storages[name] = _input(
-            torch, folder / a["file"], a["dtype"], a["shape"], request["layout"]
-        )
-    before = {name: _digest(torch, storage) for name, storage in storages.items()}
+        inputs[name], storages[name] = memory.input(folder / a["file"], a, request["layout"])
+    before = {name: memory.digest(storage) for name, storage in storages.items()}
     damaged: set[str] = set()
     files: dict[str, list[str]] = {name: [] for name in request["outputs"]}
     for poison in POISONS:
-        held = {
-            name: _guarded(torch, a["shape"], a["dtype"], poison) for name, a in request["outputs"].items()
-        }
-        bundle.launch(
-            {**inputs, **{name: view for name, (view, _) in held.items()}},
-            request["sizes"],
-            request["scalars"],
-        )
-        torch.cuda.synchronize()
+        held = {name: memory.output(a, poison) for name, a in request["outputs"].items()}
+        outputs = {name: view for name, (view, _) in held.items()}
+        bundle.launch({**inputs, **outputs}, request["sizes"], request["scalars"])
+        if device == "cuda":
+            torch.cuda.synchronize()
         for name, (view, whole) in held.items():
-            bits, clean = (
-                _bits(torch, whole),
-                _bits(
-                    torch, _poisoned(torch, 2 * GUARD, whole.dtype, request["outputs"][name]["dtype"], poison)
-                ),
-            )
-            guards = torch.cat([bits[:GUARD], bits[-GUARD:]])
-            if not torch.equal(guards, clean):
+            if not memory.guards_intact(whole, request["outputs"][name], poison):
                 damaged.add(name)
             files[name].append(f"{name}.{poison}.out")
-            (folder / files[name][-1]).write_bytes(_bits(torch, view.contiguous()).cpu().numpy().tobytes())
-    changed = [name for name, storage in storages.items() if _digest(torch, storage) != before[name]]
+            (folder / files[name][-1]).write_bytes(memory.raw(view))
+    changed = [name for name, storage in storages.items() if memory.digest(storage) != before[name]]
     return {"damaged": sorted(damaged), "changed": changed, "outputs": files}
 
 
-def _input(torch: Any, file: Path, dtype: str, shape: list[int], layout: str) -> tuple[Any, Any]:
-    """Give a tensor in the layout asked for, and all memory it lies in."""
-    kind = _dtype(torch, dtype)
-    data = (
-        torch.frombuffer(bytearray(file.read_bytes()), dtype=kind)
-        if _count(shape)
-        else torch.empty(0, dtype=kind)
-    )
-    tensor = data.reshape(shape).cuda()
-    if layout == "heads first" and len(shape) == 4:
-        whole = tensor.transpose(1, 2).contiguous()
-        return whole.transpose(1, 2), whole
-    if layout == "padded rows":
-        whole = torch.full((*shape[:-1], shape[-1] + GAP), float("nan"), dtype=kind, device="cuda")
-        whole[..., : shape[-1]] = tensor
-        return whole[..., : shape[-1]], whole
-    return tensor, tensor
+class _Memory:
+    """Tensors of a call, and the memory around them."""
 
+    def __init__(self, torch: Any, device: str) -> None:
+        self.torch, self.device = torch, device
+        self.types = {"fp16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 
-def _guarded(torch: Any, shape: list[int], dtype: str, poison: str) -> tuple[Any, Any]:
-    """Give an output filled with poison, and the memory around it."""
-    count = _count(shape)
-    whole = _poisoned(torch, count + 2 * GUARD, _dtype(torch, dtype), dtype, poison)
-    return whole[GUARD : GUARD + count].reshape(shape), whole
+    def input(self, file: Path, a: dict[str, Any], layout: str) -> tuple[Any, Any]:
+        """Give a tensor in the layout asked for, and all memory it lies in; gaps hold NaN."""
+        torch, kind, shape = self.torch, self.types[a["dtype"]], a["shape"]
+        data = torch.frombuffer(bytearray(file.read_bytes()), dtype=kind) if prod(shape) else torch.empty(0, dtype=kind)
+        tensor = data.reshape(shape).to(self.device)
+        if layout == "heads first":
+            whole = tensor.transpose(1, 2).contiguous()
+            return whole.transpose(1, 2), whole
+        if layout == "padded rows":
+            whole = torch.full((*shape[:-1], shape[-1] + GAP), float("nan"), dtype=kind, device=self.device)
+            whole[..., : shape[-1]] = tensor
+            return whole[..., : shape[-1]], whole
+        return tensor, tensor
 
+    def output(self, a: dict[str, Any], poison: str) -> tuple[Any, Any]:
+        """Give an output filled with poison, and the memory around it, filled alike."""
+        count = prod(a["shape"])
+        whole = self.poisoned(count + 2 * GUARD, a["dtype"], poison)
+        return whole[GUARD : GUARD + count].reshape(a["shape"]), whole
 
-def _poisoned(torch: Any, count: int, kind: Any, dtype: str, poison: str) -> Any:
-    return torch.full((count,), float("nan") if poison == "nan" else CANARY[dtype], dtype=kind, device="cuda")
+    def poisoned(self, count: int, dtype: str, poison: str) -> Any:
+        """Give memory filled with poison."""
+        value = float("nan") if poison == "nan" else CANARY[dtype]
+        return self.torch.full((count,), value, dtype=self.types[dtype], device=self.device)
 
+    def guards_intact(self, whole: Any, a: dict[str, Any], poison: str) -> bool:
+        """Tell whether the guard bands hold what they were filled with."""
+        guards = self.torch.cat([whole[:GUARD], whole[-GUARD:]])
+        return self.raw(guards) == self.raw(self.poisoned(2 * GUARD, a["dtype"], poison))
 
-def _digest(torch: Any, storage: Any) -> str:
-    return hashlib.sha256(_bits(torch, storage).cpu().numpy().tobytes()).hexdigest()
+    def digest(self, storage: Any) -> str:
+        """Give the digest of all of a tensor's memory."""
+        return hashlib.sha256(self.raw(storage)).hexdigest()
 
-
-def _bits(torch: Any, tensor: Any) -> Any:
-    return tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)
-
-
-def _dtype(torch: Any, dtype: str) -> Any:
-    return {"fp16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[dtype]
-
-
-def _count(shape: list[int]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
+    def raw(self, tensor: Any) -> bytes:
+        """Give the bytes of a tensor, in order."""
+        bits = self.torch.int16 if tensor.element_size() == 2 else self.torch.int32
+        data: bytes = tensor.contiguous().view(bits).cpu().numpy().tobytes()
+        return data
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from qimeng_attention.schedule.rewriting import Shared, fills, reads
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.traverse import map_blocks, statements
+from qimeng_attention.tl.evaluate import boolean
+from qimeng_attention.tl.traverse import map_blocks, names_in, statements
 
 _ROUNDS = (0, 1, 2, 9)  # iterations tried of each loop; nine is one more than the most stages of a ring
 _MOST_LOOPS = 3  # whose iterations are tried in every combination
@@ -106,10 +107,14 @@ def _loops(body: Body) -> list[s.For]:
 
 
 def _combinations(body: Body) -> list[tuple[int, ...]]:
-    number = len(_loops(body))
-    if number <= _MOST_LOOPS:
-        return list(itertools.product(_ROUNDS, repeat=number))
-    return [(rounds,) * number for rounds in _ROUNDS]
+    """Give the iterations to try of each loop; loops over one range run equally often."""
+    loops = _loops(body)
+    kinds = list(dict.fromkeys(n.ranges for n in loops))
+    if len(kinds) <= _MOST_LOOPS:
+        tried = list(itertools.product(_ROUNDS, repeat=len(kinds)))
+    else:
+        tried = [(rounds,) * len(kinds) for rounds in _ROUNDS]
+    return [tuple(rounds[kinds.index(n.ranges)] for n in loops) for rounds in tried]
 
 
 def _conditional_groups(body: Body, *, top: bool) -> bool:
@@ -138,10 +143,15 @@ class _Play:
     done: int = 0  # groups waited for
     awaited: list[int] = field(default_factory=list)  # copies waited for, after each Wait
     left: dict[int, int] = field(default_factory=dict)  # loop: its iterations
+    ints: dict[str, int] = field(default_factory=dict)  # ends of loops and their variables, where known
 
     def over(self, body: Body) -> list[int]:
         """Run through the program; give what its Waits wait for."""
-        self.left = dict(zip(map(id, _loops(body)), self.rounds, strict=True))
+        loops = _loops(body)
+        self.left = dict(zip(map(id, loops), self.rounds, strict=True))
+        for n in loops:  # a loop's end, where it has a name, says which of the copies ahead run
+            if len(n.ranges) == 1 and n.ranges[0].start == s.Num(0) and isinstance(n.ranges[0].stop, s.Name):
+                self.ints[n.ranges[0].stop.id] = self.left[id(n)]
         self.body(body, {})
         return self.awaited
 
@@ -153,8 +163,9 @@ class _Play:
         if isinstance(n, s.For):
             self.loop(n)
         elif isinstance(n, s.If):
-            self.body(n.body, turn)
-            self.body(n.orelse, turn)
+            runs = self.decided(n.condition)
+            self.body(n.body if runs is not False else (), turn)
+            self.body(n.orelse if runs is not True else (), turn)
         elif isinstance(n, s.Commit):
             self.group += 1
         elif isinstance(n, OpenWait):
@@ -168,6 +179,13 @@ class _Play:
                 if isinstance(n, s.Copy) and n.asynchronous:
                     self.copies.append(self.group)
                     self.fills.setdefault(tile, []).append(self.group)
+
+    def decided(self, condition: s.Expr) -> bool | None:
+        """Evaluate a condition, or give None: then both blocks count as run."""
+        try:
+            return boolean(condition, self.ints)
+        except (KeyError, ValueError, ZeroDivisionError):
+            return None
 
     def wait(self, n: OpenWait) -> None:
         if self.counts is None:
@@ -187,6 +205,13 @@ class _Play:
     def loop(self, n: s.For) -> None:
         tiles = self.tiles
         copied = [tile for x in statements(n.body) if isinstance(x, s.Copy) for tile in fills(x, tiles.shared)]
-        first = {tile: len(self.fills.get(tile, ())) - tiles.ahead(n, tile) for tile in copied if copied.count(tile) == 1}
-        for turn in range(self.left[id(n)]):
+        rounds, first = self.left[id(n)], {}
+        known = len(n.ranges) == 1 and names_in(n.ranges[0].stop) & self.ints.keys()
+        for tile in copied:
+            if copied.count(tile) == 1:
+                ahead = tiles.ahead(n, tile)
+                first[tile] = len(self.fills.get(tile, ())) - (min(ahead, rounds) if known else ahead)
+        for turn in range(rounds):
+            self.ints[n.var] = turn
             self.body(n.body, {tile: at + turn for tile, at in first.items()})
+        self.ints.pop(n.var, None)

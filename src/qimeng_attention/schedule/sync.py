@@ -123,8 +123,9 @@ class _Straight:
         late = bool(waiting) and not any(p <= waiting[0] for p in points)  # no point of the loop serves the first reader
         before_loop = self._point() if late else []
         made = self._with_points(loop, region, points)
-        self.read |= read  # in other warps these may still run
-        self.fresh -= read
+        behind = region[max(points) :] if points else region  # behind the last point of the last iteration, if there was one
+        self.read |= set().union(*[reads(x, self.shared) for x in behind])
+        self.fresh |= set().union(*[fills(x, self.shared) for x in behind if not _is_ahead(x, loop)])
         return [*before_loop, made]
 
     def _with_points(self, loop: s.For, region: tuple[s.Statement, ...], points: list[int]) -> s.For:
@@ -160,6 +161,12 @@ def _around(loop: s.For) -> s.If | None:
     rest = [n for n in loop.body if not isinstance(n, s.Let)]
     only = rest[0] if len(rest) == 1 else None
     return only if isinstance(only, s.If) and not only.orelse and loop.body[-1] is only else None
+
+
+def _is_ahead(n: s.Statement, loop: s.For) -> bool:
+    """Tell whether a statement is the copy for a later iteration, which does not run in the last one."""
+    last = loop.ranges[-1].stop if loop.ranges else None
+    return isinstance(n, s.If) and isinstance(n.condition, s.Compare) and n.condition.ops == ("<",) and n.condition.operands[1] == last
 
 
 def _in_rounds(loop: s.For, shared: Shared) -> bool:

@@ -49,20 +49,43 @@ def translate(program: s.Program, *, target: str | None = None) -> list[Translat
         DiagnosticError: the program does not pass the checker, or a statement has no lowering (TL701).
     """
     text = print_program(program)
-    return [_translate(checked, text, target) for checked in check_text(text, target=target, file="scheduled.tl")]
+    return [
+        _translate(checked, text, target) for checked in check_text(text, target=target, file="scheduled.tl")
+    ]
 
 
 def _translate(checked: Checked, text: str, override: str | None) -> Translation:
     name = override or checked.target
     if name is None:
-        raise refuse(Span(1, 1, 1), "the kernel names no target", "begin it with `Kernel name for a100`", text)
+        raise refuse(
+            Span(1, 1, 1), "the kernel names no target", "begin it with `Kernel name for a100`", text
+        )
     target = targets.get(name)
     if "mma m16n8k16" not in target.capabilities:
-        raise refuse(checked.kernel.span, f"{target.name} has no mma m16n8k16, which the lowerings so far need", "name a target from sm_80 on", text)
+        raise refuse(
+            checked.kernel.span,
+            f"{target.name} has no mma m16n8k16, which the lowerings so far need",
+            "name a target from sm_80 on",
+            text,
+        )
     if checked.level != "scheduled":
-        raise refuse(checked.kernel.span, "this is code without a schedule: it says nothing of warps and barriers", "run `qimeng schedule` first", text)
+        raise refuse(
+            checked.kernel.span,
+            "this is code without a schedule: it says nothing of warps and barriers",
+            "run `qimeng schedule` first",
+            text,
+        )
     emitted = sm80.emit(checked, target, hashlib.sha256(text.encode()).hexdigest()[:16], text)
-    return Translation(checked.kernel.name, emitted.source, text, checked, target, emitted.threads, emitted.shared_bytes, launch_facts(checked))
+    return Translation(
+        checked.kernel.name,
+        emitted.source,
+        text,
+        checked,
+        target,
+        emitted.threads,
+        emitted.shared_bytes,
+        launch_facts(checked),
+    )
 
 
 def refuse(span: Span, message: str, hint: str, text: str) -> DiagnosticError:

@@ -28,11 +28,20 @@ def launch_facts(checked: Checked) -> dict[str, Any]:
         for t in used_tensors(checked)
     ]
     scalars = [
-        {"name": n, "dtype": sc.dtype, "op": sc.op, "bound": None if sc.bound is None else _number(sc.bound, checked)}
+        {
+            "name": n,
+            "dtype": sc.dtype,
+            "op": sc.op,
+            "bound": None if sc.bound is None else _number(sc.bound, checked),
+        }
         for n, sc in checked.scalars.items()
     ]
     grid = [
-        {"name": d.name, "start": json_expression(d.start, checked.fixed), "stop": json_expression(d.stop, checked.fixed)}
+        {
+            "name": d.name,
+            "start": json_expression(d.start, checked.fixed),
+            "stop": json_expression(d.stop, checked.fixed),
+        }
         for d in checked.grid.dims
     ]
     return {"grid": grid, "tensors": tensors, "sizes": list(checked.sizes), "scalars": scalars}

@@ -75,7 +75,9 @@ class Cpp:
             return self.reductions[e], _ATOM
         match e:
             case s.Num(value):
-                return (str(value) if isinstance(value, int) else _float(value)), _ATOM if value >= 0 else _LEVEL["neg"]
+                return (
+                    str(value) if isinstance(value, int) else _float(value)
+                ), _ATOM if value >= 0 else _LEVEL["neg"]
             case s.Name(id):
                 return self._name(id), _ATOM
             case s.Unary("not", x):
@@ -85,8 +87,13 @@ class Cpp:
             case s.Binary():
                 return self._binary(e)
             case s.Compare(operands, ops):
-                links = [f"{self._wrap(a, 5)} {op} {self._wrap(b, 5)}" for a, op, b in zip(operands, ops, operands[1:], strict=False)]
-                return (links[0], _LEVEL["compare"]) if len(links) == 1 else (" && ".join(links), _LEVEL["and"])
+                links = [
+                    f"{self._wrap(a, 5)} {op} {self._wrap(b, 5)}"
+                    for a, op, b in zip(operands, ops, operands[1:], strict=False)
+                ]
+                return (
+                    (links[0], _LEVEL["compare"]) if len(links) == 1 else (" && ".join(links), _LEVEL["and"])
+                )
             case s.Call():
                 return self._call(e)
             case s.Index(tensor, indices):
@@ -98,7 +105,11 @@ class Cpp:
         return text if own >= level else f"({text})"
 
     def _name(self, name: str) -> str:
-        if name in self.checked.tiles and self.checked.tiles[name].space == "register" and name not in self.indices:
+        if (
+            name in self.checked.tiles
+            and self.checked.tiles[name].space == "register"
+            and name not in self.indices
+        ):
             return self.tiles(name)
         if name in self.indices and name not in self.checked.fixed and name not in self.checked.sizes:
             return self.indices[name]
@@ -112,7 +123,10 @@ class Cpp:
         if e.op in ("and", "or"):
             level = _LEVEL[e.op]
             inner = level + 1 if e.op == "and" else _LEVEL["compare"]
-            return f"{self._wrap(e.left, inner)} {'&&' if e.op == 'and' else '||'} {self._wrap(e.right, inner)}", level
+            return (
+                f"{self._wrap(e.left, inner)} {'&&' if e.op == 'and' else '||'} {self._wrap(e.right, inner)}",
+                level,
+            )
         if e.op == "//":
             return f"tl::floor_div({self(e.left)}, {self(e.right)})", _ATOM
         if e.op == "%":
@@ -146,8 +160,8 @@ class Cpp:
         args = [self(a) if integer else self._bare_float(a) for a in e.args]
         text = args[-1]
         if e.function in ("min", "max") and len(args) > 2:
-            for a in reversed(args[:-1]):
-                text = f"{self.functions[e.function]}({a}, {text})"
+            for other in reversed(args[:-1]):
+                text = f"{self.functions[e.function]}({other}, {text})"
             return text, _ATOM
         return f"{self.functions[e.function]}({', '.join(args)})", _ATOM
 
@@ -156,7 +170,10 @@ class Cpp:
         kind = self.checked.tensors[tensor]
         written = [self(i) for i in indices]
         inside = " && ".join(f"tl::inside({i}, {self(d)})" for i, d in zip(written, kind.dims, strict=True))
-        terms = [i if n == len(written) - 1 else f"int64_t({i}) * {names.stride(tensor, n)}" for n, i in enumerate(written)]
+        terms = [
+            i if n == len(written) - 1 else f"int64_t({i}) * {names.stride(tensor, n)}"
+            for n, i in enumerate(written)
+        ]
         zero = "0" if kind.dtype in INTEGER_TYPES else "0.0f"
         value = f"{names.tensor(tensor)}[{' + '.join(terms)}]"
         value = value if kind.dtype in INTEGER_TYPES or kind.dtype == "f32" else f"float({value})"

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from qimeng_attention.tl.numerics import BYTES
 
-ELEMENTS = {"bf16": "tl::bf16", "fp16": "tl::fp16", "f32": "float", "i32": "int32_t", "i64": "int64_t", "u8": "uint8_t"}
+ELEMENTS = {
+    "bf16": "tl::bf16",
+    "fp16": "tl::fp16",
+    "f32": "float",
+    "i32": "int32_t",
+    "i64": "int64_t",
+    "u8": "uint8_t",
+}
 KEYWORDS = frozenset(
     "alignas and asm auto bool break case catch char class const constexpr continue default delete do double else enum "
     "explicit export extern false float for friend goto if inline int long main mutable namespace new not nullptr "

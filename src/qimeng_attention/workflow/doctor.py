@@ -33,7 +33,14 @@ def examine() -> list[Finding]:
         _gpu(),
     ]
     opened = Cache.open()
-    findings.append(Finding("cache", opened.note or "writable", "compiled kernels are kept", "set QIMENG_CACHE_DIR to a folder you own" if opened.note else ""))
+    findings.append(
+        Finding(
+            "cache",
+            opened.note or "writable",
+            "compiled kernels are kept",
+            "set QIMENG_CACHE_DIR to a folder you own" if opened.note else "",
+        )
+    )
     return findings
 
 
@@ -42,7 +49,11 @@ def _compiler() -> Finding:
         found = find_toolchain()
     except QimengError as error:
         return Finding("NVRTC and headers", "missing", "compile kernels, without a GPU too", error.hint)
-    return Finding("NVRTC and headers", ", ".join(f"{k} {v}" for k, v in found.versions.items()), "compile kernels, without a GPU too")
+    return Finding(
+        "NVRTC and headers",
+        ", ".join(f"{k} {v}" for k, v in found.versions.items()),
+        "compile kernels, without a GPU too",
+    )
 
 
 def _library(name: str, gives: str, remedy: str) -> Finding:
@@ -56,5 +67,10 @@ def _gpu() -> Finding:
     try:
         target = detect()
     except QimengError:
-        return Finding("GPU", "none", "run, judge and time kernels", "everything else works without; name a target with --target")
+        return Finding(
+            "GPU",
+            "none",
+            "run, judge and time kernels",
+            "everything else works without; name a target with --target",
+        )
     return Finding("GPU", f"{target.name} ({target.arch})", "run, judge and time kernels")

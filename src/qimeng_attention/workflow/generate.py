@@ -21,7 +21,7 @@ from qimeng_attention import __version__
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
 from qimeng_attention.runtime import Bundle, load
-from qimeng_attention.runtime.manifest import GridAxis, Manifest, Scalar, Tensor
+from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import write_bundle
 from qimeng_attention.workflow import stages
@@ -63,7 +63,9 @@ def generate(spec: AttentionSpec, *, target: str = "auto", arch: str | None = No
     """
     outcome = run(spec, target=target, arch=arch, out=out, judge=judge, overwrite=overwrite)
     if outcome.folder is None:
-        raise EnvironmentMissing("; ".join(outcome.notes) or "no bundle was written", hint="see `qimeng doctor`")
+        raise EnvironmentMissing(
+            "; ".join(outcome.notes) or "no bundle was written", hint="see `qimeng doctor`"
+        )
     return load(outcome.folder)
 
 
@@ -76,7 +78,12 @@ def run(spec: AttentionSpec | None, *, target: str = "auto", arch: str | None = 
         QimengError: as `generate`.
     """
     if until not in stages.STAGES:
-        raise SpecError(f"unknown stage '{until}'", hint=f"take one of {', '.join(stages.STAGES)}", field="emit", value=until)
+        raise SpecError(
+            f"unknown stage '{until}'",
+            hint=f"take one of {', '.join(stages.STAGES)}",
+            field="emit",
+            value=until,
+        )
     found, built_for = stages.find_target(target, arch)
     outcome = Outcome(Results(found, built_for, spec=spec))
     for name, step in _steps(outcome, spec, code, cache, judge, progress):
@@ -102,16 +109,28 @@ def _steps(outcome: Outcome, spec: AttentionSpec | None, code: str | None, cache
         if code is not None:
             return replace(results, code=code, reasons={"author": "given", "reasons": []})
         if spec is None:
-            raise SpecError("there is neither a spec nor a program", hint="name a spec file, or flags such as --Hq 32", field="spec", value=None)
+            raise SpecError(
+                "there is neither a spec nor a program",
+                hint="name a spec file, or flags such as --Hq 32",
+                field="spec",
+                value=None,
+            )
         return stages.author(results, spec)
 
     def verdict(results: Results) -> Results:
         if not judge or results.spec is None or results.checked is None:
-            outcome.notes.append("not judged: " + ("no spec says what it should compute" if judge else "switched off"))
+            outcome.notes.append(
+                "not judged: " + ("no spec says what it should compute" if judge else "switched off")
+            )
             return results
         from qimeng_attention.judge import judge_program
 
-        return replace(results, verdict=judge_program(results.checked, results.spec, seed=secrets.randbits(32), progress=progress))
+        return replace(
+            results,
+            verdict=judge_program(
+                results.checked, results.spec, seed=secrets.randbits(32), progress=progress
+            ),
+        )
 
     steps: list[tuple[str, Callable[[Results], Results]]] = [
         ("sketch", begin),
@@ -136,7 +155,9 @@ def save(outcome: Outcome, out: str | Path | None, overwrite: bool) -> Path | No
     assert results.translation is not None
     where, name = (Path(), None) if out is None else (Path(out).absolute().parent, Path(out).name)
     try:
-        return write_bundle(where, bundle_files(results), manifest_of(results), name=name, overwrite=overwrite)
+        return write_bundle(
+            where, bundle_files(results), manifest_of(results), name=name, overwrite=overwrite
+        )
     except EnvironmentMissing as missing:
         outcome.notes.append(f"no bundle is written: {missing.message}")
         return None
@@ -147,7 +168,9 @@ def bundle_files(results: Results) -> dict[str, bytes]:
     t, b = results.translation, results.built
     assert t is not None
     assert b is not None
-    spec = results.spec.model_dump(mode="json") | {"condition": results.spec.condition} if results.spec else None
+    spec = (
+        results.spec.model_dump(mode="json") | {"condition": results.spec.condition} if results.spec else None
+    )
     files = {
         "spec.json": _json(spec),
         "sketch.tl": results.sketch.encode(),
@@ -164,6 +187,13 @@ def bundle_files(results: Results) -> dict[str, bytes]:
     if results.verdict is not None:
         files["verdict.json"] = _json(results.verdict.to_json())
     return files
+
+
+def _envelope(spec: AttentionSpec | None, sizes: list[str]) -> tuple[Requirement, ...]:
+    """Say for which head counts the kernel was asked and judged: others are refused."""
+    if spec is None:
+        return ()
+    return tuple(Requirement(n, "==", getattr(spec, n)) for n in ("Hq", "Hk") if n in sizes)
 
 
 def _json(value: Any) -> bytes:
@@ -185,6 +215,7 @@ def manifest_of(results: Results) -> Manifest:
         tensors=tuple(Tensor(name=x["name"], dtype=x["dtype"], dims=tuple(x["dims"]), role=x["role"]) for x in facts["tensors"]),
         sizes=tuple(facts["sizes"]),
         scalars=tuple(Scalar(name=x["name"], dtype=x["dtype"], op=x["op"], bound=x["bound"] or 0.0) for x in facts["scalars"]),
+        requires=_envelope(results.spec, facts["sizes"]),
         call={v: k for k, v in _ARGUMENTS.items()} if callable_ else {},
         outputs=tuple(n for n in ("Out", "Lse") if n in names) if callable_ else (),
         default_scale=results.spec.default_scale if results.spec else 1.0,

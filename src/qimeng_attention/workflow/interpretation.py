@@ -15,7 +15,9 @@ from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
 from qimeng_attention.tl.types import Checked
 
 
-def interpret_file(text: str, file: str, sizes: dict[str, int], scalars: dict[str, float], seed: int, save: Path | None) -> dict[str, Any]:
+def interpret_file(
+    text: str, file: str, sizes: dict[str, int], scalars: dict[str, float], seed: int, save: Path | None
+) -> dict[str, Any]:
     """Run the first kernel of a TL text on N(0, 1) inputs (zeros for integer tensors) and describe its tensors.
 
     Raises:
@@ -25,9 +27,19 @@ def interpret_file(text: str, file: str, sizes: dict[str, int], scalars: dict[st
     checked = check_text(text, file=file)[0]
     for name in checked.sizes:
         if name not in sizes:
-            raise SpecError(f"size {name} has no value", hint=f"write --sizes {','.join(f'{n}=1' for n in checked.sizes)}", field="sizes", value=name)
+            raise SpecError(
+                f"size {name} has no value",
+                hint=f"write --sizes {','.join(f'{n}=1' for n in checked.sizes)}",
+                field="sizes",
+                value=name,
+            )
         if sizes[name] < 0:
-            raise SpecError(f"size {name} = {sizes[name]} is negative", hint="sizes begin at 0", field="sizes", value=sizes[name])
+            raise SpecError(
+                f"size {name} = {sizes[name]} is negative",
+                hint="sizes begin at 0",
+                field="sizes",
+                value=sizes[name],
+            )
     values = {name: scalars.get(name, 1.0) for name in checked.scalars}
     inputs = _inputs(checked, sizes, seed)
     outputs = interpret(checked, sizes, inputs, values, seed=seed, source=text, file=file)
@@ -50,6 +62,10 @@ def _inputs(checked: Checked, sizes: dict[str, int], seed: int) -> dict[str, Arr
 
 def _described(name: str, values: Array) -> dict[str, Any]:
     finite = values[np.isfinite(values)] if values.size else values
-    number = {"least": float(finite.min()), "greatest": float(finite.max()), "mean": float(finite.mean())} if finite.size else {}
+    number = (
+        {"least": float(finite.min()), "greatest": float(finite.max()), "mean": float(finite.mean())}
+        if finite.size
+        else {}
+    )
     return {"name": name, "shape": list(values.shape), "finite": f"{finite.size} of {values.size}",
             **{k: f"{number[k]:.5g}" if k in number else "" for k in ("least", "greatest", "mean")}}  # fmt: skip

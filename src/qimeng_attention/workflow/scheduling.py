@@ -24,8 +24,18 @@ def schedule_file(text: str, file: str, target: str | None) -> tuple[str, list[d
     differences = []
     for step in steps(program, target=target):
         before, after = (print_program(p).splitlines() for p in (step.before, step.after))
-        changed = [line for line in difflib.unified_diff(before, after, lineterm="", n=0) if not line.startswith(("---", "+++", "@@"))]
-        differences.append({"choice": choice_text(step.choice), "kind": step.rewriting.kind, "difference": "\n".join(changed)})
+        changed = [
+            line
+            for line in difflib.unified_diff(before, after, lineterm="", n=0)
+            if not line.startswith(("---", "+++", "@@"))
+        ]
+        differences.append(
+            {
+                "choice": choice_text(step.choice),
+                "kind": step.rewriting.kind,
+                "difference": "\n".join(changed),
+            }
+        )
         program = step.after
     return print_program(program), differences
 
@@ -45,11 +55,20 @@ def build_file(text: str, path: Path, target: str, arch: str | None) -> Built:
         wanted = named if target == "auto" and named else target
         found, built_for = find_target(wanted, arch)
         t = translate_file(text, str(path), found.name)[0]
-        return build(t.source, name=t.name, arch=built_for, threads=t.threads, shared_bytes=t.shared_bytes, target=found)
+        return build(
+            t.source,
+            name=t.name,
+            arch=built_for,
+            threads=t.threads,
+            shared_bytes=t.shared_bytes,
+            target=found,
+        )
     launch = re.search(LAUNCH_LINE, text)
     name = re.search(r"__launch_bounds__\([^)]*\)\s+(\w+)\(", text)
     if launch is None or name is None:
         raise SpecError(f"{path} does not say how it is launched", hint="keep the line `// launch: 128 threads, 65536 bytes of shared memory, for A100`",
                         field="file", value=str(path))  # fmt: skip
     found, built_for = find_target(launch[3] if target == "auto" else target, arch)
-    return build(text, name=name[1], arch=built_for, threads=int(launch[1]), shared_bytes=int(launch[2]), target=found)
+    return build(
+        text, name=name[1], arch=built_for, threads=int(launch[1]), shared_bytes=int(launch[2]), target=found
+    )

@@ -52,7 +52,13 @@ def find_target(name: str, arch: str | None = None) -> tuple[Target, str]:
     built = arch or target.arch
     known = sorted({targets.get(n).arch for n in targets.names()} | {"sm_80", "sm_86", "sm_89", "sm_90"})
     if built not in known:
-        raise SpecError(f"unknown architecture '{built}'", hint=f"take one of {', '.join(known)}", field="arch", value=built, allowed=known)
+        raise SpecError(
+            f"unknown architecture '{built}'",
+            hint=f"take one of {', '.join(known)}",
+            field="arch",
+            value=built,
+            allowed=known,
+        )
     return target, built
 
 
@@ -69,13 +75,18 @@ def detect() -> Target:
         device.set_current()
         name, capability = device.name, device.compute_capability
     except Exception as error:  # cuda-core raises many kinds where there is no driver
-        raise EnvironmentMissing("no NVIDIA GPU was found", hint="name a target: `--target A100`", cause=type(error).__name__) from None
+        raise EnvironmentMissing(
+            "no NVIDIA GPU was found", hint="name a target: `--target A100`", cause=type(error).__name__
+        ) from None
     for known in targets.names():
         if known.lower() in name.lower().replace(" ", ""):
             return targets.get(known)
     found = targets.for_arch(f"sm_{capability[0]}{capability[1]}")
     if not found:
-        raise EnvironmentMissing(f"{name} (sm_{capability[0]}{capability[1]}) is of no known generation", hint="name a target it is like")
+        raise EnvironmentMissing(
+            f"{name} (sm_{capability[0]}{capability[1]}) is of no known generation",
+            hint="name a target it is like",
+        )
     return found[0]
 
 
@@ -109,5 +120,13 @@ def to_cubin(results: Results, cache: Cache | None = None) -> Results:
     """Compile the CuTe C++."""
     t = results.translation
     assert t is not None
-    built = build(t.source, name=t.name, arch=results.arch, threads=t.threads, shared_bytes=t.shared_bytes, target=results.target, cache=cache)
+    built = build(
+        t.source,
+        name=t.name,
+        arch=results.arch,
+        threads=t.threads,
+        shared_bytes=t.shared_bytes,
+        target=results.target,
+        cache=cache,
+    )
     return replace(results, built=built)

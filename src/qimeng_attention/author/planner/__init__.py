@@ -22,7 +22,17 @@ from qimeng_attention.tl.traverse import expressions
 
 HEAD_DIM_STEP = 64  # rows of shared memory are swizzled over 128 bytes
 MOST_HEAD_DIM = 256
-SPECIAL_FUNCTIONS = {"tanh": 2, "sigmoid": 2, "exp": 1, "exp2": 1, "ln": 1, "log2": 1, "softplus": 2, "sqrt": 1, "rsqrt": 1}
+SPECIAL_FUNCTIONS = {
+    "tanh": 2,
+    "sigmoid": 2,
+    "exp": 1,
+    "exp2": 1,
+    "ln": 1,
+    "log2": 1,
+    "softplus": 2,
+    "sqrt": 1,
+    "rsqrt": 1,
+}
 SHOWN_ALTERNATIVES = 4
 
 
@@ -60,7 +70,12 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
     special = 1 + _special_functions(sketch)
     choices = tilings(target, spec.Dqk, spec.Dv, special)
     if not choices:
-        raise SpecError(f"no tile of head dims {spec.Dqk} and {spec.Dv} fits {target.name}", hint="take a smaller head dim", field="Dqk", value=spec.Dqk)
+        raise SpecError(
+            f"no tile of head dims {spec.Dqk} and {spec.Dv} fits {target.name}",
+            hint="take a smaller head dim",
+            field="Dqk",
+            value=spec.Dqk,
+        )
     best = choices[0]
     reasons = _reasons(spec, target, best, choices, special)
     code = write_code(spec, target, sketch, best, {r.parameter: r.why for r in reasons})
@@ -85,15 +100,30 @@ def _refuse(spec: AttentionSpec, target: Target) -> None:
 
 def _special_functions(sketch: s.Program) -> int:
     """Count the special-function results that score expressions need an element, beside the softmax's one."""
-    scores = [n.value for k in sketch.kernels for loop in k.body if isinstance(loop, s.For) for n in loop.body if isinstance(n, s.Compute)]
-    calls = [e for value in scores for e in expressions(value) if isinstance(e, s.Call) and e.function in FUNCTIONS]
+    scores = [
+        n.value
+        for k in sketch.kernels
+        for loop in k.body
+        if isinstance(loop, s.For)
+        for n in loop.body
+        if isinstance(n, s.Compute)
+    ]
+    calls = [
+        e for value in scores for e in expressions(value) if isinstance(e, s.Call) and e.function in FUNCTIONS
+    ]
     return sum(SPECIAL_FUNCTIONS.get(e.function, 0) for e in calls)
 
 
-def _reasons(spec: AttentionSpec, target: Target, best: Tiling, choices: list[Tiling], special: int) -> list[Reason]:
+def _reasons(
+    spec: AttentionSpec, target: Target, best: Tiling, choices: list[Tiling], special: int
+) -> list[Reason]:
     others = [t for t in choices if t != best][:SHOWN_ALTERNATIVES]
-    runner = f"; next best {others[0].rows} x {others[0].columns} with {others[0].warps} warps: {others[0].clocks_a_key:.0f}" if others else ""
-    tile = (f"{best.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {best.bound}{runner}")
+    runner = (
+        f"; next best {others[0].rows} x {others[0].columns} with {others[0].warps} warps: {others[0].clocks_a_key:.0f}"
+        if others
+        else ""
+    )
+    tile = f"{best.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {best.bound}{runner}"
     warps = (f"{best.rows // best.warps} rows a warp: each fragment of K and V serves {best.rows // best.warps // 16} MMA(s); "
              f"about {best.registers} of {target.max_registers_per_thread} registers")  # fmt: skip
     kilobytes = best.shared_bytes / 1024

@@ -21,7 +21,9 @@ from qimeng_attention.tl.traverse import call, map_blocks, mul, names_in, num, s
 _OPERAND = "P"  # what a result is called once it is an operand
 
 
-def write_code(spec: AttentionSpec, target: Target, sketch: s.Program, tiling: Tiling, why: dict[str, str]) -> s.Program:
+def write_code(
+    spec: AttentionSpec, target: Target, sketch: s.Program, tiling: Tiling, why: dict[str, str]
+) -> s.Program:
     """Write the code of a sketch for one tiling.
 
     Args:
@@ -37,7 +39,7 @@ def write_code(spec: AttentionSpec, target: Target, sketch: s.Program, tiling: T
     body = _reshaped(body, spec)
     shapes = _register_tiles(kernel, spec)
     before = [*frame.body, *[_allocate(name, dims, kernel, sketch) for name, dims in shapes]]
-    if spec.Hq != spec.Hk:
+    if _grouped(spec):
         group = s.Binary("//", s.Name("head"), s.Binary("//", s.Name("Hq"), s.Name("Hk")))
         before.append(s.Let("head_k", group, comment=f"{spec.Hq // spec.Hk} query heads share a key head"))
     made = replace(frame, body=(*before, *body))
@@ -48,23 +50,24 @@ def write_code(spec: AttentionSpec, target: Target, sketch: s.Program, tiling: T
 
 
 def _frame(spec: AttentionSpec, target: Target, t: Tiling, why: dict[str, str]) -> str:
-    free = [n for n in ("B", "Sq", "Sk") if getattr(spec, n) is None]
+    free = [n for n in ("B", "Sq", "Sk") if getattr(spec, n) is None] + ["Hq", *(["Hk"] if _grouped(spec) else [])]
     fixed = [f"{n} = {getattr(spec, n)}" for n in ("B", "Sq", "Sk") if getattr(spec, n) is not None]
-    fixed += [f"Hq = {spec.Hq}", f"Hk = {spec.Hk}", *_head_dims(spec)]
+    fixed += _head_dims(spec)
+    heads_k = "Hk" if _grouped(spec) else "Hq"
     bound = " > 0" if spec.scale_sign == "positive" else ""
     qk, v = _dim(spec, "Dqk"), _dim(spec, "Dv")
     lse = ["Allocate Lse in global (B, Hq, Sq) f32"] if "LSE" in spec.outputs else []
     lines = [
         *[f"# {line}" for line in spec.describe()],
         f"Kernel {spec.kernel_name} for {target.name.lower()}",
-        *([f"Size {', '.join(free)}  # arguments of each call"] if free else []),
+        f"Size {', '.join(free)}  # arguments of each call",
         f"Size {', '.join(fixed)}",
         f"Scalar scale f32{bound}",
         f"Tile BM = {t.rows}, BN = {t.columns}  # {why['tile']}",
         "Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B",
         f"Allocate Q in global (B, Sq, Hq, {qk}) {spec.dtype}",
-        f"Allocate K in global (B, Sk, Hk, {qk}) {spec.dtype}",
-        f"Allocate V in global (B, Sk, Hk, {v}) {spec.dtype}",
+        f"Allocate K in global (B, Sk, {heads_k}, {qk}) {spec.dtype}",
+        f"Allocate V in global (B, Sk, {heads_k}, {v}) {spec.dtype}",
         f"Allocate Out in global (B, Sq, Hq, {v}) {spec.dtype}",
         *lse,
         "Schedule",
@@ -78,6 +81,11 @@ def _frame(spec: AttentionSpec, target: Target, t: Tiling, why: dict[str, str]) 
         "    grid head fastest",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _grouped(spec: AttentionSpec) -> bool:
+    """Tell whether several query heads share a key head; else the key heads are the query heads."""
+    return spec.Hq != spec.Hk
 
 
 def _head_dims(spec: AttentionSpec) -> list[str]:
@@ -103,7 +111,7 @@ def _placed(n: s.Copy, spec: AttentionSpec) -> s.Copy:
     """Give a Copy its shape and coordinate, from the tensor it moves."""
     qk, v = s.Dim(s.Name(_dim(spec, "Dqk"))), s.Dim(s.Name(_dim(spec, "Dv")))
     batch, head = s.Coordinate(s.Name("batch")), s.Coordinate(s.Name("head"))
-    head_k = head if spec.Hq == spec.Hk else s.Coordinate(s.Name("head_k"))
+    head_k = s.Coordinate(s.Name("head_k")) if _grouped(spec) else head
     rows = s.Coordinate(mul(s.Name("block"), s.Name("BM")), "q")
     keys = s.Coordinate(mul(s.Name("i"), s.Name("BN")), "k")
     m, k = s.Dim(s.Name("BM")), s.Dim(s.Name("BN"))
@@ -125,7 +133,9 @@ def _bounds(spec: AttentionSpec, t: Tiling) -> s.Range:
     if condition is None:
         return s.Range(num(0), end)
     origins = {"q": mul(s.Name("block"), s.Name("BM")), "k": mul(s.Name("i"), s.Name("BN"))}
-    stretch = any_true(condition, origins, {"q": t.rows, "k": t.columns}, "i", {"BM": t.rows, "BN": t.columns})
+    stretch = any_true(
+        condition, origins, {"q": t.rows, "k": t.columns}, "i", {"BM": t.rows, "BN": t.columns}
+    )
     start = num(0) if stretch.start is None else call("max", num(0), stretch.start)
     stop = end if stretch.stop is None else call("min", end, stretch.stop)
     return s.Range(start, stop)
@@ -189,5 +199,3 @@ def _neutral(value: s.Expr, name: str) -> s.Expr:
     if isinstance(value, s.Call) and value.function == "min" and s.Name(name) in value.args:
         return s.Name("inf")
     return num(0)
-
-

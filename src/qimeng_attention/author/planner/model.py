@@ -20,7 +20,9 @@ SHARED_BYTES_A_CLOCK = 128  # 32 banks of 4 bytes
 ISSUE_AN_ELEMENT = 4.5  # scale and subtract, max, exponential, sum, half a conversion
 OTHER_REGISTERS = 44  # addresses and temporaries: with it the tiles that ptxas compiled without spills fit, the others do not
 ROW_VECTORS = 4  # m, l, m_new, alpha
-MMA_SHARE_HOPPER = 0.62  # of the tensor rate that mma.sync reaches where wgmma exists (Luo et al. 2024, Dissecting Hopper)
+MMA_SHARE_HOPPER = (
+    0.62  # of the tensor rate that mma.sync reaches where wgmma exists (Luo et al. 2024, Dissecting Hopper)
+)
 THREADS_A_WARP = 32
 WARPS_CHOICES = (4, 8)
 ROWS_CHOICES = (64, 128)
@@ -87,7 +89,9 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[
     return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), -t.columns, t.warps))
 
 
-def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int) -> Tiling | None:
+def _tiling(
+    target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int
+) -> Tiling | None:
     if rows % (16 * warps) or columns % (warps * THREADS_A_WARP // 8):
         return None
     threads = warps * THREADS_A_WARP
@@ -98,7 +102,9 @@ def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: i
     if shared_bytes > target.shared_per_block_bytes:
         return None
     by_shared = target.shared_per_sm_bytes // (shared_bytes + target.shared_reserved_bytes)
-    by_registers = target.registers_per_sm // (threads * min(target.max_registers_per_thread + 1, -(-registers // 8) * 8))
+    by_registers = target.registers_per_sm // (
+        threads * min(target.max_registers_per_thread + 1, -(-registers // 8) * 8)
+    )
     blocks = min(by_shared, by_registers, target.max_threads_per_sm // threads, MOST_BLOCKS)
     if blocks < 1:
         return None

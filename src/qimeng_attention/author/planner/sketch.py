@@ -48,7 +48,12 @@ def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
         e = parse_expression(text)
     except DiagnosticError as error:
         first = error.diagnostics[0]
-        raise SpecError(f"{field} cannot be read at column {first.span.column}: {first.message}", hint=first.hint, field=field, value=text) from None
+        raise SpecError(
+            f"{field} cannot be read at column {first.span.column}: {first.message}",
+            hint=first.hint,
+            field=field,
+            value=text,
+        ) from None
     for name in sorted(names_in(e) - set(known) - set(CONSTANTS)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         raise SpecError(f"{field} reads the unknown name '{name}'", hint=f"did you mean '{near[0]}'?" if near else f"use {', '.join(known)}",
@@ -87,11 +92,15 @@ def compose(spec: AttentionSpec) -> s.Program:
     m = s.Name("m") if written else s.Binary("*", s.Name("m"), s.Name("scale"))
     values: dict[str, s.Expr] = {"visible": mask, "c": factor, "logarithm": s.Binary("+", m, summed)}
     kernel = program.kernels[0]
-    body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, "LSE" in spec.outputs))
+    body = map_blocks(
+        kernel.body, lambda n: _filled_in(n, values, score if written else None, "LSE" in spec.outputs)
+    )
     return replace(program, kernels=(replace(kernel, body=body),))
 
 
-def _filled_in(n: s.Statement, values: Mapping[str, s.Expr], score: s.Expr | None, lse: bool) -> s.Statement | None:
+def _filled_in(
+    n: s.Statement, values: Mapping[str, s.Expr], score: s.Expr | None, lse: bool
+) -> s.Statement | None:
     match n:
         case s.Compute(s.Call("score", _), _):
             return None if score is None else replace(n, value=score)

@@ -315,7 +315,7 @@ def _load(n: s.Copy, t: Strand) -> None:
     tensor = t.machine.checked.tensors[n.name]
     indices, found, origin = resolve(n, tensor, t)
     ends = {p.axis: frozenset((origin[p.axis] + np.flatnonzero(i < 0)).tolist())
-              for p, i in zip(found, indices, strict=True) if p.kind == "axis" and np.any(i < 0)}  # fmt: skip
+            for p, i in zip(found, indices, strict=True) if p.kind == "axis" and np.any(i < 0)}  # fmt: skip
     data = None
     if t.machine.numeric:
         source = t.machine.tensors[n.name]

@@ -6,9 +6,7 @@ asynchronous GEMM) are refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from qimeng_attention.errors import Diagnostic, DiagnosticError
 from qimeng_attention.targets import Target
@@ -17,9 +15,9 @@ from qimeng_attention.tl.statements import TABLE
 from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
 from qimeng_attention.translate.sm80 import compute, control, copy, gemm, kernel, sync
-from qimeng_attention.translate.sm80.context import Lowering, Refused
+from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 
-LOWERINGS: dict[str, Callable[[Any, Lowering], None]] = {
+LOWERINGS: Lowerings = {
     **kernel.LOWERINGS, **copy.LOWERINGS, **gemm.LOWERINGS, **compute.LOWERINGS, **control.LOWERINGS, **sync.LOWERINGS,
 }  # fmt: skip
 
@@ -44,7 +42,14 @@ def emit(checked: Checked, target: Target, digest: str, text: str) -> Emitted:
     for n in statements(checked.kernel.body):
         rule = TABLE[type(n)]
         if rule.name not in LOWERINGS:
-            findings.append(Diagnostic("TL701", f"{target.arch} has no lowering of `{rule.name}` here", f"remove it, or name a target whose generation has one: {rule.doc}", n.span))
+            findings.append(
+                Diagnostic(
+                    "TL701",
+                    f"{target.arch} has no lowering of `{rule.name}` here",
+                    f"remove it, or name a target whose generation has one: {rule.doc}",
+                    n.span,
+                )
+            )
     if not findings:
         try:
             kernel.emit(low, digest)

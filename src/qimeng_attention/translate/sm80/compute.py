@@ -11,7 +11,7 @@ from qimeng_attention.tl.traverse import expressions, map_expressions, names_in
 from qimeng_attention.tl.types import TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.expressions import Cpp
-from qimeng_attention.translate.sm80.context import FUNCTIONS, INTERNAL, Lowering, Refused
+from qimeng_attention.translate.sm80.context import FUNCTIONS, INTERNAL, Lowering, Lowerings, Refused
 
 _START = {"RowMax": "tl::negative_infinity()", "RowSum": "0.0f", "LaneSum": "0.0f"}
 
@@ -19,7 +19,9 @@ _START = {"RowMax": "tl::negative_infinity()", "RowSum": "0.0f", "LaneSum": "0.0
 class _Element:
     """How tiles and indices are called at one element (r, c) of the statement's loops."""
 
-    def __init__(self, low: Lowering, n: s.Statement, tiles: set[str], rows: str | None, columns: str | None) -> None:
+    def __init__(
+        self, low: Lowering, n: s.Statement, tiles: set[str], rows: str | None, columns: str | None
+    ) -> None:
         self.low, self.n, self.rows, self.columns = low, n, rows, columns
         self.tiles = {t for t in tiles if t in low.checked.tiles}
 
@@ -27,7 +29,9 @@ class _Element:
         kind, register = self.low.checked.tiles[name], names.register(name)
         if len(kind.axes) == 2 and kind.axis_names[1] != LANE:
             if self.rows is None or self.columns is None:
-                raise Refused(self.n, f"{name} has columns, the result has none", "reduce it with RowMax or RowSum")
+                raise Refused(
+                    self.n, f"{name} has columns, the result has none", "reduce it with RowMax or RowSum"
+                )
             return f"{register}({self.rows}, {self.columns})"
         if kind.axes[0].name == self.low.row_axis:
             return f"{register}({self.rows})"
@@ -60,11 +64,19 @@ def _used_axes(e: object, low: Lowering, tiles: set[str]) -> list[tuple[str, boo
 def _index_line(low: Lowering, n: s.Statement, tiles: set[str], axis: str, along_rows: bool) -> str:
     start = low.integer(_origin(low, n, tiles, axis), n)
     if along_rows:
-        some = next(t for t in sorted(tiles) if t in low.checked.tiles and low.checked.tiles[t].axes[0].name == low.row_axis)
+        some = next(
+            t
+            for t in sorted(tiles)
+            if t in low.checked.tiles and low.checked.tiles[t].axes[0].name == low.row_axis
+        )
         at = f"tl::tile_row<{low.warp_rows(low.checked.tiles[some], n)}>(r)"
     else:
         at = "tl::tile_col(c)"
-    return f"int const {names.variable(axis)} = {start} + {at};" if start != "0" else f"int const {names.variable(axis)} = {at};"
+    return (
+        f"int const {names.variable(axis)} = {start} + {at};"
+        if start != "0"
+        else f"int const {names.variable(axis)} = {at};"
+    )
 
 
 def _compute(n: s.Compute, low: Lowering) -> None:
@@ -78,7 +90,9 @@ def _compute(n: s.Compute, low: Lowering) -> None:
         if has_rows:
             _open(stack, low, f"for (int r = 0; r < {names.register(n.out)}.kR; ++r)")
             _index_lines(low, n, tiles, [u for u in used if u[1]])
-        found = {e: _reduce(e, number, n, low) for number, e in enumerate(dict.fromkeys(reductions))}
+        found: dict[s.Expr, str] = {
+            e: _reduce(e, number, n, low) for number, e in enumerate(dict.fromkeys(reductions))
+        }
         meaning = _without_division(n.value, low)
         if has_columns:
             found |= _hoist(meaning, n, low, found, has_rows)
@@ -105,9 +119,14 @@ def _floating(e: s.Expr, low: Lowering) -> s.Expr:
     return s.Num(float(e.value)) if isinstance(e, s.Num) else e
 
 
-def _hoist(e: s.Expr, n: s.Compute, low: Lowering, known: dict[s.Expr, str], has_rows: bool) -> dict[s.Expr, str]:
+def _hoist(
+    e: s.Expr, n: s.Compute, low: Lowering, known: dict[s.Expr, str], has_rows: bool
+) -> dict[s.Expr, str]:
     """Compute what is the same for all columns before the loop over them."""
-    columns = {a.name for t in low.checked.tiles.values() if t.space == "register" for a in t.axes} - {low.row_axis, LANE}
+    columns = {a.name for t in low.checked.tiles.values() if t.space == "register" for a in t.axes} - {
+        low.row_axis,
+        LANE,
+    }
     columns -= set(low.checked.fixed) | set(low.checked.sizes)
     found: dict[s.Expr, str] = {}
     element = _Element(low, n, names_in(e) | {n.out}, "r" if has_rows else None, None)
@@ -115,13 +134,23 @@ def _hoist(e: s.Expr, n: s.Compute, low: Lowering, known: dict[s.Expr, str], has
     def wide(x: s.Expr) -> bool:
         read = names_in(x)
         tiles = {t for t in read if t in low.checked.tiles}
-        return bool(read & columns) or any(_columns(t, low) == 2 or low.checked.tiles[t].axes[0].name != low.row_axis for t in tiles)
+        return bool(read & columns) or any(
+            _columns(t, low) == 2 or low.checked.tiles[t].axes[0].name != low.row_axis for t in tiles
+        )
 
     def visit(x: s.Expr) -> None:
         if x in known or x in found or isinstance(x, s.Num | s.Name | s.Index | s.Scan):
             return
-        cpp = Cpp(low.checked, FUNCTIONS | INTERNAL, element.tile, _variables(element.indices()), known | found)
-        if not wide(x) and isinstance(x, s.Binary | s.Call | s.Unary) and not cpp.is_int(x) and not _is_condition(x) and names_in(x) - {"inf"}:
+        cpp = Cpp(
+            low.checked, FUNCTIONS | INTERNAL, element.tile, _variables(element.indices()), known | found
+        )
+        if (
+            not wide(x)
+            and isinstance(x, s.Binary | s.Call | s.Unary)
+            and not cpp.is_int(x)
+            and not _is_condition(x)
+            and names_in(x) - {"inf"}
+        ):
             name = f"row_{len(found)}" if names_in(x) & set(low.checked.tiles) else f"factor_{len(found)}"
             low.out.line(f"float const {name} = {low.expression(cpp, x, n)};")
             found[x] = name
@@ -134,7 +163,11 @@ def _hoist(e: s.Expr, n: s.Compute, low: Lowering, known: dict[s.Expr, str], has
 
 
 def _is_condition(e: s.Expr) -> bool:
-    return isinstance(e, s.Compare) or (isinstance(e, s.Binary) and e.op in ("and", "or")) or (isinstance(e, s.Unary) and e.op == "not")
+    return (
+        isinstance(e, s.Compare)
+        or (isinstance(e, s.Binary) and e.op in ("and", "or"))
+        or (isinstance(e, s.Unary) and e.op == "not")
+    )
 
 
 def _children(e: s.Expr) -> tuple[s.Expr, ...]:
@@ -149,7 +182,13 @@ def _children(e: s.Expr) -> tuple[s.Expr, ...]:
 
 
 def _as_float(cpp: Cpp, e: s.Expr, text: str) -> str:
-    return f"float({text})" if cpp.is_int(e) and not isinstance(e, s.Num) else f"{text}.0f" if isinstance(e, s.Num) and isinstance(e.value, int) else text
+    return (
+        f"float({text})"
+        if cpp.is_int(e) and not isinstance(e, s.Num)
+        else f"{text}.0f"
+        if isinstance(e, s.Num) and isinstance(e.value, int)
+        else text
+    )
 
 
 def _variables(axes: dict[str, str]) -> dict[str, str]:
@@ -196,7 +235,9 @@ def _reduce_expression(e: s.Call, name: str, n: s.Compute, low: Lowering) -> str
         element = _Element(low, n, tiles, "r", "c")
         cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()))
         value = low.expression(cpp, inside, n)
-        low.out.line(f"{name} = tl::max({name}, {value});" if e.function == "RowMax" else f"{name} += {value};")
+        low.out.line(
+            f"{name} = tl::max({name}, {value});" if e.function == "RowMax" else f"{name} += {value};"
+        )
     return name if e.function == "LaneSum" else f"{FUNCTIONS[e.function]}({name})"
 
 
@@ -218,4 +259,4 @@ def _mask(n: s.Mask, low: Lowering) -> None:
         low.out.line(f"{element.tile(n.tile)} = {condition} ? {element.tile(n.tile)} : {fill};")
 
 
-LOWERINGS = {"Compute": _compute, "Mask": _mask}
+LOWERINGS: Lowerings = {"Compute": _compute, "Mask": _mask}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 from qimeng_attention.errors import Diagnostic, Span
 from qimeng_attention.targets import Target
@@ -40,7 +41,9 @@ class Refused(Exception):
 class Lowering:
     """The state of one emission."""
 
-    def __init__(self, checked: Checked, target: Target, lower: Callable[[s.Statement, Lowering], None]) -> None:
+    def __init__(
+        self, checked: Checked, target: Target, lower: Callable[[s.Statement, Lowering], None]
+    ) -> None:
         self.checked, self.target, self._lower = checked, target, lower
         self.out = Writer()
         self.threads = checked.warps * THREADS_A_WARP
@@ -51,7 +54,9 @@ class Lowering:
         self.views: dict[tuple[object, ...], str] = {}  # a tensor at fixed indices: the name of its pointer
 
     # -------------------------------------------------------------- statements
-    def body(self, body: tuple[s.Statement, ...], before: Callable[[s.Statement, Lowering], None] | None = None) -> None:
+    def body(
+        self, body: tuple[s.Statement, ...], before: Callable[[s.Statement, Lowering], None] | None = None
+    ) -> None:
         """Emit statements, each under the mark of its line; a tile is declared where its uses begin."""
         for position, n in enumerate(body):
             if before is not None:
@@ -71,7 +76,9 @@ class Lowering:
         tiles = {n for n in here if n in self.checked.tiles and self.checked.tiles[n].space == "register"}
         return sorted(n for n in tiles if self._belongs(n, body, position, touched))
 
-    def _belongs(self, name: str, body: tuple[s.Statement, ...], position: int, touched: list[set[str]]) -> bool:
+    def _belongs(
+        self, name: str, body: tuple[s.Statement, ...], position: int, touched: list[set[str]]
+    ) -> bool:
         """A tile used by one block only is declared inside of it; one used by several statements here, here."""
         n = body[position]
         single = sum(name in t for t in touched) == 1
@@ -91,9 +98,17 @@ class Lowering:
         """Give the rows of a register tile that one warp owns."""
         rows = tile.axes[0]
         if rows.name != self.row_axis:
-            raise Refused(n, f"the rows of {tile.name} run along {rows.name}, the warps divide {self.row_axis}", "let all accumulators have the same rows")
+            raise Refused(
+                n,
+                f"the rows of {tile.name} run along {rows.name}, the warps divide {self.row_axis}",
+                "let all accumulators have the same rows",
+            )
         if rows.size % (self.checked.warps * ROWS_A_FRAGMENT):
-            raise Refused(n, f"{rows.size} rows do not divide into {self.checked.warps} warps of a multiple of {ROWS_A_FRAGMENT} rows", "take fewer warps, or a taller tile")
+            raise Refused(
+                n,
+                f"{rows.size} rows do not divide into {self.checked.warps} warps of a multiple of {ROWS_A_FRAGMENT} rows",
+                "take fewer warps, or a taller tile",
+            )
         return rows.size // self.checked.warps
 
     def register_type(self, name: str, n: s.Statement) -> str:
@@ -106,7 +121,9 @@ class Lowering:
             return f"tl::RowVector<{rows}>"
         columns = tile.axes[1].size
         if columns % ROWS_A_FRAGMENT:
-            raise Refused(n, f"{columns} columns of {name} are no multiple of {ROWS_A_FRAGMENT}", "take a wider tile")
+            raise Refused(
+                n, f"{columns} columns of {name} are no multiple of {ROWS_A_FRAGMENT}", "take a wider tile"
+            )
         if tile.role == "MMA_A":
             return f"tl::Operand<{names.ELEMENTS[tile.dtype]}, {rows}, {columns}>"
         return f"tl::Accumulator<{rows}, {columns}>"
@@ -147,13 +164,18 @@ class Lowering:
         try:
             return cpp(e)
         except NoLowering as missing:
-            raise Refused(n, f"{self.target.arch} has no lowering of {missing} here", "write it with other functions") from None
+            raise Refused(
+                n, f"{self.target.arch} has no lowering of {missing} here", "write it with other functions"
+            ) from None
 
     def shared_at(self, name: str, slot: s.Expr | None, n: s.Statement) -> str:
         """Name a stage of a shared tile."""
         if slot is None:
             return names.shared(name)
         return f"tl::stage({names.shared(name)}, {self.integer(slot, n)})"
+
+
+Lowerings = dict[str, Callable[[Any, Lowering], None]]
 
 
 def _touched(n: s.Statement) -> set[str]:

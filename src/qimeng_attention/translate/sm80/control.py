@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.translate import names
-from qimeng_attention.translate.sm80.context import Lowering, Refused
+from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 
 
 def _for(n: s.For, low: Lowering) -> None:
@@ -17,7 +17,11 @@ def _for(n: s.For, low: Lowering) -> None:
     before = set(low.declared)
     if len(ends) == 1:
         start, stop = ends[0]
-        head = f"for (int {var} = {stop} - 1; {var} >= {start}; --{var})" if n.down else f"for (int {var} = {start}; {var} < {stop}; ++{var})"
+        head = (
+            f"for (int {var} = {stop} - 1; {var} >= {start}; --{var})"
+            if n.down
+            else f"for (int {var} = {start}; {var} < {stop}; ++{var})"
+        )
         with out.block(head):
             low.body(n.body)
     else:
@@ -53,4 +57,4 @@ def _if(n: s.If, low: Lowering) -> None:
         low.declared = before
 
 
-LOWERINGS = {"for": _for, "if": _if}
+LOWERINGS: Lowerings = {"for": _for, "if": _if}

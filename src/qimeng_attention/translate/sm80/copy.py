@@ -11,7 +11,7 @@ from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.traverse import names_in, num, statements, sub
 from qimeng_attention.tl.types import TensorType
 from qimeng_attention.translate import names
-from qimeng_attention.translate.sm80.context import Lowering, Refused
+from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,21 @@ def _access(n: s.Copy, low: Lowering, vector: bool) -> _Access:
     found = places(n, [integer(d.size, low.checked.fixed) for d in n.dims], tensor.axis_names)
     moving = [(d, p) for d, p in enumerate(found) if p.kind != "index"]
     if any(p.at is not None for _, p in moving):
-        raise Refused(n, "this generation's lowering has no copy through an index tensor (`at`)", "give each tile a plain coordinate")
-    if not vector and (len(moving) != 2 or moving[1][0] != len(tensor.dims) - 1 or not _columns_exist(moving[1][1], tensor, low)):
-        raise Refused(n, f"the columns of the tile must run along the last dimension of {tensor.name}, and divide it", "take tiles that divide the last dimension, or tile the rows only")
+        raise Refused(
+            n,
+            "this generation's lowering has no copy through an index tensor (`at`)",
+            "give each tile a plain coordinate",
+        )
+    if not vector and (
+        len(moving) != 2
+        or moving[1][0] != len(tensor.dims) - 1
+        or not _columns_exist(moving[1][1], tensor, low)
+    ):
+        raise Refused(
+            n,
+            f"the columns of the tile must run along the last dimension of {tensor.name}, and divide it",
+            "take tiles that divide the last dimension, or tile the rows only",
+        )
     row, place = moving[0]
     base = low.views.get(view_key(tensor.name, found)) or _pointer(tensor, found, n, low)
     offset = _term(tensor, row, place, n, low)
@@ -43,7 +55,9 @@ def _access(n: s.Copy, low: Lowering, vector: bool) -> _Access:
     first = "0" if nonnegative(place.start, low) else low.integer(sub(num(0), place.start), n)
     columns = "" if vector else _term(tensor, *moving[1], n, low)
     pointer = " + ".join(x for x in (base, offset, columns) if x)
-    return _Access(pointer, "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row), first, rows)
+    return _Access(
+        pointer, "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row), first, rows
+    )
 
 
 def _columns_exist(columns: Place, tensor: TensorType, low: Lowering) -> bool:
@@ -54,8 +68,17 @@ def _columns_exist(columns: Place, tensor: TensorType, low: Lowering) -> bool:
         extent = integer(tensor.dims[-1], low.checked.fixed)
     except (KeyError, ValueError):
         return False
-    stepped = isinstance(columns.start, s.Binary) and columns.start.op == "*" and _is_extent(columns.start.right, columns.size, low)
-    return extent % columns.size == 0 and columns.stop is None and (stepped or columns.start == s.Num(0)) and nonnegative(columns.start, low)
+    stepped = (
+        isinstance(columns.start, s.Binary)
+        and columns.start.op == "*"
+        and _is_extent(columns.start.right, columns.size, low)
+    )
+    return (
+        extent % columns.size == 0
+        and columns.stop is None
+        and (stepped or columns.start == s.Num(0))
+        and nonnegative(columns.start, low)
+    )
 
 
 def _is_extent(e: s.Expr, size: int, low: Lowering) -> bool:
@@ -111,7 +134,9 @@ def declare_views(n: s.Statement, low: Lowering) -> None:
         number = sum(k[0] == tensor.name and "rows" not in k for k in low.views)
         name = f"{names.tensor(tensor.name)}_at" + (f"_{number}" if number else "")
         constant = " const" if tensor.name not in low.checked.outputs else ""
-        low.out.line(f"{names.ELEMENTS[tensor.dtype]}{constant}* const {name} = {_pointer(tensor, found, copy, low)};")
+        low.out.line(
+            f"{names.ELEMENTS[tensor.dtype]}{constant}* const {name} = {_pointer(tensor, found, copy, low)};"
+        )
         rows = _rows(tensor, found, copy, low)
         if "?" in rows:
             low.out.line(f"int const {name}_rows = {rows};")
@@ -121,7 +146,9 @@ def declare_views(n: s.Statement, low: Lowering) -> None:
 
 def _within(index: s.Expr, dim: s.Expr, low: Lowering) -> bool:
     """Tell whether an index is one of the grid that runs over just this dimension."""
-    return any(index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in low.checked.grid.dims)
+    return any(
+        index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in low.checked.grid.dims
+    )
 
 
 def nonnegative(e: s.Expr, low: Lowering) -> bool:
@@ -156,7 +183,11 @@ def _nonnegative_name(name: str, low: Lowering) -> bool:
 
 def _copy(n: s.Copy, low: Lowering) -> None:
     if n.signals is not None or n.accumulate:
-        raise Refused(n, f"{low.target.arch} has no copy that signals a ring or accumulates here", "use `async` with Commit and Wait copies")
+        raise Refused(
+            n,
+            f"{low.target.arch} has no copy that signals a ring or accumulates here",
+            "use `async` with Commit and Wait copies",
+        )
     if n.source == "global":
         _load(n, low)
     elif n.target == "global":
@@ -164,28 +195,42 @@ def _copy(n: s.Copy, low: Lowering) -> None:
     elif n.source == "register":
         low.out.line(f"tl::stage_rows({low.shared_at(copy_target(n), n.slot, n)}, {names.register(n.name)});")
     else:
-        low.out.line(f"tl::load_operand({names.register(copy_target(n))}, {low.shared_at(n.name, n.slot, n)});")
+        low.out.line(
+            f"tl::load_operand({names.register(copy_target(n))}, {low.shared_at(n.name, n.slot, n)});"
+        )
 
 
 def _load(n: s.Copy, low: Lowering) -> None:
     tile = low.checked.tiles[copy_target(n)]
     if n.target == "register":
         if len(tile.axes) != 1:
-            raise Refused(n, f"{tile.name} {tile.describe()} would go from global memory straight to registers", "copy matrices to shared memory")
+            raise Refused(
+                n,
+                f"{tile.name} {tile.describe()} would go from global memory straight to registers",
+                "copy matrices to shared memory",
+            )
         a = _access(n, low, vector=True)
         function = "load_rows" if tile.axes[0].name == low.row_axis else "load_columns"
-        low.out.line(f"tl::{function}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+        low.out.line(
+            f"tl::{function}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});"
+        )
         return
     a = _access(n, low, vector=False)
     if tile.axes[0].size % (low.threads // 8):
-        raise Refused(n, f"{tile.axes[0].size} rows of {tile.name} do not divide among {low.threads} threads", "take fewer warps, or a taller tile")
+        raise Refused(
+            n,
+            f"{tile.axes[0].size} rows of {tile.name} do not divide among {low.threads} threads",
+            "take fewer warps, or a taller tile",
+        )
     where = low.shared_at(tile.name, n.slot, n)
     if not n.asynchronous:
         low.out.line(f"tl::copy<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
     elif a.first == "0":
         low.out.line(f"tl::copy_async_bounded<kThreads>({where}, {a.pointer}, {a.stride}, {a.rows});")
     else:
-        low.out.line(f"tl::copy_async_between<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+        low.out.line(
+            f"tl::copy_async_between<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});"
+        )
 
 
 def _store(n: s.Copy, low: Lowering) -> None:
@@ -193,14 +238,20 @@ def _store(n: s.Copy, low: Lowering) -> None:
     vector = len(tile.axes) == 1
     a = _access(n, low, vector=vector)
     if a.first != "0":
-        raise Refused(n, "a store may begin before the tensor's first row", "begin at a coordinate that is never negative")
+        raise Refused(
+            n,
+            "a store may begin before the tensor's first row",
+            "begin at a coordinate that is never negative",
+        )
     if vector:
         low.out.line(f"tl::store_vector({a.pointer}, {a.stride}, {names.register(n.name)}, {a.rows});")
     elif n.source == "shared":
-        low.out.line(f"tl::store_tile<kThreads>({a.pointer}, {a.stride}, {low.shared_at(n.name, n.slot, n)}, {a.rows});")
+        low.out.line(
+            f"tl::store_tile<kThreads>({a.pointer}, {a.stride}, {low.shared_at(n.name, n.slot, n)}, {a.rows});"
+        )
     else:
         function = "store_float" if BYTES[tensor.dtype] == 4 else "store_direct"
         low.out.line(f"tl::{function}({a.pointer}, {a.stride}, {names.register(n.name)}, {a.rows});")
 
 
-LOWERINGS = {"Copy": _copy}
+LOWERINGS: Lowerings = {"Copy": _copy}
