@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that tests may import helpers that lie beside them
+sys.path.insert(0, str(Path(__file__).parent))  # tests may import helpers that lie in folders beside them
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

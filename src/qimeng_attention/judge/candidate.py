@@ -117,7 +117,8 @@ class Interpreted:
         self.kernels = tuple(kernels)
         self.name = kernels[0].kernel.name
         self.digest = digest_of(kernels)
-        self.any_heads = all({"Hq", "Hk"} <= set(k.sizes) for k in kernels)
+        one = spec.Hq == spec.Hk  # a kernel for as many key heads as query heads may know but one size
+        self.any_heads = all("Hq" in k.sizes and ("Hk" in k.sizes or (one and "Hk" not in k.fixed)) for k in kernels)
         self._runs = 0
         _check_names(self.kernels, spec)
         _check_sizes(self.kernels, spec)
@@ -204,7 +205,7 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
             tensor = kernel.tensors.get(name)
             if (
                 tensor is not None
-                and tuple(integer(d, {**kernel.fixed, **sizes_of(call)}) for d in tensor.dims) != shape
+                and tuple(integer(d, {**sizes_of(call), **kernel.fixed}) for d in tensor.dims) != shape
             ):
                 raise JudgeError(
                     f"{name} is not declared as {DIMS[name]} with the spec's sizes",

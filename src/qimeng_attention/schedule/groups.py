@@ -20,6 +20,8 @@ from qimeng_attention.tl.evaluate import boolean
 from qimeng_attention.tl.traverse import map_blocks, names_in, statements
 
 _ROUNDS = (0, 1, 2, 9)  # iterations tried of each loop; nine is one more than the most stages of a ring
+_MOST_PADS = 6  # empty groups
+_PAD = "an empty group: the first iterations count like the others"
 _MOST_LOOPS = 3  # whose iterations are tried in every combination
 
 Body = tuple[s.Statement, ...]
@@ -44,12 +46,15 @@ class Tiles:
 
 def grouped(body: Body, tiles: Tiles) -> Body:
     """Close each run of asynchronous copies with Commit and put the counts into the open Waits."""
-    body = _committed(body)
-    counts = _counts(body, tiles)
+    body, counts = _padded(_committed(body), tiles)
+    for number in list(counts):  # a Wait may do what another was put in for
+        fewer = {n: c for n, c in counts.items() if n != number}
+        if not any(_Play(tiles, rounds, fewer).misses(body) for rounds in _combinations(body)):
+            counts = fewer
     awaited = [_Play(tiles, rounds, counts).over(body) for rounds in _combinations(body)]
     for n in [n for n in statements(body) if isinstance(n, s.Commit)]:
         without = map_blocks(body, lambda x, n=n: None if x is n else x)  # type: ignore[misc]
-        fewer = _counts(without, tiles)
+        fewer = {n: c for n, c in _counts(without, tiles).items() if n in counts}
         if [_Play(tiles, rounds, fewer).over(without) for rounds in _combinations(without)] == awaited:
             body, counts = without, fewer
 
@@ -85,6 +90,24 @@ def _committed(body: Body) -> Body:
 
 
 # ------------------------------------------------------------------ Waits
+
+
+def _padded(body: Body, tiles: Tiles) -> tuple[Body, dict[int, int]]:
+    """Put empty groups before the first loop where its first iterations would else have to wait longer than the others.
+
+    What stands before a loop lies in few groups: a count that is right for the first iteration is too strict later.
+    """
+    best, counts = body, _counts(body, tiles)
+    first = next((i for i, n in enumerate(body) if isinstance(n, s.For)), None)
+    if first is None or not any(isinstance(n, s.Commit) for n in body[:first]):
+        return best, counts
+    for number in range(1, _MOST_PADS + 1):
+        pads = [replace(s.Commit(), comment=_PAD)] * number
+        tried = (*body[:first], *pads, *body[first:])
+        found = _counts(tried, tiles)
+        if sum(found.values()) > sum(counts.values()):
+            best, counts = tried, found
+    return best, counts
 
 
 def _counts(body: Body, tiles: Tiles) -> dict[int, int]:
@@ -141,6 +164,7 @@ class _Play:
     fills: dict[str, list[int]] = field(default_factory=dict)  # tile: the groups of its fills
     visits: list[tuple[int, int, int]] = field(default_factory=list)  # Wait, groups closed then, newest group needed
     done: int = 0  # groups waited for
+    missed: bool = False  # a reader's copy was not waited for
     awaited: list[int] = field(default_factory=list)  # copies waited for, after each Wait
     left: dict[int, int] = field(default_factory=dict)  # loop: its iterations
     ints: dict[str, int] = field(default_factory=dict)  # ends of loops and their variables, where known
@@ -154,6 +178,11 @@ class _Play:
                 self.ints[n.ranges[0].stop.id] = self.left[id(n)]
         self.body(body, {})
         return self.awaited
+
+    def misses(self, body: Body) -> bool:
+        """Tell whether some reader comes before a Wait for its copy."""
+        self.over(body)
+        return self.missed
 
     def body(self, body: Body, turn: dict[str, int]) -> None:
         for n in body:
@@ -199,6 +228,7 @@ class _Play:
         for tile in tiles & self.fills.keys():
             groups = self.fills[tile]
             needed = groups[min(turn.get(tile, len(groups)), len(groups) - 1)]
+            self.missed = self.missed or needed >= self.done
             if self.visits and needed > self.visits[-1][2]:
                 self.visits[-1] = (*self.visits[-1][:2], needed)
 

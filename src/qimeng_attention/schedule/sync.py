@@ -76,6 +76,7 @@ class _Straight:
         self.fresh: set[str] = set()  # filled, not yet seen by all
         self.read: set[str] = set()  # read since the last barrier
         self.points = 0
+        self.only_if: dict[str, s.Expr] = {}  # tile: it is filled only if something is less than this
 
     def block(self, body: tuple[s.Statement, ...]) -> tuple[s.Statement, ...]:
         """Put waits and barriers into statements and the blocks below them."""
@@ -95,6 +96,10 @@ class _Straight:
         before: list[s.Statement] = []
         if seen & self.fresh or (filled | under) & (self.read | (self.fresh if under else set())):
             before = self._point()
+        for tile in filled:
+            self.only_if.pop(tile, None)
+            if isinstance(n, s.If) and (limit := _limit(n)) is not None:
+                self.only_if[tile] = limit
         self.fresh |= filled
         self.read |= seen
         return [*before, n]
@@ -123,9 +128,12 @@ class _Straight:
         late = bool(waiting) and not any(p <= waiting[0] for p in points)  # no point of the loop serves the first reader
         before_loop = self._point() if late else []
         made = self._with_points(loop, region, points)
-        behind = region[max(points) :] if points else region  # behind the last point of the last iteration, if there was one
+        last = loop.ranges[-1].stop if loop.ranges else None
+        if last is not None:  # without iterations there was no copy ahead of them either
+            self.fresh = {tile for tile in self.fresh if self.only_if.get(tile) != last}
+        behind = region[max(points) :] if points else region  # behind the last point
         self.read |= set().union(*[reads(x, self.shared) for x in behind])
-        self.fresh |= set().union(*[fills(x, self.shared) for x in behind if not _is_ahead(x, loop)])
+        self.fresh |= set().union(*[fills(x, self.shared) for x in behind if not isinstance(x, s.If) or _limit(x) != last])
         return [*before_loop, made]
 
     def _with_points(self, loop: s.For, region: tuple[s.Statement, ...], points: list[int]) -> s.For:
@@ -163,10 +171,12 @@ def _around(loop: s.For) -> s.If | None:
     return only if isinstance(only, s.If) and not only.orelse and loop.body[-1] is only else None
 
 
-def _is_ahead(n: s.Statement, loop: s.For) -> bool:
-    """Tell whether a statement is the copy for a later iteration, which does not run in the last one."""
-    last = loop.ranges[-1].stop if loop.ranges else None
-    return isinstance(n, s.If) and isinstance(n.condition, s.Compare) and n.condition.ops == ("<",) and n.condition.operands[1] == last
+def _limit(n: s.If) -> s.Expr | None:
+    """Give b of `if a < b`, as it stands around the copy for another iteration: that one runs before b only."""
+    match n.condition:
+        case s.Compare((_, limit), ("<",)) if not n.orelse:
+            return limit
+    return None
 
 
 def _in_rounds(loop: s.For, shared: Shared) -> bool:

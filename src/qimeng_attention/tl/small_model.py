@@ -15,7 +15,7 @@ from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.types import Checked
 
 
-def small_sizes(checked: Checked, limit: int = 24) -> list[dict[str, int]]:
+def small_sizes(checked: Checked, limit: int = 36) -> list[dict[str, int]]:
     """Choose run-time sizes to run a program on: each size around the tile that divides it, the others 1.
 
     Args:
@@ -24,9 +24,13 @@ def small_sizes(checked: Checked, limit: int = 24) -> list[dict[str, int]]:
     """
     tiles = _tile_of_size(checked)
     sequence = [name for name in checked.sizes if name in tiles]
-    around = {
-        name: sorted({0, 1, tiles[name] - 1, tiles[name] + 1, 2 * tiles[name] + 1}) for name in sequence
-    }
+    stages = max((t.stages for t in checked.tiles.values()), default=1)
+    around = {}
+    for name in sequence:
+        size = tiles[name]
+        around[name] = sorted({0, 1, size - 1, size + 1, 2 * size + 1})
+        if stages > 1:  # a ring shows its faults when it has gone round
+            around[name].append((stages + 2) * size + 1)
     rest = {name: 1 for name in checked.sizes if name not in tiles}
     numbers: Sequence[int]
     total = prod(len(values) for values in around.values())

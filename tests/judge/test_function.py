@@ -1,0 +1,170 @@
+"""Operators without a spec: a person's TL against a person's NumPy function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from judge.programs import CODE, TANH_MEAN, edit
+
+from qimeng_attention.errors import JudgeError
+from qimeng_attention.judge import Verdict, judge_function, load_function
+from qimeng_attention.tl.checker import check_text
+from qimeng_attention.tl.numerics import Array
+
+SIZES = [{"B": 2, "Sq": 65, "Sk": 129, "Hq": 4, "Hk": 2}, {"B": 1, "Sq": 70, "Sk": 3, "Hq": 2, "Hk": 1}]
+PROGRAM = check_text(TANH_MEAN)[0]
+
+
+def tanh_mean(Q: Array, K: Array, V: Array, scale: float) -> Array:
+    """Weights are tanh(score), averaged over the visible keys."""
+    (_, rows, heads, _), (keys, key_heads) = Q.shape, K.shape[1:3]
+    k, v = (np.repeat(a, heads // key_heads, axis=2) for a in (K, V))
+    seen = np.arange(keys)[None, :] <= np.arange(rows)[:, None] + keys - rows
+    weights = np.where(seen, np.tanh(scale * np.einsum("bqhd,bkhd->bhqk", Q, k)), 0)
+    return np.einsum("bhqk,bkhd->bqhd", weights / np.maximum(1, seen.sum(axis=1, keepdims=True)), v)
+
+
+def judged(text: str, function: Any = tanh_mean) -> Verdict:
+    return judge_function(check_text(text)[0], function, seed=3, sizes=SIZES)
+
+
+def test_a_new_operator_comes_to_a_verdict() -> None:
+    verdict = judge_function(PROGRAM, tanh_mean, seed=3)
+
+    assert verdict.verdict == "accepted", verdict.reason
+    assert len({c.case for c in verdict.checks}) >= 20
+    assert {c.name for c in verdict.clauses} == {f"the outputs depend on {n}" for n in "QKV"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Compute tanh(S * scale)", "Compute tanh(S * scale * 1.05)"),
+        ("Compute tanh(S * scale)", "Compute sigmoid(S * scale)"),
+        ("O / n)", "O / (n + 1))"),
+        ("k = i * BN, head // (Hq // Hk)]", "k = i * BN, head % Hk]"),
+        ("where(n == 0, 0, O / n)", "O / n"),
+        ("Mask C where k <= q + Sk - Sq and", "Mask C where k < q + Sk - Sq and"),
+    ],
+)
+def test_a_wrong_program_is_rejected(old: str, new: str) -> None:
+    assert judged(edit(TANH_MEAN, (old, new))).verdict == "rejected"
+
+
+def test_a_program_that_faults_is_rejected_with_its_diagnostic() -> None:
+    verdict = judged(edit(TANH_MEAN, ("where(n == 0, 0, O / n)", "O / max(1, q + Sk - Sq + 1)")))
+
+    assert verdict.verdict == "rejected"
+    assert verdict.worst is not None
+    assert verdict.worst.diagnostics
+
+
+def test_outputs_may_come_by_name_with_magnitudes() -> None:
+    def full(Q: Array, K: Array, V: Array, scale: float, Hq: int, Hk: int, **_: Any) -> dict[str, Array]:
+        k, v = (np.repeat(a, Hq // Hk, axis=2) for a in (K, V))
+        scores = scale * np.einsum("bqhd,bkhd->bhqk", Q, k)
+        rows, keys = scores.shape[2:]
+        scores = np.where(np.arange(keys)[None] <= np.arange(rows)[:, None] + keys - rows, scores, -np.inf)
+        top = np.maximum(scores.max(axis=-1, keepdims=True), -1e300)
+        weights = np.exp(scores - top)
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = np.divide(weights, total, where=total > 0, out=np.zeros_like(weights))
+        lse = np.where(total > 0, top + np.log(np.where(total > 0, total, 1)), -np.inf)[..., 0]
+        out, most = (np.einsum("bhqk,bkhd->bqhd", weights, a) for a in (v, np.abs(v)))
+        return {"Out": out, "Out_magnitude": most, "Lse": lse}
+
+    assert judged(CODE, full).verdict == "accepted"
+
+
+def test_an_input_that_does_not_matter_makes_the_verdict_inconclusive() -> None:
+    text = edit(TANH_MEAN, ("Compute tanh(S * scale)", "Compute tanh(S * 0)"))
+
+    verdict = judged(text, lambda Q, V: np.zeros((*Q.shape[:3], V.shape[3])))
+
+    assert verdict.verdict == "inconclusive"
+    assert "the outputs depend on Q" in verdict.reason
+
+
+def raises(Q: Array) -> Array:
+    raise RuntimeError("no idea")
+
+
+def wrong_shape(Q: Array) -> Array:
+    return Q[:1, :3]
+
+
+def not_a_number(Q: Array) -> Array:
+    return np.full(Q.shape, np.nan)
+
+
+def mutating(Q: Array, K: Array) -> Array:
+    K += 1
+    return Q
+
+
+def random(Q: Array) -> Array:
+    return Q + np.random.default_rng().random()
+
+
+def misspelt(Q: Array, sclae: float) -> Array:
+    return Q
+
+
+def renamed(Q: Array) -> dict[str, Array]:
+    return {"Output": Q}
+
+
+def no_array(Q: Array) -> Any:
+    return "done"
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (raises, "raises raises RuntimeError: no idea"),
+        (wrong_shape, "of shape (1, 3, 4, 64), expected (2, 65, 4, 64)"),
+        (not_a_number, "gives NaN at Out[0, 0, 0, 0]"),
+        (mutating, "mutating changes its input K"),
+        (random, "other numbers when it is called again"),
+        (misspelt, "asks for sclae"),
+        (renamed, "gives no Out"),
+        (no_array, "expected an array"),
+    ],
+)
+def test_what_the_function_does_wrong_is_named(function: Any, says: str) -> None:
+    with pytest.raises(JudgeError) as caught:
+        judge_function(PROGRAM, function, sizes=SIZES)
+
+    assert says in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_function_is_loaded_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "ref.py"
+    file.write_text("def attention(Q):\n    return Q\n")
+
+    assert load_function(f"{file}:attention")(5) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "says"),
+    [
+        ("", "nowhere.py:f", "names no function in a file"),
+        ("", "{file}", "names no function in a file"),
+        ("def attention(Q): ...", "{file}:atention", "has no function atention"),
+        ("import nothing_of_this_name", "{file}:f", "fails when it is loaded: ModuleNotFoundError"),
+        ("def f(:", "{file}:f", "fails when it is loaded: SyntaxError"),
+    ],
+)
+def test_a_file_that_holds_no_function_is_a_judge_error(text: str, place: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "ref.py"
+    file.write_text(text)
+
+    with pytest.raises(JudgeError) as caught:
+        load_function(place.format(file=file))
+
+    assert says in caught.value.message
+    assert caught.value.hint
