@@ -61,9 +61,7 @@ def table(results: Results) -> str:
     lines = ["| length | " + " | ".join(heads) + " |", "| ---: |" + " ---: |" * len(PANELS)]
     columns = [panel(results, *p) for p in PANELS]
     for rows in zip(*columns, strict=True):
-        cells = [
-            f"{tflops(r, r.ours_ms):.0f} / {tflops(r, r.peers_ms[PEER]):.0f} ({r.ratio:.2f})" for r in rows
-        ]
+        cells = [f"{tflops(r, r.ours_ms):.0f} / {tflops(r, r.peers_ms[PEER]):.0f} ({r.ratio:.2f})" for r in rows]
         lines.append(f"| {rows[0].case.Sk:,} | " + " | ".join(cells) + " |")
     everything = [r for column in columns for r in column]
     means = [f"{geomean([r.ratio for r in column]):.3f}" for column in columns]
@@ -143,9 +141,7 @@ def _times(rows: list[SpeedRow]) -> tuple[list[tuple[SpeedRow, float]], list[tup
 
 def main() -> None:
     """Write, or check, the figure and the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / f"{NAME}.json")
     parser.add_argument("--svg", type=Path, default=ROOT / "docs" / "figures" / f"{NAME}.svg")
     parser.add_argument("--png", type=Path, help="also write the picture here")

@@ -72,7 +72,10 @@ BROKEN = {
     "rule-4": (" and k < Sk", " or k >= Sk"),
     "rule-5": ("where k <= q + Sk - Sq and k < Sk", "where S + q"),
     "rule-6": (" as bf16 and get P", " as fp16 and get P"),
-    "rule-7": ("Copy O (BM, D) in coordinate [batch, q = block * BM, head] from register to global Out", "Copy O from register to shared Staged"),
+    "rule-7": (
+        "Copy O (BM, D) in coordinate [batch, q = block * BM, head] from register to global Out",
+        "Copy O from register to shared Staged",
+    ),
     "rule-8": ("Let head_k = head // (Hq // Hk)", "Let head_k = Lse[batch, head, 0]"),
     "rule-9": ("    Compute OnlineSoftmax", "    if S > 0\n        Compute m and get new m\n    Compute OnlineSoftmax"),
     "rule-10": ("Compute OnlineSoftmax S, O, m, l with scale * log2e", "Compute Softmax S"),
@@ -197,10 +200,18 @@ def functions(_: str) -> str:
     for f in FUNCTIONS.values():
         least, most = f.arity
         count = str(least) if least == most else f"{least} to {most}"
-        result = {"float": "f32", "int": "an integer, of integers", "same": "the type of its arguments", "bool": "a condition"}[f.result]
+        result = {
+            "float": "f32",
+            "int": "an integer, of integers",
+            "same": "the type of its arguments",
+            "bool": "a condition",
+        }[f.result]
         lines.append(f"### {f.name}\n\nGives: {f.doc}.\nArguments: {count}; result: {result}.\n")
     constants = "\n".join(f"- `{name}` = {value:.9g}" for name, value in CONSTANTS.items())
-    words = "\n".join(f"- `Compute {word} A, x and get new A` is `Compute A {sign} x and get new A`" for word, sign in WORD_OPERATORS.items())
+    words = "\n".join(
+        f"- `Compute {word} A, x and get new A` is `Compute A {sign} x and get new A`"
+        for word, sign in WORD_OPERATORS.items()
+    )
     return "\n".join(lines) + f"\n## Constants\n\n{constants}\n\n## Word operators\n\n{words}"
 
 
@@ -217,7 +228,9 @@ def messages() -> dict[str, list[tuple[str, str]]]:
             assigned = _codes_by_name(scope)
             for call in [n for n in ast.walk(scope) if isinstance(n, ast.Call) and n.args]:
                 for position, argument in enumerate(call.args):
-                    codes = _codes(argument) or (assigned.get(argument.id, []) if isinstance(argument, ast.Name) else [])
+                    codes = _codes(argument) or (
+                        assigned.get(argument.id, []) if isinstance(argument, ast.Name) else []
+                    )
                     texts = [_text(a) for a in call.args[position + 1 :]]
                     said = [t for t in texts if t]
                     for code in codes:
@@ -303,7 +316,11 @@ def rewriting(name: str) -> str:
     """Render form, class and a real before/after of a rewriting."""
     r = REWRITINGS[name]
     applied = "always, first" if name == "explicit" else f"`{r.form}`"
-    schedule = f"With this Schedule:\n\n{fenced(['Schedule', *('    ' + x for x in SCHEDULES[name])], 'tl')}\n\n" if SCHEDULES[name] else ""
+    schedule = (
+        f"With this Schedule:\n\n{fenced(['Schedule', *('    ' + x for x in SCHEDULES[name])], 'tl')}\n\n"
+        if SCHEDULES[name]
+        else ""
+    )
     listing = fenced(changes(step_of(name), 1), "diff")
     facts = f"- form: {applied}\n- example: `{r.example}`\n- class: {r.kind}"
     return f"{r.doc}\n\n{facts}\n\n## Before and after\n\n{schedule}What this step changes in [sample.tl](sample.tl):\n\n{listing}"
@@ -320,7 +337,16 @@ def all_rewritings(_: str) -> str:
 
 def all_targets(_: str) -> str:
     """Render the table of GPUs."""
-    head = ["name", "architecture", "SMs", "shared memory a block", "clock, MHz", "bandwidth, GB/s", "16-bit TFLOP/s, dense", "types"]
+    head = [
+        "name",
+        "architecture",
+        "SMs",
+        "shared memory a block",
+        "clock, MHz",
+        "bandwidth, GB/s",
+        "16-bit TFLOP/s, dense",
+        "types",
+    ]
     rows = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * 6 + " --- |"]
     for t in (targets.get(n) for n in targets.names()):
         cells = [t.name, t.arch, t.sms, f"{t.shared_per_block_bytes:,}", t.clock_mhz, f"{t.bandwidth_bytes_per_s / 1e9:.0f}",
@@ -345,11 +371,17 @@ def commands(_: str) -> str:
         rows = ["| argument or option | meaning |", "| --- | --- |"]
         for p in command.params:
             if p.name != "help":
-                shown = ", ".join(f"`{o}`" for o in [*p.opts, *p.secondary_opts]) if p.param_type_name == "option" else f"`{p.name.upper()}`"
+                shown = (
+                    ", ".join(f"`{o}`" for o in [*p.opts, *p.secondary_opts])
+                    if p.param_type_name == "option"
+                    else f"`{p.name.upper()}`"
+                )
                 rows.append(f"| {shown} | {(getattr(p, 'help', '') or '').replace('|', '/')} |")
         example = (command.epilog or "").removeprefix("Example: ")
         text = f"## qimeng {name}\n\n{(command.help or '').strip()}\n\n" + "\n".join(rows)
-        parts.append(text + (f"\n\n{fenced([x.strip() for x in re.split(r' +or: ', example)], 'sh')}" if example else ""))
+        parts.append(
+            text + (f"\n\n{fenced([x.strip() for x in re.split(r' +or: ', example)], 'sh')}" if example else "")
+        )
     return "\n\n".join(parts)
 
 

@@ -225,18 +225,21 @@ def _report(stage: str, results: Any, seconds: float) -> None:
 
 
 def print_verdict(verdict: Any) -> None:
-    """Print a verdict: the decision, and every check that failed or the worst that passed."""
+    """Print a verdict: the decision, the worst error against its bound, clauses shown, and every check that failed."""
     if verdict is None:
         return
-    checks = verdict.checks
-    failed = [c for c in checks if not c.passed]
+    checks, failed = verdict.checks, [c for c in verdict.checks if not c.passed]
     terminal.listing(
-        f"  {verdict.verdict}: {len(checks) - len(failed)} of {len(checks)} checks passed in {verdict.seconds:.1f} s"
+        f"  {verdict.verdict} ({verdict.reason}) in {verdict.seconds:.1f} s, on the {verdict.where.upper()}, seed {verdict.entropy}"
     )
+    if checks and not failed:
+        worst = max(checks, key=lambda c: c.worst_error / c.bound if c.bound else 0.0)
+        terminal.listing(f"  nearest to its bound: {worst.output} of {worst.case}: error {worst.worst_error:.3g}, bound {worst.bound:.3g}")
+    for clause in verdict.clauses:
+        shown = "implied by the others" if clause.implied else f"its lack would show: {clause.caught_by}"
+        terminal.listing(f"  clause {clause.name}: {shown}")
     for check in failed[:12]:
-        terminal.listing(
-            f"  failed: {check.name}: error {check.error:.3g}, bound {check.bound:.3g} {check.detail}"
-        )
+        terminal.listing(f"  failed: {check.case}: {check.reason}")
 
 
 # ------------------------------------------------------------------ the language

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from judge.programs import CODE, edit
 
+from judge.programs import CODE, edit
 from qimeng_attention.errors import JudgeError
 from qimeng_attention.judge import judge_program
 from qimeng_attention.judge.candidate import digest_of, tiles_of
@@ -21,12 +21,14 @@ HEAD_FIRST = (
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ((("in global (B, Sq, Hq, D) bf16\nAllocate Lse", "in global (B, Sq, Hq, D) fp16\nAllocate Lse"),), "Out is fp16"),
+        (
+            (("in global (B, Sq, Hq, D) bf16\nAllocate Lse", "in global (B, Sq, Hq, D) fp16\nAllocate Lse"),),
+            "Out is fp16",
+        ),
         ((("Size D = 64", "Size D = 32"),), "with the spec's sizes"),
         ((("Size B, Sq, Sk, Hq, Hk", "Size B, Sq, Sk, Hk\nSize Hq = 8"),), "fixes Hq = 8, the spec asks for 4"),
         ((("Size B, Sq, Sk, Hq, Hk", "Size B, Sk, Hq, Hk\nSize Sq = 64"),), "fixes Sq = 64, the spec asks for any"),
         ((("Scalar scale f32 > 0", "Scalar scale f32 > 0\nScalar cap f32 > 0"),), "Scalar cap is no argument"),
-        ((("Scalar scale f32 > 0\n", ""), *[("scale", "0.125")] * 7), "takes no Scalar scale"),
         (HEAD_FIRST, "V is not declared as (B, Sk, Hk, Dv)"),
     ],
 )
@@ -51,6 +53,13 @@ def test_a_role_under_another_name_is_a_judge_error(old: str, new: str, says: st
         judge_program(check_text(CODE.replace(old, new), model=False)[0], SPEC)
 
     assert says in caught.value.message
+
+
+def test_a_program_that_takes_no_scale_is_a_judge_error() -> None:
+    text = CODE.replace("Scalar scale f32 > 0\n", "").replace("scale", "0.125")
+
+    with pytest.raises(JudgeError, match="takes no Scalar scale"):
+        judge_program(check_text(text)[0], SPEC)
 
 
 def test_an_output_that_nobody_asks_for_may_be_missing() -> None:

@@ -229,7 +229,9 @@ def test_without_a_gpu_a_bundle_is_not_judged(tmp_path: Path, monkeypatch: pytes
     from qimeng_attention import runtime
 
     monkeypatch.setattr(runtime, "load", lambda path: None)
-    monkeypatch.setattr("qimeng_attention.judge.device.runtime.load", lambda path: type("B", (), {"manifest": MANIFEST, "files": {}}))
+    monkeypatch.setattr(
+        "qimeng_attention.judge.device.runtime.load", lambda path: type("B", (), {"manifest": MANIFEST, "files": {}})
+    )
     monkeypatch.setitem(sys.modules, "torch", None)
 
     with pytest.raises(EnvironmentMissing, match="PyTorch"):

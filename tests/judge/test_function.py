@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judge.programs import CODE, TANH_MEAN, edit
 
+from judge.programs import CODE, TANH_MEAN, edit
 from qimeng_attention.errors import JudgeError
 from qimeng_attention.judge import Verdict, judge_function, load_function
 from qimeng_attention.tl.checker import check_text

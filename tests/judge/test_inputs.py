@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from judge.programs import with_mask
 
+from judge.programs import with_mask
 from qimeng_attention.judge import CPU, GPU, Operator, cases, judge_program
 from qimeng_attention.judge.families import FAMILIES
 from qimeng_attention.judge.inputs import LAYOUTS, draw_seed, values
@@ -52,7 +52,9 @@ def test_lengths_that_the_spec_fixes_are_kept() -> None:
     assert {(c.call.B, c.call.Sq, c.call.Sk) for c in found} == {(3, 1, 777)}
 
 
-@pytest.mark.parametrize("mask", ["window:3000", "window:3000,5", "q_idx // 700 == kv_idx // 700", "kv_idx < 2048 or kv_idx <= q_idx"])
+@pytest.mark.parametrize(
+    "mask", ["window:3000", "window:3000,5", "q_idx // 700 == kv_idx // 700", "kv_idx < 2048 or kv_idx <= q_idx"]
+)
 def test_lengths_go_beyond_the_numbers_in_the_mask(mask: str) -> None:
     asked = spec(mask=mask)
     operator = Operator.of(asked)

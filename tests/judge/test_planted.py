@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from judge.programs import BUGS, CODE, SHIPPED, edit, with_mask, with_score
 
+from judge.programs import BUGS, CODE, SHIPPED, edit, with_mask, with_score
 from qimeng_attention.errors import DiagnosticError
 from qimeng_attention.judge import Verdict, judge_program
 from qimeng_attention.schedule import schedule, steps

@@ -36,7 +36,9 @@ def by_loops(call: Call, x: list[Array], seen: object, score: object) -> tuple[A
                 weights = [math.exp(score(call, b, h, i, j, s)) for j, s in zip(keys, logits, strict=True)]  # type: ignore[operator]
                 if keys:
                     lse[b, h, i] = math.log(sum(weights))
-                    out[b, i, h] = sum(w * v[b, j, g].astype(float) for w, j in zip(weights, keys, strict=True)) / sum(weights)
+                    out[b, i, h] = sum(w * v[b, j, g].astype(float) for w, j in zip(weights, keys, strict=True)) / sum(
+                        weights
+                    )
     return out, lse
 
 
@@ -163,7 +165,9 @@ def test_the_baseline_is_the_same_operator_in_the_specs_precision() -> None:
         ({"score": "RowMax(score)"}, "score", "elementwise"),
         ({"score": "slopes[h] * score"}, "score", "slopes"),
         ({"score": "score // 2"}, "score", "//"),
-        ({"mask": "kv_idx % (B - 1) == 0"}, "mask", "fails"),
+        ({"mask": "kv_idx % (B - 1) == 0"}, "mask", "divides by 0"),
+        ({"mask": "kv_idx // (Sk // 64) == 0"}, "mask", "divides by 0"),
+        ({"score": "score / (4 // (B - 1))"}, "score", "divides by 0"),
     ],
 )
 def test_an_expression_that_makes_no_sense_is_a_spec_error(fields: dict[str, str], field: str, says: str) -> None:

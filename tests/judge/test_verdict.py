@@ -7,15 +7,30 @@ import json
 from qimeng_attention.bench.results import CorrectnessRow
 from qimeng_attention.judge import Check, Verdict
 
-CASE = {"B": 1, "Hq": 2, "Hk": 1, "Sq": 3, "Sk": 4, "Dqk": 64, "Dv": 64, "dtype": "bf16", "mask": "causal", "target": "A100"}
+CASE = {
+    "B": 1,
+    "Hq": 2,
+    "Hk": 1,
+    "Sq": 3,
+    "Sk": 4,
+    "Dqk": 64,
+    "Dv": 64,
+    "dtype": "bf16",
+    "mask": "causal",
+    "target": "A100",
+}
 
 
 def check(error: float, bound: float, passed: bool = True) -> Check:
-    return Check(case=f"{error}", output="Out", passed=passed, worst_error=error, bound=bound, mean_error=0.0, mean_bound=1.0)
+    return Check(
+        case=f"{error}", output="Out", passed=passed, worst_error=error, bound=bound, mean_error=0.0, mean_bound=1.0
+    )
 
 
 def verdict(*checks: Check) -> Verdict:
-    return Verdict(verdict="rejected", reason="r", subject="k", where="cpu", digest="0", entropy=1, seed=2, checks=checks)
+    return Verdict(
+        verdict="rejected", reason="r", subject="k", where="cpu", digest="0", entropy=1, seed=2, checks=checks
+    )
 
 
 def test_a_verdict_reads_what_it_writes_infinities_too() -> None:

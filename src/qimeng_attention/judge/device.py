@@ -121,6 +121,7 @@ class Isolated:
         command: Sequence[str],
         timeout_s: float = TIMEOUT_S,
     ) -> None:
+        _check_manifest(manifest, spec)
         self.name = manifest.kernel
         self.digest = hashlib.sha256(json.dumps(dict(manifest.files), sort_keys=True).encode()).hexdigest()
         self.any_heads = {"Hq", "Hk"} <= set(manifest.sizes)
@@ -128,7 +129,6 @@ class Isolated:
         self._folder = tempfile.TemporaryDirectory(prefix="qimeng-judge-")
         self._command = [*command, self._folder.name]
         self._process: subprocess.Popen[bytes] | None = None
-        _check_manifest(manifest, spec)
 
     def __enter__(self) -> Isolated:
         return self

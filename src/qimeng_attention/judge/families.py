@@ -124,11 +124,12 @@ def _aimed(random: np.random.Generator, call: Call, targets: Array) -> Tensors:
 
 
 def _needle(random: np.random.Generator, call: Call, _: Operator) -> Tensors:
-    """Aim at every stretch of keys in turn, at a random place of it."""
+    """Aim at every stretch of keys in turn, at a random place of it, and at the first and the last key."""
     rows = np.arange(call.B * call.Hq * call.Sq).reshape(call.B, call.Hq, call.Sq)
-    steps = max(1, min(call.Sk // 8, 64))
-    places = (rows % steps + random.random(rows.shape)) / steps
-    return _aimed(random, call, np.minimum((places * call.Sk).astype(int), max(0, call.Sk - 1)))
+    last = max(0, call.Sk - 1)
+    steps = max(1, min(call.Sk // 8, 64)) + 2
+    places = (rows % steps - 1 + random.random(rows.shape)) / (steps - 2)
+    return _aimed(random, call, np.clip((places * call.Sk).astype(int), 0, last))
 
 
 def _edge(random: np.random.Generator, call: Call, operator: Operator) -> Tensors:

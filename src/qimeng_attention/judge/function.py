@@ -22,6 +22,7 @@ from qimeng_attention.judge.candidate import Stopped, digest_of, run_kernels
 from qimeng_attention.judge.inputs import draw_seed
 from qimeng_attention.judge.judge import Progress
 from qimeng_attention.judge.plain_families import FAMILIES, scalar_values, sizes_to_try
+from qimeng_attention.judge.threads import one_thread
 from qimeng_attention.judge.user_function import MAGNITUDE, Asked, Function
 from qimeng_attention.judge.verdict import Check, ClauseResult, Verdict
 from qimeng_attention.tl.evaluate import integer
@@ -59,7 +60,8 @@ def judge_function(
     for done, (chosen, family) in enumerate(planned):
         if progress is not None:
             progress(done, len(planned), _name(chosen, family))
-        trial.try_case(done, chosen, family)
+        with one_thread():
+            trial.try_case(done, chosen, family)
     if progress is not None:
         progress(len(planned), len(planned), "")
     verdict, reason = trial.conclude()

@@ -176,7 +176,8 @@ def _short(tiles: tuple[int, int]) -> list[tuple[int, int, int, str]]:
 def _thorough(tiles: tuple[int, int]) -> list[tuple[int, int, int, str]]:
     """Give lengths around the tiles and around powers of two, families in turn, then long sequences."""
     m, n = tiles
-    near = [1, 2, 15, 17, 31, 33, 63, 64, 65, 127, 128, 129, 239, 257, 511, 513, 799, 1023, 1025, 2049]
+    near = [1, 2, 15, 17, 31, 33, 63, 64, 65, 96, 127, 128, 129, 192, 239, 255, 257, 384, 511, 513, 799]
+    near += [1023, 1025, 2049]
     pairs = [(a, b) for i, a in enumerate(near) for b in (near[-1 - i], near[(7 * i + 3) % len(near)])]
     pairs += [
         (m, n),

@@ -32,6 +32,7 @@ from qimeng_attention.judge.inputs import (
 from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.judge.properties import PROPERTIES, Outputs, Property, Run, compared, difference
 from qimeng_attention.judge.reference import Truth, baseline, truth
+from qimeng_attention.judge.threads import one_thread
 from qimeng_attention.judge.verdict import Check, ClauseResult, PropertyResult, Verdict
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.numerics import Array, round_to
@@ -93,7 +94,8 @@ def judge_candidate(
     """Judge anything that runs; arguments as of `judge_program`."""
     start = time.monotonic()
     course = _Course(candidate, spec, tiles, draw_seed(candidate.digest, seed), budget, reference)
-    course.settle_heads()
+    with one_thread():
+        course.settle_heads()
     planned = cases(spec, tiles, course.budget)
     total = len(planned) + len(PROPERTIES)
     steps = [(case.name, partial(course.try_case, case)) for case in planned]
@@ -102,7 +104,8 @@ def judge_candidate(
         if course.hopeless:
             break
         _tell(progress, done, total, name)
-        step()
+        with one_thread():
+            step()
     _tell(progress, total, total, "")
     verdict, reason = course.conclude()
     return Verdict(

@@ -82,8 +82,9 @@ class Operator:
         Raises:
             SpecError: an expression that does not parse, reads an unknown name, or is of the wrong kind.
         """
-        condition = _read("mask", spec.condition, MASK_NAMES, "bool")
-        return Operator(condition, _read("score", spec.score_expression, SCORE_NAMES, "number"), spec.default_scale)
+        condition = _read(_Text("mask", spec.condition, MASK_NAMES), "bool", spec)
+        score = _read(_Text("score", spec.score_expression, SCORE_NAMES), "number", spec)
+        return Operator(condition, score, spec.default_scale)
 
     def scale_of(self, call: Call) -> float:
         """Give what q . k is multiplied with."""
@@ -126,83 +127,70 @@ def _environment(
 # ------------------------------------------------------------------ reading a spec's expressions
 
 
-def _read(field: str, text: str | None, names: tuple[str, ...], kind: str) -> s.Expr | None:
-    if text is None:
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """An expression as a field of a spec gives it, and the names it may use."""
+
+    field: str
+    text: str | None
+    names: tuple[str, ...]
+
+    def wrong(self, what: str, hint: str, nearest: str | None = None) -> SpecError:
+        """Give the error to raise."""
+        details = {"field": self.field, "value": self.text, "allowed": list(self.names), "nearest": nearest}
+        return SpecError(f"{self.field} = {self.text!r} {what}", hint=hint, **details)
+
+
+def _read(given: _Text, kind: str, spec: AttentionSpec) -> s.Expr | None:
+    if given.text is None:
         return None
     try:
-        expression = parse_expression(text)
+        expression = parse_expression(given.text)
     except DiagnosticError as error:
         found = error.diagnostics[0]
-        message = f"{field} = {text!r} cannot be read at column {found.span.column}: {found.message}"
-        raise SpecError(message, hint=found.hint, field=field, value=text, allowed=list(names), nearest=None) from None
-    _check_names(field, text, expression, names)
-    _check_kind(field, text, expression, names, kind)
-    _check_division(field, text, expression)
+        raise given.wrong(f"cannot be read at column {found.span.column}: {found.message}", found.hint) from None
+    _check_names(given, expression)
+    _check_kind(given, expression, kind)
+    _check_divisors(given, expression, spec)
     return expression
 
 
-def _check_names(field: str, text: str, expression: s.Expr, names: tuple[str, ...]) -> None:
-    for name in sorted(names_in(expression) - set(names) - set(CONSTANTS)):
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"names are {', '.join(names)}"
-        raise SpecError(
-            f"{field} = {text!r} reads the unknown name '{name}'",
-            hint=hint,
-            field=field,
-            value=text,
-            allowed=list(names),
-            nearest=near[0] if near else None,
-        )
+def _check_names(given: _Text, expression: s.Expr) -> None:
+    for name in sorted(names_in(expression) - set(given.names) - set(CONSTANTS)):
+        near = difflib.get_close_matches(name, given.names, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"names are {', '.join(given.names)}"
+        raise given.wrong(f"reads the unknown name '{name}'", hint, near[0] if near else None)
     for e in expressions(expression):
         if isinstance(e, s.Index | s.Scan) or (isinstance(e, s.Call) and e.function in REDUCTIONS):
-            raise SpecError(
-                f"{field} = {text!r} uses something beyond elementwise arithmetic",
-                hint="write an expression of one element: names, numbers and functions such as exp2",
-                field=field,
-                value=text,
-                allowed=list(names),
-                nearest=None,
-            )
+            hint = "write an expression of one element: names, numbers and functions such as exp2"
+            raise given.wrong("uses something beyond elementwise arithmetic", hint)
 
 
-def _check_kind(field: str, text: str, expression: s.Expr, names: tuple[str, ...], kind: str) -> None:
-    scope = Scope(ints=set(names) - {"score"}, filled={"score"})
-    if "score" in names:
+def _check_kind(given: _Text, expression: s.Expr, kind: str) -> None:
+    scope = Scope(ints=set(given.names) - {"score"}, filled={"score"})
+    if "score" in given.names:
         scope.tiles["score"] = TileType("score", "register", "f32", ())
     found = scope.type_of(expression, expression.span)
     for finding in scope.findings:
-        raise SpecError(
-            f"{field} = {text!r}: {finding.message}",
-            hint=finding.hint,
-            field=field,
-            value=text,
-            allowed=list(names),
-            nearest=None,
-        )
-    if (found.kind == "bool") != (kind == "bool"):
-        wanted = "a condition, as `kv_idx <= q_idx`" if kind == "bool" else "a number, as `score * 2`"
-        raise SpecError(
-            f"{field} = {text!r} is {'a number' if kind == 'bool' else 'a condition'}",
-            hint=f"write {wanted}",
-            field=field,
-            value=text,
-            allowed=list(names),
-            nearest=None,
-        )
+        raise given.wrong(f"is wrong: {finding.message}", finding.hint)
+    if found.kind == "bool" and kind != "bool":
+        raise given.wrong("is a condition", "write a number, as `score * 2`")
+    if found.kind != "bool" and kind == "bool":
+        raise given.wrong("is a number", "write a condition, as `kv_idx <= q_idx`")
 
 
-def _check_division(field: str, text: str, expression: s.Expr) -> None:
-    """Evaluate once, so that a division by zero is found here and not in the middle of a judgement."""
-    call = Call(B=1, Sq=2, Sk=3, Hq=2, Hk=1, Dqk=1, Dv=1, scale=1.0)
-    scores = Value(np.zeros((2, 3)), INDICES)
-    try:
-        _environment(call, 0, 0, np.arange(2), np.arange(3), {"score": scores}, double=True).evaluate(expression)
-    except (ZeroDivisionError, OverflowError) as error:
-        raise SpecError(
-            f"{field} = {text!r} fails with Sq = 2 and Sk = 3: {error}",
-            hint="guard the divisor",
-            field=field,
-            value=text,
-            allowed=[],
-            nearest=None,
-        ) from None
+def _check_divisors(given: _Text, expression: s.Expr, spec: AttentionSpec) -> None:
+    """Look for integer divisors that are 0 in short calls: arrays would hide it, a kernel would not."""
+    divisors = [e.right for e in expressions(expression) if isinstance(e, s.Binary) and e.op in ("//", "%")]
+    divisors += [e.args[1] for e in expressions(expression) if isinstance(e, s.Call) and e.function == "ceildiv"]
+    for rows, keys in ((1, 1), (2, 3), (130, 65)):
+        call = Call(spec.B or 1, spec.Sq or rows, spec.Sk or keys, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, 1.0)
+        environment = _environment(call, 0, 0, np.arange(call.Sq), np.arange(call.Sk), {}, double=True)
+        for divisor in divisors:
+            try:
+                zero = bool(np.any(np.asarray(environment.evaluate(divisor).data) == 0))
+            except ZeroDivisionError:
+                zero = True
+            if zero:
+                where = f"with B = {call.B}, Sq = {call.Sq} and Sk = {call.Sk}"
+                raise given.wrong(f"divides by 0 {where}", "keep the divisor from 0, as `max(1, ...)`")

@@ -140,24 +140,17 @@ def _check_whole(kernel: s.Kernel, scope: Scope) -> None:
         scope.report(
             "TL100", kernel.span, "the kernel has no Grid", "add `Grid block = 0 : ceildiv(Sq, BM), ...`"
         )
-    if not scope.written:
-        scope.report(
-            "TL206", kernel.span, "the kernel stores nothing", "end it with a Copy from register to global"
-        )
+    if not any(isinstance(n, s.Copy) and n.target == "global" for n in statements(kernel.body)):
+        scope.report("TL206", kernel.span, "the kernel stores nothing, expected a Copy to global memory",
+                     "end it with `Copy O (BM, D) in coordinate [...] from register to global Out`")  # fmt: skip
     behind = next((i for i, n in enumerate(kernel.body) if isinstance(n, s.Role)), len(kernel.body))
     for n in kernel.body[behind:]:
         if not isinstance(n, s.Role):
             scope.report("TL209", n.span, "this statement stands behind a role, expected inside one or above them",
                          "move it into the role that should run it")  # fmt: skip
-    for name in scope.tensors:
-        if name not in scope.read and name not in scope.written:
-            scope.report(
-                "TL206",
-                kernel.span,
-                f"tensor {name} is never used",
-                "remove its Allocate, or use it",
-                "warning",
-            )
+    for n in kernel.body:
+        if isinstance(n, s.Allocate) and n.space == "global" and n.name not in [*scope.read, *scope.written]:
+            scope.report("TL206", n.span, f"tensor {n.name} is never used", "remove its Allocate, or use it", "warning")
     if scope.roles:
         check_budget(scope, kernel.span, WARPGROUP)
         check_role_registers(kernel, scope, WARPGROUP)

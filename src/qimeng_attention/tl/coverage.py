@@ -50,7 +50,7 @@ def run_small(checked: Checked, allowance: Allowance | None = None) -> list[Diag
             span = fault.diagnostic.span if fault.diagnostic.span.line else checked.kernel.span
             found.setdefault(fault.diagnostic.code, replace(fault.diagnostic, message=message, span=span))
         except Unfinished:
-            found.setdefault("TL411", _cut_short(checked.kernel.span))
+            found.setdefault("TL413", _cut_short(checked.kernel.span))
             break
         except (ValueError, ZeroDivisionError, OverflowError) as error:
             message = f"a size or a bound of the grid cannot be computed{_shown(sizes)}: {error}"
@@ -63,7 +63,7 @@ def run_small(checked: Checked, allowance: Allowance | None = None) -> list[Diag
 
 def _cut_short(span: Span) -> Diagnostic:
     return Diagnostic(
-        "TL411",
+        "TL413",
         f"the run on small sizes was cut short after {MODEL_STEPS:,} statements: what it found is not all there may be",
         "give large sizes at run time instead of fixing them",
         span,
@@ -128,7 +128,7 @@ def _check_coverage(machine: Machine, index: dict[str, int]) -> None:
                 raise Fault(
                     "TL303",
                     span,
-                    f"{axis} = {start} : {start + size} is summed over again in block {_point(index)}, expected once",
+                    f"{axis} = {start} : {start + size} is summed over again in the block at {_point(index)}, expected once",
                     "let the loop and the coordinate visit each tile once",
                 )
             part[:] = True
@@ -137,7 +137,7 @@ def _check_coverage(machine: Machine, index: dict[str, int]) -> None:
             raise Fault(
                 "TL302",
                 _place_of_sum(checked),
-                f"{axis} = {missed[0]} is never summed over, but no mask hides it from block {_point(index)}",
+                f"{axis} = {missed[0]} is never summed over, but no mask hides it from the block at {_point(index)}",
                 "widen the loop's bounds, or the mask",
             )
 

@@ -220,11 +220,12 @@ def _choices(reader: _Reader, head: _Line) -> tuple[s.Choice, ...]:
 def _block(reader: _Reader, indent: int, depth: int, *, top: bool = False) -> list[s.Statement]:
     """Read the statements at one indentation."""
     body: list[s.Statement] = []
+    wrong = indent  # the last line's indentation, where that has been reported
     while (line := reader.peek()) is not None and line.indent >= indent:
         word = line.text.split(maxsplit=1)[0]
         if top and (word in ("Kernel", "Define") or line.text.strip() == "Schedule"):
             break
-        if line.indent > indent:
+        if line.indent > indent and line.indent != wrong:
             reader.report(
                 "TL002",
                 line.number,
@@ -233,6 +234,7 @@ def _block(reader: _Reader, indent: int, depth: int, *, top: bool = False) -> li
                 line.indent + 1,
                 line.indent + 2,
             )
+        wrong = max(indent, line.indent)
         above = reader.take_comments()
         items = _parse_line(reader, line, "line") or []
         reader.position += 1

@@ -54,6 +54,7 @@ class Scope:
     macros: list[str] = field(default_factory=list)  # operators that the program or the library defines
     rings: set[str] = field(default_factory=set)
     undeclared: set[tuple[str, str]] = field(default_factory=set)  # what TL101 has been reported for
+    broken: set[str] = field(default_factory=set)  # tiles whose making has a finding: what follows from it is not told
     trace: list[dict[str, dict[str, Origin]]] | None = None  # origins before each statement, if asked for
 
     # -------------------------------------------------------------- findings
@@ -70,7 +71,9 @@ class Scope:
     def unknown(self, name: str, span: Span, candidates: list[str] | None = None, what: str = "name") -> None:
         """Report TL101 with the nearest known name."""
         candidates = [c for c in (self.known_names() if candidates is None else candidates) if c != name]
-        near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+        if name in self.broken:
+            return
+        near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5 if len(name) > 2 else 0.8)
         if not near and (what, name) in self.undeclared:
             return  # one declaration mends them all
         self.undeclared.add((what, name))

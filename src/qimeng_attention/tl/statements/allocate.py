@@ -27,10 +27,10 @@ def _check(n: s.Allocate, scope: Scope) -> None:
         scope.report(
             "TL104", n.span, f"{n.name} has no type", f"write one behind its shape: {', '.join(BYTES)}"
         )
-        dtype = "f32"
+        dtype = "f32" if n.space == "register" else "bf16"  # the likely one, so that the rest can be checked
     elif dtype not in BYTES:
         scope.unknown(dtype, n.span, list(BYTES), "type")
-        dtype = "f32"
+        dtype = "f32" if n.space == "register" else "bf16"  # the likely one, so that the rest can be checked
     if n.space == "global":
         _check_tensor(n, dtype, scope)
     else:

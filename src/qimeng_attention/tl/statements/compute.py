@@ -36,6 +36,8 @@ def _check(n: s.Compute, scope: Scope) -> None:
         if kind.axes:
             scope.tiles[n.out] = TileType(n.out, "register", "f32", kind.axes)
             scope.merge_origins(n.out, names)
+        else:
+            scope.broken.add(n.out)
         scope.filled.add(n.out)
         return
     if known.space != "register":

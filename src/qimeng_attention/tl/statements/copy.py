@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from qimeng_attention.tl import syntax as s
@@ -88,6 +90,7 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
         if p.kind == "whole" and whole is not None and p.size and whole != p.size:
             scope.report("TL106", n.span, f"{tensor.name} has {whole} elements along {p.axis}, the Copy takes {p.size}",
                          "take the whole axis, or name it in the coordinate; a tile lies as its tensor does: `.T` is symbolic")  # fmt: skip
+            found = [replace(x, size=0) for x in found]  # what follows from the wrong shape is not told
     return found
 
 
@@ -165,7 +168,7 @@ def _check_store(n: s.Copy, scope: Scope) -> None:
     if tensor is None:
         if n.to_name is None:
             scope.report("TL101", n.span, f"{n.name} names no tensor to store to", "name it behind `to global`, as "
-                         f"`to global {next(iter(scope.tensors), 'Out')}`")  # fmt: skip
+                         f"`to global {next((x for x in scope.tensors if x not in scope.read), 'Out')}`")  # fmt: skip
         else:
             scope.unknown(n.to_name, n.span, list(scope.tensors), "tensor")
         return
@@ -210,6 +213,8 @@ def same_place(a: s.Expr, b: s.Expr, scope: Scope) -> bool:
     from qimeng_attention.tl.traverse import names_in
 
     free = sorted((names_in(a) | names_in(b)) - set(scope.fixed))
+    if not set(free) <= {*scope.sizes, *scope.ints, *scope.tensors}:
+        return True  # an unknown name has its own finding
     for trial in (3, 5, 11):
         values = {**scope.fixed, **{name: trial + 7 * n for n, name in enumerate(free)}}
         try:

@@ -108,13 +108,16 @@ def _check(n: s.Gemm, scope: Scope) -> None:
     if a is None or b is None:
         if n.out in scope.tiles:
             scope.filled.add(n.out)
+        else:
+            scope.broken.add(n.out)
         return
     ta, tb = scope.tiles[n.a.name], scope.tiles[n.b.name]
     if ta.dtype != tb.dtype and BYTES[ta.dtype] <= 2 and BYTES[tb.dtype] <= 2:
         scope.report("TL104", n.span, f"the operands' types differ: {n.a.name} is {ta.dtype}, {n.b.name} " f"is {tb.dtype}",
                      f"give the Reshape of {n.a.name} `as {tb.dtype}`")  # fmt: skip
     if a[1].name != b[0].name:
-        _report_contraction(n, a, b, scope)
+        a, b = _report_contraction(n, a, b, scope)
+        _result(n, (a[0], b[1]), scope)
         return
     if not same_sizes(a[1:], b[:1]):
         scope.report("TL106", n.span, f"GEMM sums over {a[1].name}, which has {a[1].size} elements in " f"{n.a.name} and " f"{b[0].size} " f"in {n.b.name}",
@@ -136,10 +139,7 @@ def _check_atom(n: s.Gemm, dtype: str, axes: tuple[Axis, Axis, Axis], scope: Sco
     kind = "fp8" if dtype in ("e4m3", "e5m2") else dtype
     atoms = [a for a in mma_atoms(scope.target) if a.dtype == kind]
     if not atoms:
-        known = ", ".join(dict.fromkeys(a.dtype for a in mma_atoms(scope.target)))
-        scope.report("TL503", n.span, f"{scope.target.name} has no MMA atom for operands in {dtype}, it has {known}",
-                     "allocate the operands in one of these types, or name another target")  # fmt: skip
-        return
+        return  # the type is refused at the operand
     for axis, what, step in zip(axes, ("rows", "columns", "summed elements"),
                                 (min(a.m for a in atoms), min(a.n for a in atoms), min(a.k for a in atoms)),
                                 strict=True):  # fmt: skip
@@ -149,8 +149,13 @@ def _check_atom(n: s.Gemm, dtype: str, axes: tuple[Axis, Axis, Axis], scope: Sco
                          f"take a tile of {-(-axis.size // step) * step} along {axis.name}: what lies past the end reads as 0")  # fmt: skip
 
 
-def _report_contraction(n: s.Gemm, a: tuple[Axis, Axis], b: tuple[Axis, Axis], scope: Scope) -> None:
-    """Say which operand's `.T` is missing, or is one too many (the paper's second failure mode)."""
+def _report_contraction(
+    n: s.Gemm, a: tuple[Axis, Axis], b: tuple[Axis, Axis], scope: Scope
+) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
+    """Say which operand's `.T` is missing, or is one too many (the paper's second failure mode).
+
+    Gives the operands' axes as they would be then, so that what follows can be checked.
+    """
     turned = replace(n.b, transposed=not n.b.transposed, span=n.b.span)
     if b[1].name == a[1].name:
         code, why = ("TL202", "is missing") if turned.transposed else ("TL203", "is one too many")
@@ -161,15 +166,18 @@ def _report_contraction(n: s.Gemm, a: tuple[Axis, Axis], b: tuple[Axis, Axis], s
             f"begins with {b[0].name}: `.T` {why}",
             f"write {_shown(turned)}; `.T` is symbolic and says which index is summed, memory stays as it is",
         )
-    elif a[0].name == b[0].name:
+        return a, (b[1], b[0])
+    if a[0].name == b[0].name:
         other = replace(n.a, transposed=not n.a.transposed)
         scope.report("TL202" if other.transposed else "TL203", n.a.span,
                      f"GEMM sums over {b[0].name} of {_shown(n.b)}, but {_shown(n.a)} ends with {a[1].name}",
                      f"write {_shown(other)}; `.T` is symbolic and says which index is summed")  # fmt: skip
-    else:
+        return (a[1], a[0]), b
+    if not {x.name for x in (*a, *b)} & scope.broken:
         scope.report("TL105", n.span, f"the operands' axes clash: {_shown(n.a)} has ({a[0].name}, " f"{a[1].name}), "
                      f"{_shown(n.b)} has ({b[0].name}, {b[1].name}), expected the last of the first to " "be the first of " "the " "second",
                      "check the axes that each operand's Copy gave it")  # fmt: skip
+    return a, b
 
 
 def _shown(o: s.Operand) -> str:

@@ -45,7 +45,8 @@ def _check(n: s.Mask, scope: Scope) -> None:
 
 
 def _check_axes(n: s.Mask, kind: Type, tile: TileType, what: str, scope: Scope) -> None:
-    if extra := [a.name for a in kind.axes if a.name not in tile.axis_names]:
+    clash = any(f.code == "TL105" and f.span.line == n.span.line for f in scope.findings)
+    if extra := not clash and [a.name for a in kind.axes if a.name not in tile.axis_names]:
         scope.report("TL105", n.span, f"{what} has the axis {extra[0]}, but {n.tile} is {tile.describe()}",
                      f"use only the axes {', '.join(tile.axis_names)}")  # fmt: skip
 

@@ -9,7 +9,7 @@ from qimeng_attention.tl.machine import Strand
 from qimeng_attention.tl.numerics import FLOAT_TYPES
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.rule import Rule
-from qimeng_attention.tl.types import TileType
+from qimeng_attention.tl.types import TileType, same_axes
 
 ROLES = ("MMA_A", "MMA_B", "MMA_C")
 
@@ -20,6 +20,8 @@ def _check(n: s.Reshape, scope: Scope) -> None:
         scope.unknown(
             n.name, n.span, [t.name for t in scope.tiles.values() if t.space == "register"], "register tile"
         )
+        if n.out is not None and n.out not in scope.tiles:
+            scope.broken.add(n.out)
         return
     if n.name not in scope.filled:
         scope.report(
@@ -52,11 +54,11 @@ def _check(n: s.Reshape, scope: Scope) -> None:
         )
     out = n.out or n.name
     known = scope.tiles.get(out)
-    made = TileType(out, "register", dtype, tile.axes, n.target[0])
+    made = TileType(out, "register", dtype, tile.axes, "MMA_A")
     if (
         known is not None
         and out != n.name
-        and (known.axes, known.dtype, known.role) != (made.axes, made.dtype, made.role)
+        and (not same_axes(known.axes, made.axes) or (known.dtype, known.role) != (made.dtype, made.role))
     ):
         scope.report("TL102", n.span, f"{out} is already a tile {known.describe()}", "choose another name")
     if out == n.name:
@@ -66,7 +68,7 @@ def _check(n: s.Reshape, scope: Scope) -> None:
             f"{out} would change its type in place",
             f"write `and get P` and multiply P instead of {out}",
         )
-        made = replace(tile, role=n.target[0], dtype=dtype)
+        made = replace(tile, role="MMA_A", dtype=dtype)
     scope.tiles[out] = made
     scope.origins[out] = dict(scope.origins.get(n.name, {}))
     scope.filled.add(out)

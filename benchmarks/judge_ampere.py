@@ -1,0 +1,86 @@
+"""The judge on A100 programs that run on an H200: every adversarial input, stratified shapes.
+
+    python benchmarks/make_bundles.py --set judge --arch sm_90 --out out/judge      # anywhere
+    python benchmarks/judge_ampere.py --bundles out/judge --out benchmarks/results
+
+D 64/128 x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA; each kernel in a process of its own, several at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from qimeng_attention.bench.results import Case, CorrectnessRow, provenance
+from qimeng_attention.judge import Budget, Verdict, judge_bundle
+from qimeng_attention.spec import AttentionSpec
+
+BUDGET = Budget("survey", heads=None, keys=2048, scores=1 << 25, thorough=True)
+_SIZES = re.compile(r"B=(\d+) Hq=(\d+) Hk=(\d+) Sk=(\d+) Sq=(\d+)|B=(\d+) Sq=(\d+) Sk=(\d+) Hq=(\d+) Hk=(\d+)")
+
+
+def judge(item: tuple[str, dict[str, Any], Path, int]) -> tuple[str, AttentionSpec, Verdict, float]:
+    name, fields, folder, seed = item
+    spec = AttentionSpec.make(name=name, **fields)
+    start = time.perf_counter()
+    verdict = judge_bundle(folder / name, spec, seed=seed, budget=BUDGET)
+    return name, spec, verdict, time.perf_counter() - start
+
+
+def rows_of(spec: AttentionSpec, verdict: Verdict) -> list[CorrectnessRow]:
+    """One row for each shape: the checks of all its families of values and both outputs."""
+    by_shape: dict[tuple[int, ...], list[Any]] = defaultdict(list)
+    for check in verdict.checks:
+        found = _SIZES.search(check.case)
+        assert found is not None, check.case
+        g = [int(x) for x in found.groups() if x is not None]
+        shape = (g[0], g[1], g[2], g[4], g[3]) if found[1] is not None else (g[0], g[3], g[4], g[1], g[2])
+        by_shape[shape].append(check)
+    rows = []
+    for (batch, hq, hk, sq, sk), checks in sorted(by_shape.items()):
+        worst = max(checks, key=lambda c: c.worst_error / c.bound if c.bound else 0.0)
+        case = Case(B=batch, Hq=hq, Hk=hk, Sq=sq, Sk=sk, Dqk=spec.Dqk, Dv=spec.Dv, dtype=spec.dtype, mask=spec.mask,
+                    mods=f"softcap {spec.softcap}" if spec.softcap else "", target="A100 built for sm_90")  # fmt: skip
+        families = sorted({c.case.split(",")[0] for c in checks})
+        rows.append(CorrectnessRow(case=case, verdict="accepted" if all(c.passed for c in checks) else "rejected", checks=len(checks),
+                                   worst_error=worst.worst_error, bound=worst.bound, detail="; ".join(families)))  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundles", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--commit")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--most", type=int, default=1000, help="judge this many bundles only")
+    args = parser.parse_args()
+    specs = json.loads((args.bundles / "specs.json").read_text())
+    items = [(name, fields, args.bundles, args.seed) for name, fields in list(specs.items())[: args.most]]
+    results = provenance("judge_ampere_h200", args.commit)
+    rows: list[CorrectnessRow] = []
+    verdicts: dict[str, str] = {}
+    checks = 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for name, spec, verdict, seconds in pool.map(judge, items):
+            verdicts[name] = verdict.verdict
+            checks += len(verdict.checks)
+            rows += rows_of(spec, verdict)
+            weak = [p.name for p in verdict.properties if p.passed is False]
+            print(f"{name:28} {verdict.verdict:12} {len(verdict.checks):4} checks {seconds:5.1f} s  {verdict.reason[:120]} {weak}", flush=True)
+    shapes = {(r.case.B, r.case.Hq, r.case.Hk, r.case.Sq, r.case.Sk, r.case.Dqk, r.case.dtype, r.case.mask, r.case.mods) for r in rows}
+    summary = {"bundles": len(verdicts), "accepted": sum(v == "accepted" for v in verdicts.values()), "checks": checks,
+               "shapes": len(shapes), "rejected_rows": sum(r.verdict != "accepted" for r in rows), "seed": args.seed, "verdicts": verdicts}  # fmt: skip
+    results = results.model_copy(update={"rows": rows, "summary": summary})
+    print({k: v for k, v in summary.items() if k != "verdicts"}, results.save(args.out))
+
+
+if __name__ == "__main__":
+    main()
