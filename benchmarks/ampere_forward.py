@@ -52,9 +52,7 @@ def bench(folder: Path, dim: int, mask: str, length: int, rounds: int) -> SpeedR
     one = 4 * batch * length * heads * dim * 2
     sets = max(1, min(4, math.ceil(2 * L2_BYTES / one)))
     shape = (batch, length, heads, dim)
-    inputs = [
-        [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)] for _ in range(sets)
-    ]
+    inputs = [[torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)] for _ in range(sets)]
     outputs = [torch.full(shape, float("nan"), device="cuda", dtype=torch.bfloat16) for _ in range(sets)]
     lses = [torch.full((batch, heads, length), float("nan"), device="cuda") for _ in range(sets)]
 
@@ -73,9 +71,7 @@ def bench(folder: Path, dim: int, mask: str, length: int, rounds: int) -> SpeedR
     expected = reference(*inputs[0], causal)
     ours(0)()
     before = error(outputs[0][0], expected)
-    times = time_graphs(
-        {"ours": [ours(n) for n in range(sets)], "fa2": [peer(n) for n in range(sets)]}, rounds
-    )
+    times = time_graphs({"ours": [ours(n) for n in range(sets)], "fa2": [peer(n) for n in range(sets)]}, rounds)
     fresh = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     for old, new in zip(inputs[0], fresh, strict=True):
         old.copy_(new)
@@ -97,17 +93,22 @@ def bench(folder: Path, dim: int, mask: str, length: int, rounds: int) -> SpeedR
         target="A100 built for sm_90",
     )
     return SpeedRow(
-        case=case, ours_ms=ours_ms, peers_ms={"FlashAttention-2": fa2_ms}, ours_eager_ms=time_eager(ours(0)),
-        peers_eager_ms={"FlashAttention-2": time_eager(peer(0))}, ratio=fa2_ms / ours_ms, error_before=before, error_after=after,
-        bound="" if fa2_ms >= ours_ms else "mma.sync: tensor cores", spread=max(t.spread for t in times.values()),
+        case=case,
+        ours_ms=ours_ms,
+        peers_ms={"FlashAttention-2": fa2_ms},
+        ours_eager_ms=time_eager(ours(0)),
+        peers_eager_ms={"FlashAttention-2": time_eager(peer(0))},
+        ratio=fa2_ms / ours_ms,
+        error_before=before,
+        error_after=after,
+        bound="" if fa2_ms >= ours_ms else "mma.sync: tensor cores",
+        spread=max(t.spread for t in times.values()),
         repetitions=times["ours"].repetitions,
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", help="of the tree that runs, where git cannot tell")
@@ -120,15 +121,23 @@ def main() -> None:
             for length in LENGTHS:
                 row = bench(args.bundles, dim, mask, length, args.rounds)
                 rows.append(row)
-                flops = (
-                    4 * row.case.B * row.case.Hq * length * length * dim * (0.5 if mask == "causal" else 1)
+                flops = 4 * row.case.B * row.case.Hq * length * length * dim * (0.5 if mask == "causal" else 1)
+                print(
+                    f"D={dim:3} {mask:6} S={length:5}  ours {flops / row.ours_ms / 1e9:6.1f}  fa2 "
+                    f"{flops / row.peers_ms['FlashAttention-2'] / 1e9:6.1f} TFLOP/s"
+                    f"  ratio {row.ratio:.3f}  error {row.error_before:.4f} "
+                    f"{row.error_after:.4f}  spread {row.spread:.1%}",
+                    flush=True,
                 )
-                print(f"D={dim:3} {mask:6} S={length:5}  ours {flops / row.ours_ms / 1e9:6.1f}  fa2 {flops / row.peers_ms['FlashAttention-2'] / 1e9:6.1f} TFLOP/s"
-                      f"  ratio {row.ratio:.3f}  error {row.error_before:.4f} {row.error_after:.4f}  spread {row.spread:.1%}", flush=True)  # fmt: skip
                 assert max(row.error_before, row.error_after) < MOST_ERROR, "our output is wrong"
     ratios = [r.ratio for r in rows]
-    summary = {"geomean": math.exp(sum(map(math.log, ratios)) / len(ratios)), "least": min(ratios), "rows": len(rows),
-               "under_0.95": sum(r < 0.95 for r in ratios), "under_1.00": sum(r < 1 for r in ratios)}  # fmt: skip
+    summary = {
+        "geomean": math.exp(sum(map(math.log, ratios)) / len(ratios)),
+        "least": min(ratios),
+        "rows": len(rows),
+        "under_0.95": sum(r < 0.95 for r in ratios),
+        "under_1.00": sum(r < 1 for r in ratios),
+    }
     results = results.model_copy(update={"rows": rows, "summary": summary})
     print(json.dumps(summary), results.save(args.out))
 

@@ -21,7 +21,7 @@ from qimeng_attention.bench.results import Case, CorrectnessRow, provenance
 from qimeng_attention.judge import Budget, Verdict, judge_bundle
 from qimeng_attention.spec import AttentionSpec
 
-BUDGET = Budget("survey", heads=None, keys=2048, scores=1 << 25, thorough=True)
+BUDGET = Budget("survey", heads=None, keys=2048, scores=1 << 23, thorough=True)
 _SIZES = re.compile(r"B=(\d+) Hq=(\d+) Hk=(\d+) Sk=(\d+) Sq=(\d+)|B=(\d+) Sq=(\d+) Sk=(\d+) Hq=(\d+) Hk=(\d+)")
 
 
@@ -45,11 +45,30 @@ def rows_of(spec: AttentionSpec, verdict: Verdict) -> list[CorrectnessRow]:
     rows = []
     for (batch, hq, hk, sq, sk), checks in sorted(by_shape.items()):
         worst = max(checks, key=lambda c: c.worst_error / c.bound if c.bound else 0.0)
-        case = Case(B=batch, Hq=hq, Hk=hk, Sq=sq, Sk=sk, Dqk=spec.Dqk, Dv=spec.Dv, dtype=spec.dtype, mask=spec.mask,
-                    mods=f"softcap {spec.softcap}" if spec.softcap else "", target="A100 built for sm_90")  # fmt: skip
+        case = Case(
+            B=batch,
+            Hq=hq,
+            Hk=hk,
+            Sq=sq,
+            Sk=sk,
+            Dqk=spec.Dqk,
+            Dv=spec.Dv,
+            dtype=spec.dtype,
+            mask=spec.mask,
+            mods=f"softcap {spec.softcap}" if spec.softcap else "",
+            target="A100 built for sm_90",
+        )
         families = sorted({c.case.split(",")[0] for c in checks})
-        rows.append(CorrectnessRow(case=case, verdict="accepted" if all(c.passed for c in checks) else "rejected", checks=len(checks),
-                                   worst_error=worst.worst_error, bound=worst.bound, detail="; ".join(families)))  # fmt: skip
+        rows.append(
+            CorrectnessRow(
+                case=case,
+                verdict="accepted" if all(c.passed for c in checks) else "rejected",
+                checks=len(checks),
+                worst_error=worst.worst_error,
+                bound=worst.bound,
+                detail="; ".join(families),
+            )
+        )
     return rows
 
 
@@ -74,10 +93,24 @@ def main() -> None:
             checks += len(verdict.checks)
             rows += rows_of(spec, verdict)
             weak = [p.name for p in verdict.properties if p.passed is False]
-            print(f"{name:28} {verdict.verdict:12} {len(verdict.checks):4} checks {seconds:5.1f} s  {verdict.reason[:120]} {weak}", flush=True)
-    shapes = {(r.case.B, r.case.Hq, r.case.Hk, r.case.Sq, r.case.Sk, r.case.Dqk, r.case.dtype, r.case.mask, r.case.mods) for r in rows}
-    summary = {"bundles": len(verdicts), "accepted": sum(v == "accepted" for v in verdicts.values()), "checks": checks,
-               "shapes": len(shapes), "rejected_rows": sum(r.verdict != "accepted" for r in rows), "seed": args.seed, "verdicts": verdicts}  # fmt: skip
+            print(
+                f"{name:28} {verdict.verdict:12} {len(verdict.checks):4} checks "
+                f"{seconds:5.1f} s  {verdict.reason[:120]} {weak}",
+                flush=True,
+            )
+    shapes = {
+        (r.case.B, r.case.Hq, r.case.Hk, r.case.Sq, r.case.Sk, r.case.Dqk, r.case.dtype, r.case.mask, r.case.mods)
+        for r in rows
+    }
+    summary = {
+        "bundles": len(verdicts),
+        "accepted": sum(v == "accepted" for v in verdicts.values()),
+        "checks": checks,
+        "shapes": len(shapes),
+        "rejected_rows": sum(r.verdict != "accepted" for r in rows),
+        "seed": args.seed,
+        "verdicts": verdicts,
+    }
     results = results.model_copy(update={"rows": rows, "summary": summary})
     print({k: v for k, v in summary.items() if k != "verdicts"}, results.save(args.out))
 

@@ -3,7 +3,8 @@
     python benchmarks/make_bundles.py --set speed --arch sm_90 --out out/speed
     python benchmarks/make_bundles.py --set judge --arch sm_90 --out out/judge
 
-Every bundle is an A100 program (its schedule keeps within 163 KB of shared memory), compiled for the architecture named.
+Every bundle is an A100 program (its schedule keeps within 163 KB of shared memory), compiled for the architecture
+named.
 """
 
 from __future__ import annotations
@@ -56,9 +57,7 @@ def make(item: tuple[str, dict[str, object], str, str]) -> tuple[str, float, int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=("speed", "judge"), required=True)
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--out", type=Path, required=True)

@@ -74,7 +74,8 @@ def table(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.packages.items())
     note = (
         f"Each cell: ours / {PEER} in TFLOP/s, and the ratio of the times in brackets.\n"
-        f"{len(ratios)} rows, geometric mean {geomean(ratios):.3f}, least {min(ratios):.3f}, greatest {max(ratios):.3f}.\n"
+        f"{len(ratios)} rows, geometric mean {geomean(ratios):.3f}, "
+        f"least {min(ratios):.3f}, greatest {max(ratios):.3f}.\n"
         f"Measured on {results.device} on {results.date} (driver {results.driver}, {versions}), bf16, "
         f"{everything[0].case.Hq * everything[0].case.Dqk} / D heads, 16,384 tokens a call, graphs replayed, medians; "
         f"the times of one row spread by at most {spread:.1%}.\n"

@@ -11,9 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests may import helpers that 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--update-golden", action="store_true", help="rewrite the golden files of tests/**/golden"
-    )
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files of tests/**/golden")
 
 
 @pytest.fixture

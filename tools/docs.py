@@ -5,7 +5,9 @@
 
 A generated part stands between `<!-- generated: KIND NAME -->` and `<!-- end of generated -->`; everything outside is
 written by hand. Before/after listings are made by `qimeng_attention.schedule.steps` on docs/schedule/sample.tl, and
-diagnostics by the checker on that program with one edit. Not here: the figure and the README's table (benchmarks/plot.py).
+diagnostics by the checker on that program with one edit.
+
+Not here: the figure and the README's table (benchmarks/plot.py).
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ PRODUCTIONS = {
     "Size": ("size", "size_entry"), "Scalar": ("scalar",), "Tile": ("tile", "tile_entry"), "Grid": ("grid", "grid_dim"),
     "Warps": ("warps",), "Let": ("let",), "Allocate": ("allocate", "?allocate_option"),
     "Copy": ("copy", "?copy_option", "coordinate"), "GEMM": ("gemm", "operand", "origin"), "Mask": ("mask",),
-    "Compute": ("compute",), "Apply": ("apply", "params", "define_head"), "Reshape": ("reshape", "roles"), "for": ("for_head",),
-    "if": ("if_head", "else_head"), "role": ("role_head",), "Wait": ("wait",), "Release": ("release",), "Pass": ("pass_turn",),
-    "Commit": ("commit",), "Barrier": ("barrier",), "Fence": ("fence",),
+    "Compute": ("compute",), "Apply": ("apply", "params", "define_head"), "Reshape": ("reshape", "roles"),
+    "for": ("for_head",), "if": ("if_head", "else_head"), "role": ("role_head",), "Wait": ("wait",),
+    "Release": ("release",), "Pass": ("pass_turn",), "Commit": ("commit",), "Barrier": ("barrier",),
+    "Fence": ("fence",),
 }  # fmt: skip
 
 # The Schedule with which the sample program shows each rewriting: the choices it builds on, and its own.
@@ -323,7 +326,8 @@ def rewriting(name: str) -> str:
     )
     listing = fenced(changes(step_of(name), 1), "diff")
     facts = f"- form: {applied}\n- example: `{r.example}`\n- class: {r.kind}"
-    return f"{r.doc}\n\n{facts}\n\n## Before and after\n\n{schedule}What this step changes in [sample.tl](sample.tl):\n\n{listing}"
+    shown = f"{schedule}What this step changes in [sample.tl](sample.tl):\n\n{listing}"
+    return f"{r.doc}\n\n{facts}\n\n## Before and after\n\n{shown}"
 
 
 def all_rewritings(_: str) -> str:
@@ -349,8 +353,9 @@ def all_targets(_: str) -> str:
     ]
     rows = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * 6 + " --- |"]
     for t in (targets.get(n) for n in targets.names()):
-        cells = [t.name, t.arch, t.sms, f"{t.shared_per_block_bytes:,}", t.clock_mhz, f"{t.bandwidth_bytes_per_s / 1e9:.0f}",
-                 f"{max(t.tensor_tflops.get('bf16', 0), t.tensor_tflops.get('fp16', 0)):g}", ", ".join(t.dtypes)]  # fmt: skip
+        rate = max(t.tensor_tflops.get("bf16", 0), t.tensor_tflops.get("fp16", 0))
+        cells = [t.name, t.arch, t.sms, f"{t.shared_per_block_bytes:,}", t.clock_mhz]
+        cells += [f"{t.bandwidth_bytes_per_s / 1e9:.0f}", f"{rate:g}", ", ".join(t.dtypes)]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
 
@@ -417,9 +422,10 @@ def families(_: str) -> str:
 
 
 KINDS: dict[str, Render] = {
-    "statement": statement, "statements": all_statements, "touched": touched, "functions": functions, "diagnostic": diagnostic,
-    "broken": broken, "rewriting": rewriting, "rewritings": all_rewritings, "targets": all_targets, "capabilities": capabilities,
-    "commands": commands, "exit-codes": exit_codes, "families": families,
+    "statement": statement, "statements": all_statements, "touched": touched, "functions": functions,
+    "diagnostic": diagnostic, "broken": broken, "rewriting": rewriting, "rewritings": all_rewritings,
+    "targets": all_targets, "capabilities": capabilities, "commands": commands,
+    "exit-codes": exit_codes, "families": families,
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The command `qimeng`: one thin command a stage.
 
-Exit codes: 0 done; 1 a gate refused (diagnostics, or a verdict of rejected); 2 a request that makes no sense; 3 something
-this machine lacks, or the tool chain refused. With --json one JSON value goes to stdout, errors too.
+Exit codes: 0 done; 1 a gate refused (diagnostics, or a verdict of rejected); 2 a request that makes no sense; 3
+something this machine lacks, or the tool chain refused. With --json one JSON value goes to stdout, errors too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ import typer
 from qimeng_attention import __version__, terminal
 from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
-                  help="From the description of an attention operator to a verified FlashAttention-class CUDA kernel.",
-                  epilog="Exit codes: 0 done, 1 refused by a gate, 2 a request that makes no sense, 3 this machine lacks something.")  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="From the description of an attention operator to a verified FlashAttention-class CUDA kernel.",
+    epilog="Exit codes: 0 done, 1 refused by a gate, 2 a request that makes no sense, 3 this machine lacks something.",
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout.")]
 TargetName = Annotated[
@@ -29,9 +33,7 @@ TargetName = Annotated[
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(
-        "--arch", help="Build for another architecture, as sm_90 to run an A100 program on an H200."
-    ),
+    typer.Option("--arch", help="Build for another architecture, as sm_90 to run an A100 program on an H200."),
 ]
 Tl = Annotated[Path, typer.Argument(help="A TL file.", show_default=False)]
 
@@ -116,9 +118,7 @@ def generate(
     mask: Annotated[
         str | None, typer.Option(help="full, causal, window:LEFT, or a condition such as 'kv_idx <= q_idx'.")
     ] = None,
-    score: Annotated[
-        str | None, typer.Option(help="An expression of the scaled score, b, h, q_idx, kv_idx.")
-    ] = None,
+    score: Annotated[str | None, typer.Option(help="An expression of the scaled score, b, h, q_idx, kv_idx.")] = None,
     softcap: Annotated[float | None, typer.Option(help="cap * tanh(score / cap).")] = None,
     scale: Annotated[float | None, typer.Option(help="The default scale; 1 / sqrt(Dqk) if none.")] = None,
     spec_file: Annotated[
@@ -161,8 +161,18 @@ def generate(
         terminal.heading("what is asked for")
         terminal.listing("\n".join(f"  {line}" for line in spec.describe()))
     with terminal.progress_bar("judging", verbose) as progress:
-        outcome = run(spec, target=target, arch=arch, out=out, judge=judge, overwrite=force, until=emit, code=code,
-                      report=_report if verbose else None, progress=progress)  # fmt: skip
+        outcome = run(
+            spec,
+            target=target,
+            arch=arch,
+            out=out,
+            judge=judge,
+            overwrite=force,
+            until=emit,
+            code=code,
+            report=_report if verbose else None,
+            progress=progress,
+        )
     for line in outcome.notes:
         terminal.note(line)
     _finish_generate(outcome, emit, as_json, quiet)
@@ -195,11 +205,20 @@ def _stage_text(results: Any, stage: str) -> str:
 def _outcome_json(outcome: Any) -> dict[str, Any]:
     r = outcome.results
     return {
-        "target": r.target.name, "arch": r.arch, "spec": r.spec.model_dump(mode="json") if r.spec else None, "sketch": r.sketch,
-        "code": r.code, "reasons": r.reasons, "scheduled": r.scheduled, "cute": r.translation.source if r.translation else None,
-        "build": r.built.to_json() if r.built else None, "verdict": r.verdict.to_json() if r.verdict else None,
-        "bundle": str(outcome.folder) if outcome.folder else None, "seconds": outcome.seconds, "notes": outcome.notes,
-    }  # fmt: skip
+        "target": r.target.name,
+        "arch": r.arch,
+        "spec": r.spec.model_dump(mode="json") if r.spec else None,
+        "sketch": r.sketch,
+        "code": r.code,
+        "reasons": r.reasons,
+        "scheduled": r.scheduled,
+        "cute": r.translation.source if r.translation else None,
+        "build": r.built.to_json() if r.built else None,
+        "verdict": r.verdict.to_json() if r.verdict else None,
+        "bundle": str(outcome.folder) if outcome.folder else None,
+        "seconds": outcome.seconds,
+        "notes": outcome.notes,
+    }
 
 
 def _report(stage: str, results: Any, seconds: float) -> None:
@@ -230,11 +249,15 @@ def print_verdict(verdict: Any) -> None:
         return
     checks, failed = verdict.checks, [c for c in verdict.checks if not c.passed]
     terminal.listing(
-        f"  {verdict.verdict} ({verdict.reason}) in {verdict.seconds:.1f} s, on the {verdict.where.upper()}, seed {verdict.entropy}"
+        f"  {verdict.verdict} ({verdict.reason}) in {verdict.seconds:.1f} s, on "
+        f"the {verdict.where.upper()}, seed {verdict.entropy}"
     )
     if checks and not failed:
         worst = max(checks, key=lambda c: c.worst_error / c.bound if c.bound else 0.0)
-        terminal.listing(f"  nearest to its bound: {worst.output} of {worst.case}: error {worst.worst_error:.3g}, bound {worst.bound:.3g}")
+        terminal.listing(
+            f"  nearest to its bound: {worst.output} of {worst.case}: error "
+            f"{worst.worst_error:.3g}, bound {worst.bound:.3g}"
+        )
     for clause in verdict.clauses:
         shown = "implied by the others" if clause.implied else f"its lack would show: {clause.caught_by}"
         terminal.listing(f"  clause {clause.name}: {shown}")
@@ -288,14 +311,15 @@ def interpret(
     """Run a TL program on the CPU on random inputs, tile by tile."""
     from qimeng_attention.workflow.interpretation import interpret_file
 
-    found = interpret_file(
-        _read(file), str(file), _assignments(sizes, int), _assignments(scalars, float), seed, save
-    )
+    found = interpret_file(_read(file), str(file), _assignments(sizes, int), _assignments(scalars, float), seed, save)
     if as_json:
         terminal.print_json(found)
         return
-    terminal.table("", ["tensor", "shape", "finite", "least", "greatest", "mean"],
-                   [[t["name"], t["shape"], t["finite"], t["least"], t["greatest"], t["mean"]] for t in found["tensors"]])  # fmt: skip
+    terminal.table(
+        "",
+        ["tensor", "shape", "finite", "least", "greatest", "mean"],
+        [[t["name"], t["shape"], t["finite"], t["least"], t["greatest"], t["mean"]] for t in found["tensors"]],
+    )
 
 
 def _assignments(text: str, kind: type) -> dict[str, Any]:
@@ -478,8 +502,19 @@ def targets(as_json: Json = False) -> None:
 
     found = [known.get(n) for n in known.names()]
     if as_json:
-        terminal.print_json([{"name": t.name, "arch": t.arch, "sms": t.sms, "shared_per_block": t.shared_per_block_bytes,
-                              "dtypes": t.dtypes, "capabilities": sorted(t.capabilities)} for t in found])  # fmt: skip
+        terminal.print_json(
+            [
+                {
+                    "name": t.name,
+                    "arch": t.arch,
+                    "sms": t.sms,
+                    "shared_per_block": t.shared_per_block_bytes,
+                    "dtypes": t.dtypes,
+                    "capabilities": sorted(t.capabilities),
+                }
+                for t in found
+            ]
+        )
         return
     rows = [
         [
@@ -505,9 +540,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         terminal.print_json([f.__dict__ for f in found])
         return
-    terminal.table(
-        "", ["what", "found", "gives", "to get it"], [[f.what, f.found, f.gives, f.remedy] for f in found]
-    )
+    terminal.table("", ["what", "found", "gives", "to get it"], [[f.what, f.found, f.gives, f.remedy] for f in found])
 
 
 @app.command(epilog="Example: qimeng cache --clear")

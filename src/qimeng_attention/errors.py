@@ -45,9 +45,14 @@ class Diagnostic:
     def to_json(self, file: str = "") -> dict[str, Any]:
         """Give the same fields as the text form."""
         return {
-            "code": self.code, "severity": self.severity, "file": file, "line": self.span.line,
-            "column": self.span.column, "message": self.message, "hint": self.hint,
-        }  # fmt: skip
+            "code": self.code,
+            "severity": self.severity,
+            "file": file,
+            "line": self.span.line,
+            "column": self.span.column,
+            "message": self.message,
+            "hint": self.hint,
+        }
 
     def render(self, source: str = "", file: str = "<tl>") -> str:
         """Give the text form: place, message, the line with a caret, hint."""
@@ -96,8 +101,12 @@ class DiagnosticError(QimengError):
 
     def to_json(self) -> dict[str, Any]:
         """Give all findings."""
-        return {"error": self.code, "message": self.message, "hint": self.hint,
-                "diagnostics": [d.to_json(self.file) for d in self.diagnostics]}  # fmt: skip
+        return {
+            "error": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "diagnostics": [d.to_json(self.file) for d in self.diagnostics],
+        }
 
     def __str__(self) -> str:
         return "\n".join(d.render(self.source, self.file) for d in self.diagnostics)

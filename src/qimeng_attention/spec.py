@@ -41,29 +41,21 @@ class AttentionSpec(BaseModel):
 
     name: str = Field(default="", description="names the kernel; made from the other fields if empty")
     Hq: int = Field(default=32, ge=1, le=MOST, description="query heads")
-    Hk: int = Field(
-        default=0, ge=0, le=MOST, description="key and value heads; 0 means as many as query heads"
-    )
+    Hk: int = Field(default=0, ge=0, le=MOST, description="key and value heads; 0 means as many as query heads")
     Dqk: int = Field(default=128, ge=1, le=512, description="head dim of queries and keys")
     Dv: int = Field(default=0, ge=0, le=512, description="head dim of values; 0 means Dqk")
     dtype: Literal["fp16", "bf16"] = Field(default="bf16", description="type of Q, K, V and O")
-    mask: str = Field(
-        default="full", description="full, causal, window:LEFT, window:LEFT,RIGHT, or a condition"
-    )
+    mask: str = Field(default="full", description="full, causal, window:LEFT, window:LEFT,RIGHT, or a condition")
     score: str = Field(default="score", description="an expression of the scaled score")
     softcap: float | None = Field(default=None, gt=0, description="cap * tanh(score / cap), before `score`")
     scale: float | None = Field(
         default=None, description="the default scale; 1 / sqrt(Dqk) if none; each call may give its own"
     )
-    scale_sign: Literal["positive", "any"] = Field(
-        default="positive", description="which scales a call may give"
-    )
+    scale_sign: Literal["positive", "any"] = Field(default="positive", description="which scales a call may give")
     B: int | None = Field(default=None, ge=1, le=MOST, description="batch, if fixed")
     Sq: int | None = Field(default=None, ge=1, le=MOST, description="query length, if fixed")
     Sk: int | None = Field(default=None, ge=1, le=MOST, description="key length, if fixed")
-    outputs: tuple[Literal["O", "LSE"], ...] = Field(
-        default=("O", "LSE"), description="what the operator gives"
-    )
+    outputs: tuple[Literal["O", "LSE"], ...] = Field(default=("O", "LSE"), description="what the operator gives")
 
     @model_validator(mode="before")
     @classmethod
@@ -145,32 +137,26 @@ class AttentionSpec(BaseModel):
             if _WINDOW.fullmatch(self.mask.strip())
             else "masked"
         )
-        mods = ("_softcap" if self.softcap is not None else "") + (
-            "_scored" if self.score.strip() != "score" else ""
-        )
+        mods = ("_softcap" if self.softcap is not None else "") + ("_scored" if self.score.strip() != "score" else "")
         return f"{kind}_{mask}{mods}_d{self.Dqk}{'' if self.Dqk == self.Dv else f'_{self.Dv}'}_{self.dtype}"
 
     def describe(self) -> list[str]:
         """State the operator with everything a reader might otherwise assume."""
         heads = f"{self.Hq} query heads, {self.Hk} key/value heads ({_shared(self.Hq // self.Hk)})"
         lengths = ", ".join(
-            f"{k} = {v if v is not None else 'any'}"
-            for k, v in (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk))
+            f"{k} = {v if v is not None else 'any'}" for k, v in (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk))
         )
         lines = [
             f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
             f"tensors (B, S, H, D), {lengths}, any strides with a last one of 1",
-            f"score = scale * (q . k), scale given at each call ({self.scale_sign}), {self.default_scale:.6g} by default",
+            "score = scale * (q . k), scale given at each call "
+            f"({self.scale_sign}), {self.default_scale:.6g} by default",
         ]
         if self.score_expression:
             lines.append(f"then score = {self.score_expression}")
         lines.append(f"visible keys: {self._visible()}")
-        lines.append(
-            "weights: softmax over the visible keys; a row that sees none gives O = 0 and LSE = -inf"
-        )
-        lines.append(
-            f"outputs: {', '.join(self.outputs)} (LSE is a natural logarithm, of the modified scores)"
-        )
+        lines.append("weights: softmax over the visible keys; a row that sees none gives O = 0 and LSE = -inf")
+        lines.append(f"outputs: {', '.join(self.outputs)} (LSE is a natural logarithm, of the modified scores)")
         return lines
 
     def _visible(self) -> str:
@@ -197,8 +183,14 @@ class AttentionSpec(BaseModel):
         if spec.Hq % spec.Hk:
             divisors = [d for d in range(1, spec.Hq + 1) if spec.Hq % d == 0]
             nearest = min(divisors, key=lambda d: abs(d - spec.Hk))
-            raise SpecError(f"Hk = {spec.Hk} does not divide Hq = {spec.Hq}: each key head serves the same number of query heads",
-                            hint=f"nearest valid choice: Hk = {nearest}", field="Hk", value=spec.Hk, allowed=divisors[:32], nearest=nearest)  # fmt: skip
+            raise SpecError(
+                f"Hk = {spec.Hk} does not divide Hq = {spec.Hq}: each key head serves the same number of query heads",
+                hint=f"nearest valid choice: Hk = {nearest}",
+                field="Hk",
+                value=spec.Hk,
+                allowed=divisors[:32],
+                nearest=nearest,
+            )
         return spec
 
     @classmethod

@@ -94,7 +94,8 @@ def resources(report: Mapping[str, Any]) -> None:
             "registers a thread": report.get("registers"),
             "spills": f"{report.get('spill_store_bytes')} bytes stored, {report.get('spill_load_bytes')} bytes loaded",
             "shared memory": f"{report.get('shared_dynamic_bytes', 0):,} bytes a block",
-            "occupancy": f"{occupancy.get('blocks_per_sm')} block(s), {occupancy.get('warps_per_sm')} warps an SM, limited by {occupancy.get('limited_by')}",
+            "occupancy": f"{occupancy.get('blocks_per_sm')} block(s), {occupancy.get('warps_per_sm')} "
+            f"warps an SM, limited by {occupancy.get('limited_by')}",
             "instructions": ", ".join(f"{name} {counts.get(name, 0)}" for name in shown),
         }
     )

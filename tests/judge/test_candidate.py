@@ -12,10 +12,11 @@ from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
 
 SPEC = AttentionSpec.make(Hq=4, Hk=2, Dqk=64, mask="causal")
+V_PLACE = "Copy V (BN, D) in coordinate [batch, k = i * BN, head // (Hq // Hk)]"
 HEAD_FIRST = (
     ("Allocate V in global (B, Sk, Hk, D)", "Allocate V in global (B, Hk, Sk, D)"),
-    ("Copy V (BN, D) in coordinate [batch, k = i * BN, head // (Hq // Hk)]", "Copy V (BN, D) in coordinate [batch, head // (Hq // Hk), k = i * BN]"),
-)  # fmt: skip
+    (V_PLACE, "Copy V (BN, D) in coordinate [batch, head // (Hq // Hk), k = i * BN]"),
+)
 
 
 @pytest.mark.parametrize(

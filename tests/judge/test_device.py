@@ -45,7 +45,9 @@ folder = Path(sys.argv[-1])
 operator = Operator.of(AttentionSpec.make(Hq=2, Hk=1, Dqk=16, mask="causal"))
 for line in sys.stdin:
     request = json.loads(line)
-    x = {n: from_bits((folder / a["file"]).read_bytes(), a["dtype"]).reshape(a["shape"]) for n, a in request["inputs"].items()}
+    x = {}
+    for n, a in request["inputs"].items():
+        x[n] = from_bits((folder / a["file"]).read_bytes(), a["dtype"]).reshape(a["shape"])
     sizes = request["sizes"]
     call = Call(sizes["B"], sizes["Sq"], sizes["Sk"], sizes["Hq"], sizes["Hk"], 16, 16, request["scalars"]["scale"])
     want = truth(operator, call, x["Q"], x["K"], x["V"])

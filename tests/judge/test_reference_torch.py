@@ -18,7 +18,7 @@ SPECS = {
     "ALiBi": {"mask": "causal", "score": "score - exp2(-8*(h+1)/Hq) * (q_idx + Sk - Sq - kv_idx)", "Dv": 32},
     "functions": {
         "mask": "q_idx // 50 == kv_idx // 50 and not (kv_idx == 7) or 0 <= kv_idx - b < 9",
-        "score": "where(kv_idx % 2 == 0, score, min(score, 3) * 2) + sigmoid(score) - clamp(abs(score), 1, 2) / ceildiv(Sk, 7)",
+        "score": "where(kv_idx % 2 == 0, score, min(score, 3) * 2) + sigmoid(score) - clamp(abs(score), 1, 2) / 7",
         "dtype": "fp16",
     },
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 
+from mutation.mutants import Mutant, semantic
 from qimeng_attention import targets
 from qimeng_attention.author.planner import plan
 from qimeng_attention.errors import QimengError
@@ -12,8 +13,6 @@ from qimeng_attention.judge import judge_program
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.checker import check_text, check_with_findings
-
-from mutation.mutants import Mutant, semantic
 
 SPEC = {"Hq": 32, "Hk": 8, "mask": "causal"}
 SEED = 20261121
@@ -31,7 +30,8 @@ class Fate:
 
 @cache
 def shipped() -> s.Program:
-    """Give the shipped causal GQA program, macros written out so that each of their statements is a place for a fault."""
+    """Give the shipped causal GQA program, macros written out so that each of their statements is a place for a
+    fault."""
     text = plan(AttentionSpec.make(**SPEC), targets.get("A100")).code
     return s.Program((replace(check_text(text)[0].kernel, schedule=()),))
 

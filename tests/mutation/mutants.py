@@ -1,7 +1,8 @@
 """Small faults planted in a TL program, one at a time: what a slip of a person or a model would look like.
 
 Semantic operators change what is computed: statements deleted, duplicated or exchanged, operands swapped, `.T` toggled,
-coordinates and bounds off by one, comparisons and arithmetic changed, constants and names exchanged, initial values changed.
+coordinates and bounds off by one, comparisons and arithmetic changed, constants and names exchanged, initial values
+changed.
 """
 
 from __future__ import annotations
@@ -19,9 +20,24 @@ _DECLARATIONS = (s.Size, s.Scalar, s.Tile, s.Allocate, s.Grid, s.Let)
 _OTHER_COMPARISON = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
 _OTHER_OPERATOR = {"+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "%": "//", "and": "or", "or": "and"}
 _OTHER_NAME = {
-    "batch": "head", "head": "batch", "head_k": "head", "block": "batch", "Sq": "Sk", "Sk": "Sq", "BM": "BN", "BN": "BM",
-    "q": "k", "k": "q", "m": "l", "l": "m", "m_new": "m", "m_safe": "m_new", "alpha": "m_safe", "scale": "log2e", "log2e": "ln2",
-}  # fmt: skip
+    "batch": "head",
+    "head": "batch",
+    "head_k": "head",
+    "block": "batch",
+    "Sq": "Sk",
+    "Sk": "Sq",
+    "BM": "BN",
+    "BN": "BM",
+    "q": "k",
+    "k": "q",
+    "m": "l",
+    "l": "m",
+    "m_new": "m",
+    "m_safe": "m_new",
+    "alpha": "m_safe",
+    "scale": "log2e",
+    "log2e": "ln2",
+}
 _VALUES = {"S", "O", "m", "l", "m_new", "m_safe", "alpha", "scale", "log2e"}  # floating: may be doubled or negated
 
 
@@ -108,7 +124,9 @@ def _changes(n: s.Statement) -> Iterator[tuple[str, str, s.Statement]]:
         for r in n.ranges:
             for end in ("start", "stop"):
                 for changed_end in _expression_changes(getattr(r, end)):
-                    moved = replace(n, ranges=tuple(replace(x, **{end: changed_end}) if x is r else x for x in n.ranges))
+                    moved = replace(
+                        n, ranges=tuple(replace(x, **{end: changed_end}) if x is r else x for x in n.ranges)
+                    )
                     yield "bound", head(moved), moved
         for r, other in ((x, y) for x in n.ranges for y in _off_by_one(x)):
             changed = replace(n, ranges=tuple(other if x is r else x for x in n.ranges))
@@ -145,9 +163,7 @@ def _gemm(n: s.Gemm) -> Iterator[tuple[str, str, s.Statement]]:
 def _copy(n: s.Copy) -> Iterator[tuple[str, str, s.Statement]]:
     for i, c in enumerate(n.coordinate):
         for start in (add(c.start, num(1)), sub(c.start, num(1))):
-            changed = replace(
-                n, coordinate=(*n.coordinate[:i], replace(c, start=start), *n.coordinate[i + 1 :])
-            )
+            changed = replace(n, coordinate=(*n.coordinate[:i], replace(c, start=start), *n.coordinate[i + 1 :]))
             yield "coordinate", head(changed), changed
         for inner in _expression_changes(c.start):
             changed = replace(n, coordinate=(*n.coordinate[:i], replace(c, start=inner), *n.coordinate[i + 1 :]))

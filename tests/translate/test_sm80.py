@@ -135,9 +135,7 @@ def test_a_target_without_the_instructions_is_refused() -> None:
 
 
 def test_two_ranges_become_one_loop_over_steps() -> None:
-    text = _planned(mask="full", Hq=8).replace(
-        "for i = 0 : ceildiv(Sk, BN)", "for i = 0 : 1, 1 : ceildiv(Sk, BN)"
-    )
+    text = _planned(mask="full", Hq=8).replace("for i = 0 : ceildiv(Sk, BN)", "for i = 0 : 1, 1 : ceildiv(Sk, BN)")
     text = re.sub(r"    (ring|prefetch|guard).*\n", "", text)
 
     source = _translated(text).source

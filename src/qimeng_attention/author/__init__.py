@@ -1,0 +1,1 @@
+"""Authors: from a specification to TL code."""

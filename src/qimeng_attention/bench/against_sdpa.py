@@ -26,19 +26,12 @@ def bench_bundle(path: Path, batch: int, length: int) -> dict[str, Any]:
     try:
         import torch
     except ImportError:
-        raise EnvironmentMissing(
-            "PyTorch is not installed", hint="pip install 'qimeng-attention[gpu]'"
-        ) from None
+        raise EnvironmentMissing("PyTorch is not installed", hint="pip install 'qimeng-attention[gpu]'") from None
     if not torch.cuda.is_available():
         raise EnvironmentMissing("no NVIDIA GPU was found", hint="run this on a machine with one")
     bundle = load(path)
     spec = json.loads(bundle.files["spec.json"])
-    if (
-        not spec
-        or spec["mask"] not in ("full", "causal")
-        or spec["softcap"] is not None
-        or spec["score"] != "score"
-    ):
+    if not spec or spec["mask"] not in ("full", "causal") or spec["softcap"] is not None or spec["score"] != "score":
         raise SpecError(
             "PyTorch's attention has no peer for this operator",
             hint="bench full or causal attention without score modifiers",
@@ -46,8 +39,10 @@ def bench_bundle(path: Path, batch: int, length: int) -> dict[str, Any]:
             value=str(path),
         )
     dtype = torch.bfloat16 if spec["dtype"] == "bf16" else torch.float16
-    q, k, v = (torch.randn((batch, length, h, d), device="cuda", dtype=dtype)
-               for h, d in ((spec["Hq"], spec["Dqk"]), (spec["Hk"], spec["Dqk"]), (spec["Hk"], spec["Dv"])))  # fmt: skip
+    q, k, v = (
+        torch.randn((batch, length, h, d), device="cuda", dtype=dtype)
+        for h, d in ((spec["Hq"], spec["Dqk"]), (spec["Hk"], spec["Dqk"]), (spec["Hk"], spec["Dv"]))
+    )
     causal = spec["mask"] == "causal"
 
     def ours() -> Any:
@@ -66,7 +61,14 @@ def bench_bundle(path: Path, batch: int, length: int) -> dict[str, Any]:
     flops = 2 * batch * spec["Hq"] * length * length * (spec["Dqk"] + spec["Dv"]) * (0.5 if causal else 1)
     ours_ms, sdpa_ms = times["ours"].median_ms, times["sdpa"].median_ms
     return {
-        "device": torch.cuda.get_device_name(), "B": batch, "S": length, "ours_ms": round(ours_ms, 4), "sdpa_ms": round(sdpa_ms, 4),
-        "ratio": round(sdpa_ms / ours_ms, 3), "ours_tflops": round(flops / ours_ms / 1e9, 1), "sdpa_tflops": round(flops / sdpa_ms / 1e9, 1),
-        "ours_eager_ms": round(time_eager(ours), 4), "sdpa_eager_ms": round(time_eager(sdpa), 4),
-    }  # fmt: skip
+        "device": torch.cuda.get_device_name(),
+        "B": batch,
+        "S": length,
+        "ours_ms": round(ours_ms, 4),
+        "sdpa_ms": round(sdpa_ms, 4),
+        "ratio": round(sdpa_ms / ours_ms, 3),
+        "ours_tflops": round(flops / ours_ms / 1e9, 1),
+        "sdpa_tflops": round(flops / sdpa_ms / 1e9, 1),
+        "ours_eager_ms": round(time_eager(ours), 4),
+        "sdpa_eager_ms": round(time_eager(sdpa), 4),
+    }

@@ -114,8 +114,17 @@ def provenance(name: str, commit: str | None = None) -> Results:
         "cuda": str(torch.version.cuda),
         "cudnn": str(torch.backends.cudnn.version()),
     }
-    return Results(name=name, commit=found, date=datetime.datetime.now(datetime.UTC).date().isoformat(), device=torch.cuda.get_device_name(),
-                   driver=driver, packages=packages, command=" ".join(["python", *sys.argv]), rows=[], summary={})  # fmt: skip
+    return Results(
+        name=name,
+        commit=found,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        device=torch.cuda.get_device_name(),
+        driver=driver,
+        packages=packages,
+        command=" ".join(["python", *sys.argv]),
+        rows=[],
+        summary={},
+    )
 
 
 def _run(command: list[str]) -> str:

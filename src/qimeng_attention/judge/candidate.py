@@ -22,6 +22,7 @@ from qimeng_attention.tl.interpreter import interpret
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.printer import print_program
 from qimeng_attention.tl.small_model import small_sizes
+from qimeng_attention.tl.traverse import expressions, statements
 from qimeng_attention.tl.types import Checked
 
 INPUTS = ("Q", "K", "V")
@@ -46,6 +47,7 @@ class Candidate(Protocol):
     name: str
     digest: str
     any_heads: bool  # the counts of heads are arguments of each call
+    numbers: frozenset[int]  # that its text names: it may do something else beyond such a length
 
     def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
         """Give the outputs by name; elements never written hold NaN.
@@ -106,6 +108,15 @@ def tiles_of(kernels: Sequence[Checked]) -> tuple[int, int]:
     return longest["Sq"], longest["Sk"]
 
 
+def numbers_in(kernels: Sequence[Checked]) -> frozenset[int]:
+    """Give the integers that a program names, in its statements and as fixed sizes."""
+    found = {value for kernel in kernels for value in kernel.fixed.values()}
+    for kernel in kernels:
+        for n in statements(kernel.kernel.body):
+            found |= {e.value for e in expressions(n) if isinstance(e, s.Num) and isinstance(e.value, int)}
+    return frozenset(found)
+
+
 class Interpreted:
     """Checked TL that computes an `AttentionSpec`, run on the CPU.
 
@@ -119,6 +130,7 @@ class Interpreted:
         self.digest = digest_of(kernels)
         one = spec.Hq == spec.Hk  # a kernel for as many key heads as query heads may know but one size
         self.any_heads = all("Hq" in k.sizes and ("Hk" in k.sizes or (one and "Hk" not in k.fixed)) for k in kernels)
+        self.numbers = numbers_in(kernels)
         self._runs = 0
         _check_names(self.kernels, spec)
         _check_sizes(self.kernels, spec)

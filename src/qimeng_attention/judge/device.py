@@ -26,15 +26,17 @@ import numpy as np
 
 from qimeng_attention import runtime
 from qimeng_attention.errors import DiagnosticError, EnvironmentMissing, JudgeError
-from qimeng_attention.judge.candidate import INPUTS, SCALE, Stopped, sizes_of, tiles_of
+from qimeng_attention.judge.candidate import INPUTS, SCALE, Stopped, numbers_in, sizes_of, tiles_of
 from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
 from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.judge.verdict import Verdict
 from qimeng_attention.judge.worker import CANARY, POISONS
+from qimeng_attention.runtime.expressions import names
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
 from qimeng_attention.tl.numerics import Array
+from qimeng_attention.tl.types import Checked
 
 TIMEOUT_S = 60.0  # of one launch, its transfers and, the first time, the start of CUDA
 DEFAULT_TILES = (128, 64)
@@ -69,11 +71,12 @@ def judge_bundle(
     bundle = runtime.load(path)
     Operator.of(spec)
     reference = _reference()
-    with Isolated(bundle.manifest, spec, _command(path), timeout_s) as candidate:
+    kernels = _kernels(bundle.files)
+    with Isolated(bundle.manifest, spec, _command(path), timeout_s, numbers_in(kernels)) as candidate:
         return judge_candidate(
             candidate,
             spec,
-            _tiles(bundle.files),
+            tiles_of(kernels) if kernels else DEFAULT_TILES,
             seed=seed,
             budget=budget,
             progress=progress,
@@ -100,11 +103,12 @@ def _command(path: str | Path) -> list[str]:
     return [sys.executable, "-m", "qimeng_attention.judge.worker", str(path)]
 
 
-def _tiles(files: Mapping[str, bytes]) -> tuple[int, int]:
+def _kernels(files: Mapping[str, bytes]) -> list[Checked]:
+    """Read the program beside the kernel, for its tiles and numbers only; nothing if it does not pass."""
     try:
-        return tiles_of(check_text(files["code.tl"].decode(), model=False))
+        return check_text(files["code.tl"].decode(), model=False)
     except (KeyError, DiagnosticError, UnicodeDecodeError):
-        return DEFAULT_TILES
+        return []
 
 
 class Isolated:
@@ -120,11 +124,14 @@ class Isolated:
         spec: AttentionSpec,
         command: Sequence[str],
         timeout_s: float = TIMEOUT_S,
+        numbers: frozenset[int] = frozenset(),
     ) -> None:
         _check_manifest(manifest, spec)
         self.name = manifest.kernel
+        self.numbers = numbers
         self.digest = hashlib.sha256(json.dumps(dict(manifest.files), sort_keys=True).encode()).hexdigest()
-        self.any_heads = {"Hq", "Hk"} <= set(manifest.sizes)
+        heads = {"Hq", "Hk"}
+        self.any_heads = heads <= set(manifest.sizes) and not any(heads & set(names(r.left)) for r in manifest.requires)
         self._manifest, self._spec, self._timeout_s = manifest, spec, timeout_s
         self._folder = tempfile.TemporaryDirectory(prefix="qimeng-judge-")
         self._command = [*command, self._folder.name]

@@ -20,6 +20,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.numerics import Array, round_to
 from qimeng_attention.tl.traverse import expressions
 
+NUMBERS = 4  # of a candidate's text
 LAYOUTS = ("contiguous", "padded rows", "heads first")
 
 
@@ -73,16 +74,18 @@ def laid_out(a: Array, layout: str) -> Array:
     return a
 
 
-def cases(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget) -> list[Case]:
+def cases(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget, numbers: Iterable[int] = ()) -> list[Case]:
     """Give the cases for a spec.
 
     Args:
         spec: what is asked for; lengths and batch that it fixes are kept.
         tiles: query rows and key rows of the candidate's tiles.
         budget: how much to try.
+        numbers: that the candidate's text names; some keys lie beyond each of the largest.
     """
     operator = Operator.of(spec)
     planned = _thorough(tiles) if budget.thorough else _short(tiles)
+    planned += [(1, 3, far + tiles[1] + 1, "needles") for far in sorted(numbers)[-NUMBERS:] if far > tiles[1]]
     found: dict[tuple[Call, str], Case] = {}
     if not budget.thorough:
         _add(found, own_heads(spec, tiles))

@@ -96,7 +96,7 @@ def judge_candidate(
     course = _Course(candidate, spec, tiles, draw_seed(candidate.digest, seed), budget, reference)
     with one_thread():
         course.settle_heads()
-    planned = cases(spec, tiles, course.budget)
+    planned = cases(spec, tiles, course.budget, candidate.numbers)
     total = len(planned) + len(PROPERTIES)
     steps = [(case.name, partial(course.try_case, case)) for case in planned]
     steps += [(prop.name, partial(course.try_property, prop)) for prop in PROPERTIES]

@@ -56,6 +56,7 @@ def launched(bundle: Any, folder: Path, request: dict[str, Any], device: str = "
         inputs[name], storages[name] = memory.input(folder / a["file"], a, request["layout"])
     before = {name: memory.digest(storage) for name, storage in storages.items()}
     damaged: set[str] = set()
+    changed: set[str] = set()
     files: dict[str, list[str]] = {name: [] for name in request["outputs"]}
     for poison in POISONS:
         held = {name: memory.output(a, poison) for name, a in request["outputs"].items()}
@@ -68,8 +69,8 @@ def launched(bundle: Any, folder: Path, request: dict[str, Any], device: str = "
                 damaged.add(name)
             files[name].append(f"{name}.{poison}.out")
             (folder / files[name][-1]).write_bytes(memory.raw(view))
-    changed = [name for name, storage in storages.items() if memory.digest(storage) != before[name]]
-    return {"damaged": sorted(damaged), "changed": changed, "outputs": files}
+        changed |= {name for name, storage in storages.items() if memory.digest(storage) != before[name]}
+    return {"damaged": sorted(damaged), "changed": sorted(changed), "outputs": files}
 
 
 class _Memory:

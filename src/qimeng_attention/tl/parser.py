@@ -73,8 +73,11 @@ class _Reader:
         comments, self.waiting = tuple(self.waiting), []
         return comments
 
-    def report(self, code: str, line: int, message: str, hint: str, column: int = 1, end: int = 2) -> None:
-        self.findings.append(Diagnostic(code, message, hint, Span(line, column, end)))
+    def report(
+        self, code: str, line: int, message: str, hint: str, column: int = 1, end: int | None = None
+    ) -> None:
+        span = Span(line, column, column + 1 if end is None else end)
+        self.findings.append(Diagnostic(code, message, hint, span))
 
 
 @cache

@@ -1,7 +1,7 @@
 """Scheduled TL to CuTe C++, statement by statement. Nothing is decided here: every choice stands in the TL.
 
-`translate` takes a scheduled program and gives the source of one kernel, with the facts its launcher needs. Each group of
-emitted lines carries the line of TL it came from. What a generation has no lowering for is refused by name (TL701).
+`translate` takes a scheduled program and gives the source of one kernel, with the facts its launcher needs. Each group
+of emitted lines carries the line of TL it came from. What a generation has no lowering for is refused by name (TL701).
 """
 
 from __future__ import annotations
@@ -49,17 +49,13 @@ def translate(program: s.Program, *, target: str | None = None) -> list[Translat
         DiagnosticError: the program does not pass the checker, or a statement has no lowering (TL701).
     """
     text = print_program(program)
-    return [
-        _translate(checked, text, target) for checked in check_text(text, target=target, file="scheduled.tl")
-    ]
+    return [_translate(checked, text, target) for checked in check_text(text, target=target, file="scheduled.tl")]
 
 
 def _translate(checked: Checked, text: str, override: str | None) -> Translation:
     name = override or checked.target
     if name is None:
-        raise refuse(
-            Span(1, 1, 1), "the kernel names no target", "begin it with `Kernel name for a100`", text
-        )
+        raise refuse(Span(1, 1, 1), "the kernel names no target", "begin it with `Kernel name for a100`", text)
     target = targets.get(name)
     if "mma m16n8k16" not in target.capabilities:
         raise refuse(

@@ -1,6 +1,7 @@
 """What a launcher must know of a kernel: its grid and its arguments, as data without any TL in it.
 
-Arguments in order: for each tensor its pointer and the strides of all dimensions but the last (int64), then the run-time
+Arguments in order: for each tensor its pointer and the strides of all dimensions but the last (int64), then the
+run-time
 sizes (int32), then the scalars (float32). Expressions are JSON: an integer, a size's name, or [operator, arguments...].
 """
 

@@ -75,9 +75,7 @@ class Cpp:
             return self.reductions[e], _ATOM
         match e:
             case s.Num(value):
-                return (
-                    str(value) if isinstance(value, int) else _float(value)
-                ), _ATOM if value >= 0 else _LEVEL["neg"]
+                return (str(value) if isinstance(value, int) else _float(value)), _ATOM if value >= 0 else _LEVEL["neg"]
             case s.Name(id):
                 return self._name(id), _ATOM
             case s.Unary("not", x):
@@ -91,9 +89,7 @@ class Cpp:
                     f"{self._wrap(a, 5)} {op} {self._wrap(b, 5)}"
                     for a, op, b in zip(operands, ops, operands[1:], strict=False)
                 ]
-                return (
-                    (links[0], _LEVEL["compare"]) if len(links) == 1 else (" && ".join(links), _LEVEL["and"])
-                )
+                return (links[0], _LEVEL["compare"]) if len(links) == 1 else (" && ".join(links), _LEVEL["and"])
             case s.Call():
                 return self._call(e)
             case s.Index(tensor, indices):
@@ -105,11 +101,7 @@ class Cpp:
         return text if own >= level else f"({text})"
 
     def _name(self, name: str) -> str:
-        if (
-            name in self.checked.tiles
-            and self.checked.tiles[name].space == "register"
-            and name not in self.indices
-        ):
+        if name in self.checked.tiles and self.checked.tiles[name].space == "register" and name not in self.indices:
             return self.tiles(name)
         if name in self.indices and name not in self.checked.fixed and name not in self.checked.sizes:
             return self.indices[name]
@@ -171,8 +163,7 @@ class Cpp:
         written = [self(i) for i in indices]
         inside = " && ".join(f"tl::inside({i}, {self(d)})" for i, d in zip(written, kind.dims, strict=True))
         terms = [
-            i if n == len(written) - 1 else f"int64_t({i}) * {names.stride(tensor, n)}"
-            for n, i in enumerate(written)
+            i if n == len(written) - 1 else f"int64_t({i}) * {names.stride(tensor, n)}" for n, i in enumerate(written)
         ]
         zero = "0" if kind.dtype in INTEGER_TYPES else "0.0f"
         value = f"{names.tensor(tensor)}[{' + '.join(terms)}]"

@@ -43,8 +43,15 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def generate(spec: AttentionSpec, *, target: str = "auto", arch: str | None = None, out: str | Path | None = None,
-             judge: bool = True, overwrite: bool = False) -> Bundle:  # fmt: skip
+def generate(
+    spec: AttentionSpec,
+    *,
+    target: str = "auto",
+    arch: str | None = None,
+    out: str | Path | None = None,
+    judge: bool = True,
+    overwrite: bool = False,
+) -> Bundle:
     """Make a verified kernel for an attention operator.
 
     Args:
@@ -63,15 +70,24 @@ def generate(spec: AttentionSpec, *, target: str = "auto", arch: str | None = No
     """
     outcome = run(spec, target=target, arch=arch, out=out, judge=judge, overwrite=overwrite)
     if outcome.folder is None:
-        raise EnvironmentMissing(
-            "; ".join(outcome.notes) or "no bundle was written", hint="see `qimeng doctor`"
-        )
+        raise EnvironmentMissing("; ".join(outcome.notes) or "no bundle was written", hint="see `qimeng doctor`")
     return load(outcome.folder)
 
 
-def run(spec: AttentionSpec | None, *, target: str = "auto", arch: str | None = None, out: str | Path | None = None, judge: bool = True,
-        overwrite: bool = False, until: str = "bundle", code: str | None = None, cache: Cache | None = None,
-        report: Report | None = None, progress: Progress | None = None) -> Outcome:  # fmt: skip
+def run(
+    spec: AttentionSpec | None,
+    *,
+    target: str = "auto",
+    arch: str | None = None,
+    out: str | Path | None = None,
+    judge: bool = True,
+    overwrite: bool = False,
+    until: str = "bundle",
+    code: str | None = None,
+    cache: Cache | None = None,
+    report: Report | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
     """Run the stages up to and with `until`; `code` begins with TL instead of the author.
 
     Raises:
@@ -103,8 +119,14 @@ def run(spec: AttentionSpec | None, *, target: str = "auto", arch: str | None = 
     return outcome
 
 
-def _steps(outcome: Outcome, spec: AttentionSpec | None, code: str | None, cache: Cache | None, judge: bool,
-           progress: Progress | None) -> list[tuple[str, Callable[[Results], Results]]]:  # fmt: skip
+def _steps(
+    outcome: Outcome,
+    spec: AttentionSpec | None,
+    code: str | None,
+    cache: Cache | None,
+    judge: bool,
+    progress: Progress | None,
+) -> list[tuple[str, Callable[[Results], Results]]]:
     def begin(results: Results) -> Results:
         if code is not None:
             return replace(results, code=code, reasons={"author": "given", "reasons": []})
@@ -119,17 +141,13 @@ def _steps(outcome: Outcome, spec: AttentionSpec | None, code: str | None, cache
 
     def verdict(results: Results) -> Results:
         if not judge or results.spec is None or results.checked is None:
-            outcome.notes.append(
-                "not judged: " + ("no spec says what it should compute" if judge else "switched off")
-            )
+            outcome.notes.append("not judged: " + ("no spec says what it should compute" if judge else "switched off"))
             return results
         from qimeng_attention.judge import judge_program
 
         return replace(
             results,
-            verdict=judge_program(
-                results.checked, results.spec, seed=secrets.randbits(32), progress=progress
-            ),
+            verdict=judge_program(results.checked, results.spec, seed=secrets.randbits(32), progress=progress),
         )
 
     steps: list[tuple[str, Callable[[Results], Results]]] = [
@@ -147,7 +165,8 @@ def _steps(outcome: Outcome, spec: AttentionSpec | None, code: str | None, cache
 
 
 def save(outcome: Outcome, out: str | Path | None, overwrite: bool) -> Path | None:
-    """Write the bundle, unless the program was rejected; a folder that cannot be written costs the bundle, not the rest."""
+    """Write the bundle, unless the program was rejected; a folder that cannot be written costs the bundle, not the
+    rest."""
     results = outcome.results
     if results.verdict is not None and results.verdict.verdict == "rejected":
         outcome.notes.append("no bundle is written for a rejected program")
@@ -155,9 +174,7 @@ def save(outcome: Outcome, out: str | Path | None, overwrite: bool) -> Path | No
     assert results.translation is not None
     where, name = (Path(), None) if out is None else (Path(out).absolute().parent, Path(out).name)
     try:
-        return write_bundle(
-            where, bundle_files(results), manifest_of(results), name=name, overwrite=overwrite
-        )
+        return write_bundle(where, bundle_files(results), manifest_of(results), name=name, overwrite=overwrite)
     except EnvironmentMissing as missing:
         outcome.notes.append(f"no bundle is written: {missing.message}")
         return None
@@ -168,9 +185,7 @@ def bundle_files(results: Results) -> dict[str, bytes]:
     t, b = results.translation, results.built
     assert t is not None
     assert b is not None
-    spec = (
-        results.spec.model_dump(mode="json") | {"condition": results.spec.condition} if results.spec else None
-    )
+    spec = results.spec.model_dump(mode="json") | {"condition": results.spec.condition} if results.spec else None
     files = {
         "spec.json": _json(spec),
         "sketch.tl": results.sketch.encode(),
@@ -209,21 +224,33 @@ def manifest_of(results: Results) -> Manifest:
     names = {x["name"] for x in facts["tensors"]}
     callable_ = set(_ARGUMENTS) <= names and "Out" in names
     return Manifest(
-        kernel=t.name, target=results.target.name, arch=results.target.arch, built_arch=results.arch, threads=t.threads,
+        kernel=t.name,
+        target=results.target.name,
+        arch=results.target.arch,
+        built_arch=results.arch,
+        threads=t.threads,
         shared_bytes=t.shared_bytes,
         grid=tuple(GridAxis(g["name"], g["start"], g["stop"]) for g in facts["grid"]),
-        tensors=tuple(Tensor(name=x["name"], dtype=x["dtype"], dims=tuple(x["dims"]), role=x["role"]) for x in facts["tensors"]),
+        tensors=tuple(
+            Tensor(name=x["name"], dtype=x["dtype"], dims=tuple(x["dims"]), role=x["role"]) for x in facts["tensors"]
+        ),
         sizes=tuple(facts["sizes"]),
-        scalars=tuple(Scalar(name=x["name"], dtype=x["dtype"], op=x["op"], bound=x["bound"] or 0.0) for x in facts["scalars"]),
+        scalars=tuple(
+            Scalar(name=x["name"], dtype=x["dtype"], op=x["op"], bound=x["bound"] or 0.0) for x in facts["scalars"]
+        ),
         requires=_envelope(results.spec, facts["sizes"]),
         call={v: k for k, v in _ARGUMENTS.items()} if callable_ else {},
         outputs=tuple(n for n in ("Out", "Lse") if n in names) if callable_ else (),
         default_scale=results.spec.default_scale if results.spec else 1.0,
         provenance={
-            "package": __version__, "tl": TL_VERSION, "python": platform.python_version(), **dict(b.versions),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "author": (results.reasons or {}).get("author", ""),
+            "package": __version__,
+            "tl": TL_VERSION,
+            "python": platform.python_version(),
+            **dict(b.versions),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "author": (results.reasons or {}).get("author", ""),
         },
-    )  # fmt: skip
+    )
 
 
 __all__ = ["Outcome", "QimengError", "bundle_files", "generate", "manifest_of", "run", "save"]

@@ -45,8 +45,12 @@ def interpret_file(
     outputs = interpret(checked, sizes, inputs, values, seed=seed, source=text, file=file)
     if save is not None:
         np.savez(save, allow_pickle=False, **{**inputs, **outputs})
-    return {"sizes": {n: sizes[n] for n in checked.sizes}, "scalars": values, "seed": seed,
-            "tensors": [_described(n, a) for n, a in {**inputs, **outputs}.items()]}  # fmt: skip
+    return {
+        "sizes": {n: sizes[n] for n in checked.sizes},
+        "scalars": values,
+        "seed": seed,
+        "tensors": [_described(n, a) for n, a in {**inputs, **outputs}.items()],
+    }
 
 
 def _inputs(checked: Checked, sizes: dict[str, int], seed: int) -> dict[str, Array]:
@@ -67,5 +71,9 @@ def _described(name: str, values: Array) -> dict[str, Any]:
         if finite.size
         else {}
     )
-    return {"name": name, "shape": list(values.shape), "finite": f"{finite.size} of {values.size}",
-            **{k: f"{number[k]:.5g}" if k in number else "" for k in ("least", "greatest", "mean")}}  # fmt: skip
+    return {
+        "name": name,
+        "shape": list(values.shape),
+        "finite": f"{finite.size} of {values.size}",
+        **{k: f"{number[k]:.5g}" if k in number else "" for k in ("least", "greatest", "mean")},
+    }

@@ -58,9 +58,7 @@ def judge_path(
 
 def _judge_folder(path: Path, spec_file: Path | None, entropy: int, progress: Progress | None) -> Verdict:
     bundle = load(path)
-    spec = (
-        AttentionSpec.load(spec_file) if spec_file is not None else _own_spec(bundle.files["spec.json"], path)
-    )
+    spec = AttentionSpec.load(spec_file) if spec_file is not None else _own_spec(bundle.files["spec.json"], path)
     if has_gpu():
         return judge_bundle(path, spec, seed=entropy, progress=progress)
     programs = check_text(bundle.files["scheduled.tl"].decode(), file=str(path / "scheduled.tl"))
@@ -70,9 +68,7 @@ def _judge_folder(path: Path, spec_file: Path | None, entropy: int, progress: Pr
 def _own_spec(content: bytes, path: Path) -> AttentionSpec:
     fields = json.loads(content)
     if not isinstance(fields, dict):
-        raise SpecError(
-            f"{path} was made from TL without a spec", hint="name --spec FILE", field="spec", value=None
-        )
+        raise SpecError(f"{path} was made from TL without a spec", hint="name --spec FILE", field="spec", value=None)
     return AttentionSpec.make(**{k: v for k, v in fields.items() if k in AttentionSpec.model_fields})
 
 

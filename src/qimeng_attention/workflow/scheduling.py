@@ -1,4 +1,5 @@
-"""The stages of the middle on files: schedule, translate and build, each taking what the one before wrote or a person edited."""
+"""The stages of the middle on files: schedule, translate and build, each taking what the one before wrote or a
+person edited."""
 
 from __future__ import annotations
 
@@ -66,9 +67,11 @@ def build_file(text: str, path: Path, target: str, arch: str | None) -> Built:
     launch = re.search(LAUNCH_LINE, text)
     name = re.search(r"__launch_bounds__\([^)]*\)\s+(\w+)\(", text)
     if launch is None or name is None:
-        raise SpecError(f"{path} does not say how it is launched", hint="keep the line `// launch: 128 threads, 65536 bytes of shared memory, for A100`",
-                        field="file", value=str(path))  # fmt: skip
+        raise SpecError(
+            f"{path} does not say how it is launched",
+            hint="keep the line `// launch: 128 threads, 65536 bytes of shared memory, for A100`",
+            field="file",
+            value=str(path),
+        )
     found, built_for = find_target(launch[3] if target == "auto" else target, arch)
-    return build(
-        text, name=name[1], arch=built_for, threads=int(launch[1]), shared_bytes=int(launch[2]), target=found
-    )
+    return build(text, name=name[1], arch=built_for, threads=int(launch[1]), shared_bytes=int(launch[2]), target=found)

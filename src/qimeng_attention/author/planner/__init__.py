@@ -1,7 +1,8 @@
 """The built-in author: from a specification to TL code, offline, with a reason beside every number.
 
 First a sketch from the library, with mask and score expressions composed into it; then the parameters are reasoned with
-an analytic model of the SM's pipes. Authors write and run no gate: the checker, the interpreter and the judge come after.
+an analytic model of the SM's pipes. Authors write and run no gate: the checker, the interpreter and the judge come
+after.
 """
 
 from __future__ import annotations
@@ -84,18 +85,34 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
 
 def _refuse(spec: AttentionSpec, target: Target) -> None:
     if "mma m16n8k16" not in target.capabilities:
-        raise SpecError(f"{target.name} ({target.arch}) has no mma m16n8k16, which the programs so far need",
-                        hint="name a target from sm_80 on, such as A100", field="target", value=target.name, nearest="A100")  # fmt: skip
+        raise SpecError(
+            f"{target.name} ({target.arch}) has no mma m16n8k16, which the programs so far need",
+            hint="name a target from sm_80 on, such as A100",
+            field="target",
+            value=target.name,
+            nearest="A100",
+        )
     if spec.dtype not in target.dtypes:
-        raise SpecError(f"{target.name} has no {spec.dtype}", hint=f"take one of {', '.join(target.dtypes)}", field="dtype",
-                        value=spec.dtype, allowed=list(target.dtypes))  # fmt: skip
+        raise SpecError(
+            f"{target.name} has no {spec.dtype}",
+            hint=f"take one of {', '.join(target.dtypes)}",
+            field="dtype",
+            value=spec.dtype,
+            allowed=list(target.dtypes),
+        )
     for field in ("Dqk", "Dv"):
         value = getattr(spec, field)
         if value % HEAD_DIM_STEP or value > MOST_HEAD_DIM:
             nearest = min(max(round(value / HEAD_DIM_STEP), 1) * HEAD_DIM_STEP, MOST_HEAD_DIM)
-            raise SpecError(f"{field} = {value} is not supported yet: head dims are multiples of {HEAD_DIM_STEP} up to {MOST_HEAD_DIM}",
-                            hint=f"nearest valid choice: {nearest}", field=field, value=value,
-                            allowed=list(range(HEAD_DIM_STEP, MOST_HEAD_DIM + 1, HEAD_DIM_STEP)), nearest=nearest)  # fmt: skip
+            raise SpecError(
+                f"{field} = {value} is not supported yet: head dims are "
+                f"multiples of {HEAD_DIM_STEP} up to {MOST_HEAD_DIM}",
+                hint=f"nearest valid choice: {nearest}",
+                field=field,
+                value=value,
+                allowed=list(range(HEAD_DIM_STEP, MOST_HEAD_DIM + 1, HEAD_DIM_STEP)),
+                nearest=nearest,
+            )
 
 
 def _special_functions(sketch: s.Program) -> int:
@@ -108,15 +125,11 @@ def _special_functions(sketch: s.Program) -> int:
         for n in loop.body
         if isinstance(n, s.Compute)
     ]
-    calls = [
-        e for value in scores for e in expressions(value) if isinstance(e, s.Call) and e.function in FUNCTIONS
-    ]
+    calls = [e for value in scores for e in expressions(value) if isinstance(e, s.Call) and e.function in FUNCTIONS]
     return sum(SPECIAL_FUNCTIONS.get(e.function, 0) for e in calls)
 
 
-def _reasons(
-    spec: AttentionSpec, target: Target, best: Tiling, choices: list[Tiling], special: int
-) -> list[Reason]:
+def _reasons(spec: AttentionSpec, target: Target, best: Tiling, choices: list[Tiling], special: int) -> list[Reason]:
     others = [t for t in choices if t != best][:SHOWN_ALTERNATIVES]
     runner = (
         f"; next best {others[0].rows} x {others[0].columns} with {others[0].warps} warps: {others[0].clocks_a_key:.0f}"
@@ -124,25 +137,53 @@ def _reasons(
         else ""
     )
     tile = f"{best.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {best.bound}{runner}"
-    warps = (f"{best.rows // best.warps} rows a warp: each fragment of K and V serves {best.rows // best.warps // 16} MMA(s); "
-             f"about {best.registers} of {target.max_registers_per_thread} registers")  # fmt: skip
+    warps = (
+        f"{best.rows // best.warps} rows a warp: each fragment of K and V "
+        f"serves {best.rows // best.warps // 16} MMA(s); "
+        f"about {best.registers} of {target.max_registers_per_thread} registers"
+    )
     kilobytes = best.shared_bytes / 1024
-    ring = f"{kilobytes:.0f} KB of shared memory with one stage each: {best.blocks} block(s) an SM hide each other's waits"
+    ring = (
+        f"{kilobytes:.0f} KB of shared memory with one stage each: {best.blocks} block(s) an SM hide each other's waits"
+    )
     return [
-        Reason("tile", f"BM = {best.rows}, BN = {best.columns}", tile, {**_figures(best), **{f"alternative {n}": t.describe() for n, t in enumerate(others, 1)}}),
+        Reason(
+            "tile",
+            f"BM = {best.rows}, BN = {best.columns}",
+            tile,
+            {**_figures(best), **{f"alternative {n}": t.describe() for n, t in enumerate(others, 1)}},
+        ),
         Reason("warps", f"{best.warps} along q, {best.blocks} blocks an SM", warps, {"registers": best.registers}),
         Reason("ring", "K stages 1, V stages 1", ring, {"shared_bytes": best.shared_bytes, "blocks": best.blocks}),
-        Reason("prefetch", "K 1 ahead, V 0 ahead", "K of the next tile arrives during softmax, V of this one during the first GEMM", {}),
+        Reason(
+            "prefetch",
+            "K 1 ahead, V 0 ahead",
+            "K of the next tile arrives during softmax, V of this one during the first GEMM",
+            {},
+        ),
         Reason("store", "through shared over Q", "whole rows leave in pieces of 16 bytes; Q is no longer needed", {}),
         Reason("guard", "Mask where it is all true", "only the tiles that the mask touches pay for it", {}),
-        Reason("grid", "head fastest, longest first", "neighbours share K and V in the L2 cache, and the last wave is short blocks", {}),
+        Reason(
+            "grid",
+            "head fastest, longest first",
+            "neighbours share K and V in the L2 cache, and the last wave is short blocks",
+            {},
+        ),
         Reason("special", str(special), f"{special} special-function result(s) a score", {"special": special}),
-    ]  # fmt: skip
+    ]
 
 
 def _figures(t: Tiling) -> dict[str, float | str]:
-    return {"tensor": round(t.tensor, 1), "shared": round(t.shared, 1), "special": round(t.special, 1), "issue": round(t.issue, 1),
-            "blocks": t.blocks, "bound": t.bound, "model": "author/planner/model.py", "kind": "prediction"}  # fmt: skip
+    return {
+        "tensor": round(t.tensor, 1),
+        "shared": round(t.shared, 1),
+        "special": round(t.special, 1),
+        "issue": round(t.issue, 1),
+        "blocks": t.blocks,
+        "bound": t.bound,
+        "model": "author/planner/model.py",
+        "kind": "prediction",
+    }
 
 
 __all__ = ["Plan", "Reason", "plan"]

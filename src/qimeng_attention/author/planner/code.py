@@ -1,7 +1,9 @@
 """The second step of authoring: from sketch to TL code, with every parameter in it and its reason beside it.
 
-Generic over the sketch: each Copy gets shape and coordinate from the tensor it moves, each tile an Allocate whose initial
-value follows from how the loop updates it, each loop its bounds from the mask, and a Reshape stands between fused GEMMs.
+Generic over the sketch: each Copy gets shape and coordinate from the tensor it moves, each tile an Allocate whose
+initial
+value follows from how the loop updates it, each loop its bounds from the mask, and a Reshape stands between fused
+GEMMs.
 """
 
 from __future__ import annotations
@@ -133,9 +135,7 @@ def _bounds(spec: AttentionSpec, t: Tiling) -> s.Range:
     if condition is None:
         return s.Range(num(0), end)
     origins = {"q": mul(s.Name("block"), s.Name("BM")), "k": mul(s.Name("i"), s.Name("BN"))}
-    stretch = any_true(
-        condition, origins, {"q": t.rows, "k": t.columns}, "i", {"BM": t.rows, "BN": t.columns}
-    )
+    stretch = any_true(condition, origins, {"q": t.rows, "k": t.columns}, "i", {"BM": t.rows, "BN": t.columns})
     start = num(0) if stretch.start is None else call("max", num(0), stretch.start)
     stop = end if stretch.stop is None else call("min", end, stretch.stop)
     return s.Range(start, stop)
@@ -178,7 +178,8 @@ def _allocate(name: str, dims: tuple[s.Dim, ...], kernel: s.Kernel, sketch: s.Pr
 
 
 def _initial(name: str, kernel: s.Kernel, sketch: s.Program) -> s.Expr | None:
-    """Find the neutral element of how a loop updates a tile: 0 for sums and products, -inf for maxima; none if it is made anew."""
+    """Find the neutral element of how a loop updates a tile: 0 for sums and products, -inf for maxima; none if it
+    is made anew."""
     expanded, _ = expand(kernel, sketch.defines)
     loop = next(n for n in expanded.body if isinstance(n, s.For))
     made: dict[str, s.Expr] = {}

@@ -2,8 +2,8 @@
 
 Clocks for one tile of M queries by N keys in one block, from the target's rates:
     tensor   2 M N (Dqk + Dv) / tensor FLOPs a clock that mma.sync reaches
-    shared   bytes that ldmatrix and the copies move / 128 bytes a clock: each warp reads its rows of Q and all of K and V
-    special  M N exponentials (and those of score expressions) / 16 a clock
+    shared   bytes that ldmatrix and the copies move / 128 bytes a clock: each warp reads its rows of Q and all of K
+    and V special  M N exponentials (and those of score expressions) / 16 a clock
     issue    about 4.5 lanes' instructions an element of S, one an element of O / 128 lanes a clock
 A block alone does its GEMMs and its softmax one after the other; r resident blocks overlap. So a tile takes
     max(tensor, shared, special, issue, (tensor + max(special, issue)) / r).
@@ -18,7 +18,9 @@ from qimeng_attention.targets import Target
 
 SHARED_BYTES_A_CLOCK = 128  # 32 banks of 4 bytes
 ISSUE_AN_ELEMENT = 4.5  # scale and subtract, max, exponential, sum, half a conversion
-OTHER_REGISTERS = 44  # addresses and temporaries: with it the tiles that ptxas compiled without spills fit, the others do not
+OTHER_REGISTERS = (
+    44  # addresses and temporaries: with it the tiles that ptxas compiled without spills fit, the others do not
+)
 ROW_VECTORS = 4  # m, l, m_new, alpha
 MMA_SHARE_HOPPER = (
     0.62  # of the tensor rate that mma.sync reaches where wgmma exists (Luo et al. 2024, Dissecting Hopper)
@@ -60,14 +62,22 @@ class Tiling:
     def bound(self) -> str:
         """Name what binds."""
         alone = (self.tensor + max(self.special, self.issue)) / self.blocks
-        pipes = {"tensor cores": self.tensor, "shared memory": self.shared, "special functions": self.special, "issue": self.issue,
-                 "latency of one block": alone}  # fmt: skip
+        pipes = {
+            "tensor cores": self.tensor,
+            "shared memory": self.shared,
+            "special functions": self.special,
+            "issue": self.issue,
+            "latency of one block": alone,
+        }
         return max(pipes, key=lambda p: pipes[p])
 
     def describe(self) -> str:
         """Write the costs in a line."""
-        return (f"{self.rows} x {self.columns}, {self.warps} warps, {self.blocks} blocks an SM: tensor {self.tensor:.0f}, shared {self.shared:.0f}, "
-                f"special {self.special:.0f}, issue {self.issue:.0f} clocks a tile, bound by {self.bound}")  # fmt: skip
+        return (
+            f"{self.rows} x {self.columns}, {self.warps} warps, {self.blocks} blocks an "
+            f"SM: tensor {self.tensor:.0f}, shared {self.shared:.0f}, "
+            f"special {self.special:.0f}, issue {self.issue:.0f} clocks a tile, bound by {self.bound}"
+        )
 
 
 def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[Tiling]:
@@ -89,9 +99,7 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[
     return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), -t.columns, t.warps))
 
 
-def _tiling(
-    target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int
-) -> Tiling | None:
+def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int) -> Tiling | None:
     if rows % (16 * warps) or columns % (warps * THREADS_A_WARP // 8):
         return None
     threads = warps * THREADS_A_WARP
@@ -112,9 +120,14 @@ def _tiling(
     rate = target.tensor_flops_per_clock * (MMA_SHARE_HOPPER if "wgmma" in target.capabilities else 1.0)
     fetched = warps * 2 * ((rows // warps) * dqk + columns * (dqk + dv)) + 2 * columns * (dqk + dv)
     return Tiling(
-        rows, columns, warps, blocks, registers, shared_bytes,
+        rows,
+        columns,
+        warps,
+        blocks,
+        registers,
+        shared_bytes,
         tensor=2 * elements * (dqk + dv) / rate,
         shared=fetched / SHARED_BYTES_A_CLOCK,
         special=elements * special / target.special_per_clock,
         issue=(ISSUE_AN_ELEMENT * elements + rows * dv) / target.fp32_lanes,
-    )  # fmt: skip
+    )

@@ -56,14 +56,26 @@ def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
         ) from None
     for name in sorted(names_in(e) - set(known) - set(CONSTANTS)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        raise SpecError(f"{field} reads the unknown name '{name}'", hint=f"did you mean '{near[0]}'?" if near else f"use {', '.join(known)}",
-                        field=field, value=text, allowed=list(known), nearest=near[0] if near else None)  # fmt: skip
+        raise SpecError(
+            f"{field} reads the unknown name '{name}'",
+            hint=f"did you mean '{near[0]}'?" if near else f"use {', '.join(known)}",
+            field=field,
+            value=text,
+            allowed=list(known),
+            nearest=near[0] if near else None,
+        )
     for call in expressions(e):
         if isinstance(call, s.Call) and (call.function not in FUNCTIONS or call.function in REDUCTIONS):
             allowed = sorted(set(FUNCTIONS) - REDUCTIONS)
             near = difflib.get_close_matches(call.function, allowed, n=1, cutoff=0.3)
-            raise SpecError(f"{field} calls the unknown function '{call.function}'", hint=f"did you mean '{near[0]}'?" if near else f"use {', '.join(allowed)}",
-                            field=field, value=text, allowed=allowed, nearest=near[0] if near else None)  # fmt: skip
+            raise SpecError(
+                f"{field} calls the unknown function '{call.function}'",
+                hint=f"did you mean '{near[0]}'?" if near else f"use {', '.join(allowed)}",
+                field=field,
+                value=text,
+                allowed=allowed,
+                nearest=near[0] if near else None,
+            )
     return e
 
 
@@ -92,15 +104,11 @@ def compose(spec: AttentionSpec) -> s.Program:
     m = s.Name("m") if written else s.Binary("*", s.Name("m"), s.Name("scale"))
     values: dict[str, s.Expr] = {"visible": mask, "c": factor, "logarithm": s.Binary("+", m, summed)}
     kernel = program.kernels[0]
-    body = map_blocks(
-        kernel.body, lambda n: _filled_in(n, values, score if written else None, "LSE" in spec.outputs)
-    )
+    body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, "LSE" in spec.outputs))
     return replace(program, kernels=(replace(kernel, body=body),))
 
 
-def _filled_in(
-    n: s.Statement, values: Mapping[str, s.Expr], score: s.Expr | None, lse: bool
-) -> s.Statement | None:
+def _filled_in(n: s.Statement, values: Mapping[str, s.Expr], score: s.Expr | None, lse: bool) -> s.Statement | None:
     match n:
         case s.Compute(s.Call("score", _), _):
             return None if score is None else replace(n, value=score)

@@ -33,7 +33,7 @@ def _check(n: s.Compute, scope: Scope) -> None:
         if not kind.axes and kind.kind != "any":
             scope.report("TL106", n.span, f"{n.out} would be a single number, Compute makes tiles",
                          "use Let for an integer of the block, or allocate the tile first")  # fmt: skip
-        if kind.axes:
+        if kind.axes and kind.kind != "any":
             scope.tiles[n.out] = TileType(n.out, "register", "f32", kind.axes)
             scope.merge_origins(n.out, names)
         else:

@@ -111,18 +111,24 @@ def _axes(found: list[Place]) -> tuple[Axis, ...]:
 
 
 def _check_load(n: s.Copy, scope: Scope) -> None:
+    if not _loads(n, scope) and copy_target(n) not in scope.tiles:
+        scope.broken.add(copy_target(n))
+
+
+def _loads(n: s.Copy, scope: Scope) -> bool:
+    """Check a Copy from global memory; tell whether it makes a tile."""
     tensor = scope.tensors.get(n.name)
     if tensor is None:
         scope.unknown(n.name, n.span, list(scope.tensors), "tensor")
-        return
+        return False
     if n.name not in scope.read:
         scope.read.append(n.name)
     found = tile_places(n, tensor, scope)
     if found is None:
-        return
+        return False
     name, axes = copy_target(n), _axes(found)
     if not _check_shape(n, axes, scope):
-        return
+        return False
     tile = scope.tiles.get(name)
     if tile is None:
         scope.claim(name, n.span)
@@ -141,6 +147,7 @@ def _check_load(n: s.Copy, scope: Scope) -> None:
     for target in [name, *[t.name for t in scope.tiles.values() if t.view == name]]:
         pairs = [(p, d) for p, d in zip(found, tensor.dims, strict=True) if p.kind != "index"]
         scope.origins[target] = {p.axis: Origin(p.start, p.stop or d) for p, d in pairs}
+    return True
 
 
 def _check_source(n: s.Copy, scope: Scope) -> TileType | None:

@@ -24,6 +24,8 @@ def _operand(o: s.Operand, n: s.Gemm, scope: Scope, side: str) -> tuple[Axis, Ax
     """Check one operand and give its axes as the product sees them."""
     span = o.span if o.span.line else n.span
     tile = scope.tiles.get(o.name)
+    if tile is None and o.name in scope.broken:
+        return None
     if tile is None:
         if o.name in scope.tensors:
             scope.report("TL207", span, f"{o.name} lies in global memory, GEMM reads shared memory or " "registers",

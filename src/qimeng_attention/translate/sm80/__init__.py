@@ -18,8 +18,13 @@ from qimeng_attention.translate.sm80 import compute, control, copy, gemm, kernel
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 
 LOWERINGS: Lowerings = {
-    **kernel.LOWERINGS, **copy.LOWERINGS, **gemm.LOWERINGS, **compute.LOWERINGS, **control.LOWERINGS, **sync.LOWERINGS,
-}  # fmt: skip
+    **kernel.LOWERINGS,
+    **copy.LOWERINGS,
+    **gemm.LOWERINGS,
+    **compute.LOWERINGS,
+    **control.LOWERINGS,
+    **sync.LOWERINGS,
+}
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ _START = {"RowMax": "tl::negative_infinity()", "RowSum": "0.0f", "LaneSum": "0.0
 class _Element:
     """How tiles and indices are called at one element (r, c) of the statement's loops."""
 
-    def __init__(
-        self, low: Lowering, n: s.Statement, tiles: set[str], rows: str | None, columns: str | None
-    ) -> None:
+    def __init__(self, low: Lowering, n: s.Statement, tiles: set[str], rows: str | None, columns: str | None) -> None:
         self.low, self.n, self.rows, self.columns = low, n, rows, columns
         self.tiles = {t for t in tiles if t in low.checked.tiles}
 
@@ -29,9 +27,7 @@ class _Element:
         kind, register = self.low.checked.tiles[name], names.register(name)
         if len(kind.axes) == 2 and kind.axis_names[1] != LANE:
             if self.rows is None or self.columns is None:
-                raise Refused(
-                    self.n, f"{name} has columns, the result has none", "reduce it with RowMax or RowSum"
-                )
+                raise Refused(self.n, f"{name} has columns, the result has none", "reduce it with RowMax or RowSum")
             return f"{register}({self.rows}, {self.columns})"
         if kind.axes[0].name == self.low.row_axis:
             return f"{register}({self.rows})"
@@ -65,9 +61,7 @@ def _index_line(low: Lowering, n: s.Statement, tiles: set[str], axis: str, along
     start = low.integer(_origin(low, n, tiles, axis), n)
     if along_rows:
         some = next(
-            t
-            for t in sorted(tiles)
-            if t in low.checked.tiles and low.checked.tiles[t].axes[0].name == low.row_axis
+            t for t in sorted(tiles) if t in low.checked.tiles and low.checked.tiles[t].axes[0].name == low.row_axis
         )
         at = f"tl::tile_row<{low.warp_rows(low.checked.tiles[some], n)}>(r)"
     else:
@@ -84,15 +78,13 @@ def _compute(n: s.Compute, low: Lowering) -> None:
     tiles = names_in(n.value) | {n.out}
     reductions = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
     has_rows = kind.axes[0].name == low.row_axis
-    has_columns = len(kind.axes) == 2 and kind.axis_names[1] != LANE or not has_rows
+    has_columns = (len(kind.axes) == 2 and kind.axis_names[1] != LANE) or not has_rows
     used = _used_axes(n.value, low, tiles)
     with ExitStack() as stack:
         if has_rows:
             _open(stack, low, f"for (int r = 0; r < {names.register(n.out)}.kR; ++r)")
             _index_lines(low, n, tiles, [u for u in used if u[1]])
-        found: dict[s.Expr, str] = {
-            e: _reduce(e, number, n, low) for number, e in enumerate(dict.fromkeys(reductions))
-        }
+        found: dict[s.Expr, str] = {e: _reduce(e, number, n, low) for number, e in enumerate(dict.fromkeys(reductions))}
         meaning = _without_division(n.value, low)
         if has_columns:
             found |= _hoist(meaning, n, low, found, has_rows)
@@ -119,9 +111,7 @@ def _floating(e: s.Expr, low: Lowering) -> s.Expr:
     return s.Num(float(e.value)) if isinstance(e, s.Num) else e
 
 
-def _hoist(
-    e: s.Expr, n: s.Compute, low: Lowering, known: dict[s.Expr, str], has_rows: bool
-) -> dict[s.Expr, str]:
+def _hoist(e: s.Expr, n: s.Compute, low: Lowering, known: dict[s.Expr, str], has_rows: bool) -> dict[s.Expr, str]:
     """Compute what is the same for all columns before the loop over them."""
     columns = {a.name for t in low.checked.tiles.values() if t.space == "register" for a in t.axes} - {
         low.row_axis,
@@ -141,9 +131,7 @@ def _hoist(
     def visit(x: s.Expr) -> None:
         if x in known or x in found or isinstance(x, s.Num | s.Name | s.Index | s.Scan):
             return
-        cpp = Cpp(
-            low.checked, FUNCTIONS | INTERNAL, element.tile, _variables(element.indices()), known | found
-        )
+        cpp = Cpp(low.checked, FUNCTIONS | INTERNAL, element.tile, _variables(element.indices()), known | found)
         if (
             not wide(x)
             and isinstance(x, s.Binary | s.Call | s.Unary)
@@ -235,9 +223,7 @@ def _reduce_expression(e: s.Call, name: str, n: s.Compute, low: Lowering) -> str
         element = _Element(low, n, tiles, "r", "c")
         cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()))
         value = low.expression(cpp, inside, n)
-        low.out.line(
-            f"{name} = tl::max({name}, {value});" if e.function == "RowMax" else f"{name} += {value};"
-        )
+        low.out.line(f"{name} = tl::max({name}, {value});" if e.function == "RowMax" else f"{name} += {value};")
     return name if e.function == "LaneSum" else f"{FUNCTIONS[e.function]}({name})"
 
 

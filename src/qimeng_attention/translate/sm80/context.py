@@ -22,11 +22,25 @@ from qimeng_attention.translate.writer import Writer
 ALIGNMENT = 1024  # bytes; eight rows of 128, the unit that a swizzle over 128 bytes permutes
 ROWS_A_FRAGMENT = 16
 FUNCTIONS = {
-    "exp": "tl::exp", "exp2": "tl::exp2", "ln": "tl::log", "log2": "tl::log2", "tanh": "tl::tanh", "sigmoid": "tl::sigmoid",
-    "softplus": "tl::softplus", "sqrt": "tl::sqrt", "rsqrt": "tl::rsqrt", "abs": "tl::abs", "min": "tl::min", "max": "tl::max",
-    "clamp": "tl::clamp", "ceildiv": "tl::ceildiv", "where": "? :", "RowMax": "tl::quad_max", "RowSum": "tl::quad_sum",
+    "exp": "tl::exp",
+    "exp2": "tl::exp2",
+    "ln": "tl::log",
+    "log2": "tl::log2",
+    "tanh": "tl::tanh",
+    "sigmoid": "tl::sigmoid",
+    "softplus": "tl::softplus",
+    "sqrt": "tl::sqrt",
+    "rsqrt": "tl::rsqrt",
+    "abs": "tl::abs",
+    "min": "tl::min",
+    "max": "tl::max",
+    "clamp": "tl::clamp",
+    "ceildiv": "tl::ceildiv",
+    "where": "? :",
+    "RowMax": "tl::quad_max",
+    "RowSum": "tl::quad_sum",
     "LaneSum": "",
-}  # fmt: skip
+}
 INTERNAL = {"reciprocal": "tl::reciprocal"}  # what lowerings make of `/`
 
 
@@ -41,9 +55,7 @@ class Refused(Exception):
 class Lowering:
     """The state of one emission."""
 
-    def __init__(
-        self, checked: Checked, target: Target, lower: Callable[[s.Statement, Lowering], None]
-    ) -> None:
+    def __init__(self, checked: Checked, target: Target, lower: Callable[[s.Statement, Lowering], None]) -> None:
         self.checked, self.target, self._lower = checked, target, lower
         self.out = Writer()
         self.threads = checked.warps * THREADS_A_WARP
@@ -76,9 +88,7 @@ class Lowering:
         tiles = {n for n in here if n in self.checked.tiles and self.checked.tiles[n].space == "register"}
         return sorted(n for n in tiles if self._belongs(n, body, position, touched))
 
-    def _belongs(
-        self, name: str, body: tuple[s.Statement, ...], position: int, touched: list[set[str]]
-    ) -> bool:
+    def _belongs(self, name: str, body: tuple[s.Statement, ...], position: int, touched: list[set[str]]) -> bool:
         """A tile used by one block only is declared inside of it; one used by several statements here, here."""
         n = body[position]
         single = sum(name in t for t in touched) == 1
@@ -106,7 +116,8 @@ class Lowering:
         if rows.size % (self.checked.warps * ROWS_A_FRAGMENT):
             raise Refused(
                 n,
-                f"{rows.size} rows do not divide into {self.checked.warps} warps of a multiple of {ROWS_A_FRAGMENT} rows",
+                f"{rows.size} rows do not divide into {self.checked.warps} "
+                f"warps of a multiple of {ROWS_A_FRAGMENT} rows",
                 "take fewer warps, or a taller tile",
             )
         return rows.size // self.checked.warps
@@ -121,9 +132,7 @@ class Lowering:
             return f"tl::RowVector<{rows}>"
         columns = tile.axes[1].size
         if columns % ROWS_A_FRAGMENT:
-            raise Refused(
-                n, f"{columns} columns of {name} are no multiple of {ROWS_A_FRAGMENT}", "take a wider tile"
-            )
+            raise Refused(n, f"{columns} columns of {name} are no multiple of {ROWS_A_FRAGMENT}", "take a wider tile")
         if tile.role == "MMA_A":
             return f"tl::Operand<{names.ELEMENTS[tile.dtype]}, {rows}, {columns}>"
         return f"tl::Accumulator<{rows}, {columns}>"

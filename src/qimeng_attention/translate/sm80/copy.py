@@ -35,9 +35,7 @@ def _access(n: s.Copy, low: Lowering, vector: bool) -> _Access:
             "give each tile a plain coordinate",
         )
     if not vector and (
-        len(moving) != 2
-        or moving[1][0] != len(tensor.dims) - 1
-        or not _columns_exist(moving[1][1], tensor, low)
+        len(moving) != 2 or moving[1][0] != len(tensor.dims) - 1 or not _columns_exist(moving[1][1], tensor, low)
     ):
         raise Refused(
             n,
@@ -55,9 +53,7 @@ def _access(n: s.Copy, low: Lowering, vector: bool) -> _Access:
     first = "0" if nonnegative(place.start, low) else low.integer(sub(num(0), place.start), n)
     columns = "" if vector else _term(tensor, *moving[1], n, low)
     pointer = " + ".join(x for x in (base, offset, columns) if x)
-    return _Access(
-        pointer, "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row), first, rows
-    )
+    return _Access(pointer, "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row), first, rows)
 
 
 def _columns_exist(columns: Place, tensor: TensorType, low: Lowering) -> bool:
@@ -106,8 +102,11 @@ def _rows(tensor: TensorType, found: list[Place], n: s.Copy, low: Lowering) -> s
     """Give the extent along the rows, or 0 where an index lies outside of the tensor."""
     row = next(d for d, p in enumerate(found) if p.kind != "index")
     extent = low.integer(tensor.dims[row], n)
-    guards = [f"tl::inside({low.integer(p.start, n)}, {low.integer(d, n)})"
-              for p, d in zip(found, tensor.dims, strict=True) if p.kind == "index" and not _within(p.start, d, low)]  # fmt: skip
+    guards = [
+        f"tl::inside({low.integer(p.start, n)}, {low.integer(d, n)})"
+        for p, d in zip(found, tensor.dims, strict=True)
+        if p.kind == "index" and not _within(p.start, d, low)
+    ]
     return f"({' && '.join(guards)} ? {extent} : 0)" if guards else extent
 
 
@@ -134,9 +133,7 @@ def declare_views(n: s.Statement, low: Lowering) -> None:
         number = sum(k[0] == tensor.name and "rows" not in k for k in low.views)
         name = f"{names.tensor(tensor.name)}_at" + (f"_{number}" if number else "")
         constant = " const" if tensor.name not in low.checked.outputs else ""
-        low.out.line(
-            f"{names.ELEMENTS[tensor.dtype]}{constant}* const {name} = {_pointer(tensor, found, copy, low)};"
-        )
+        low.out.line(f"{names.ELEMENTS[tensor.dtype]}{constant}* const {name} = {_pointer(tensor, found, copy, low)};")
         rows = _rows(tensor, found, copy, low)
         if "?" in rows:
             low.out.line(f"int const {name}_rows = {rows};")
@@ -146,9 +143,7 @@ def declare_views(n: s.Statement, low: Lowering) -> None:
 
 def _within(index: s.Expr, dim: s.Expr, low: Lowering) -> bool:
     """Tell whether an index is one of the grid that runs over just this dimension."""
-    return any(
-        index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in low.checked.grid.dims
-    )
+    return any(index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in low.checked.grid.dims)
 
 
 def nonnegative(e: s.Expr, low: Lowering) -> bool:
@@ -195,9 +190,7 @@ def _copy(n: s.Copy, low: Lowering) -> None:
     elif n.source == "register":
         low.out.line(f"tl::stage_rows({low.shared_at(copy_target(n), n.slot, n)}, {names.register(n.name)});")
     else:
-        low.out.line(
-            f"tl::load_operand({names.register(copy_target(n))}, {low.shared_at(n.name, n.slot, n)});"
-        )
+        low.out.line(f"tl::load_operand({names.register(copy_target(n))}, {low.shared_at(n.name, n.slot, n)});")
 
 
 def _load(n: s.Copy, low: Lowering) -> None:
@@ -211,9 +204,7 @@ def _load(n: s.Copy, low: Lowering) -> None:
             )
         a = _access(n, low, vector=True)
         function = "load_rows" if tile.axes[0].name == low.row_axis else "load_columns"
-        low.out.line(
-            f"tl::{function}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});"
-        )
+        low.out.line(f"tl::{function}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
         return
     a = _access(n, low, vector=False)
     if tile.axes[0].size % (low.threads // 8):
@@ -228,9 +219,7 @@ def _load(n: s.Copy, low: Lowering) -> None:
     elif a.first == "0":
         low.out.line(f"tl::copy_async_bounded<kThreads>({where}, {a.pointer}, {a.stride}, {a.rows});")
     else:
-        low.out.line(
-            f"tl::copy_async_between<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});"
-        )
+        low.out.line(f"tl::copy_async_between<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
 
 
 def _store(n: s.Copy, low: Lowering) -> None:

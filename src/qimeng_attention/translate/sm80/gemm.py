@@ -8,7 +8,8 @@ from qimeng_attention.translate.sm80.context import ROWS_A_FRAGMENT, Lowering, L
 
 
 def _gemm(n: s.Gemm, low: Lowering) -> None:
-    """The second operand is read as it lies: `.T` takes rows along the result's columns, without it ldmatrix transposes."""
+    """The second operand is read as it lies: `.T` takes rows along the result's columns, without it ldmatrix
+    transposes."""
     if n.asynchronous or n.a.rows is not None or n.b.rows is not None:
         raise Refused(
             n,
@@ -32,9 +33,7 @@ def _gemm(n: s.Gemm, low: Lowering) -> None:
     flags = f"{str(n.b.transposed).lower()}, {str(n.accumulate).lower()}"
     function = "gemm_shared" if a.space == "shared" else "gemm_operand"
     left = low.shared_at(n.a.name, n.a.slot, n) if a.space == "shared" else names.register(n.a.name)
-    low.out.line(
-        f"tl::{function}<{flags}>({names.register(n.out)}, {left}, {low.shared_at(n.b.name, n.b.slot, n)});"
-    )
+    low.out.line(f"tl::{function}<{flags}>({names.register(n.out)}, {left}, {low.shared_at(n.b.name, n.b.slot, n)});")
 
 
 def _reshape(n: s.Reshape, low: Lowering) -> None:

@@ -8,8 +8,8 @@ from qimeng_attention.tl.types import TensorType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.abi import used_tensors
 from qimeng_attention.translate.expressions import Cpp
-from qimeng_attention.translate.sm80.copy import declare_views
 from qimeng_attention.translate.sm80.context import ALIGNMENT, FUNCTIONS, Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm80.copy import declare_views
 from qimeng_attention.translate.writer import Writer
 
 _BLOCK_INDEX = ("x", "y", "z")
@@ -19,9 +19,7 @@ def emit(low: Lowering, digest: str) -> None:
     """Emit the whole kernel."""
     checked, out = low.checked, low.out
     out.line(f"// {checked.kernel.name}: made from TL {digest} for {low.target.name} ({low.target.arch}).")
-    out.line(
-        f"// launch: {low.threads} threads, {low.shared_bytes} bytes of shared memory, for {low.target.name}"
-    )
+    out.line(f"// launch: {low.threads} threads, {low.shared_bytes} bytes of shared memory, for {low.target.name}")
     for comment in checked.kernel.above:
         out.line(f"// {comment}")
     out.line('#include "memory.cuh"')
@@ -55,11 +53,7 @@ def _pointer(tensor: TensorType, low: Lowering) -> str:
 
 def _fixed(low: Lowering, out: Writer) -> None:
     if low.checked.fixed:
-        out.line(
-            "constexpr int "
-            + ", ".join(f"{names.variable(k)} = {v}" for k, v in low.checked.fixed.items())
-            + ";"
-        )
+        out.line("constexpr int " + ", ".join(f"{names.variable(k)} = {v}" for k, v in low.checked.fixed.items()) + ";")
     out.line(f"constexpr int kThreads = {low.threads};")
     out.line()
 
@@ -81,12 +75,8 @@ def _shared_tiles(low: Lowering, out: Writer) -> None:
     if not tiles:
         return
     out.line()
-    out.line(
-        f"extern __shared__ __align__({ALIGNMENT}) unsigned char shared_memory[];  // {low.shared_bytes} bytes"
-    )
-    allocations = {
-        n.name: n for n in low.checked.kernel.body if isinstance(n, s.Allocate) and n.space == "shared"
-    }
+    out.line(f"extern __shared__ __align__({ALIGNMENT}) unsigned char shared_memory[];  // {low.shared_bytes} bytes")
+    allocations = {n.name: n for n in low.checked.kernel.body if isinstance(n, s.Allocate) and n.space == "shared"}
     for tile in tiles:
         n: s.Statement = allocations.get(tile.name, low.checked.grid)
         if tile.view is not None:
@@ -98,14 +88,16 @@ def _shared_tiles(low: Lowering, out: Writer) -> None:
         if len(tile.axes) != 2 or tile.swizzle != 128:
             raise Refused(
                 n,
-                f"the tile {tile.name} {tile.describe()} needs rows that are a multiple of 128 bytes, swizzled over 128",
+                f"the tile {tile.name} {tile.describe()} needs rows that are a "
+                "multiple of 128 bytes, swizzled over 128",
                 "take a head dim that is a multiple of 64",
             )
         if isinstance(n, s.Allocate):
             out.mark(n.span.line, head(n))
         element = names.ELEMENTS[tile.dtype]
         out.line(
-            f"{low.shared_type(tile)} const {names.shared(tile.name)}{{reinterpret_cast<{element}*>(shared_memory + {low.offsets[tile.name]})}};"
+            f"{low.shared_type(tile)} const "
+            f"{names.shared(tile.name)}{{reinterpret_cast<{element}*>(shared_memory + {low.offsets[tile.name]})}};"
         )
     out.line()
 
@@ -123,9 +115,7 @@ def _allocate(n: s.Allocate, low: Lowering) -> None:
     if n.init is not None:
         cpp = Cpp(low.checked, FUNCTIONS)
         text = low.expression(cpp, n.init, n)
-        low.out.line(
-            f"{names.register(n.name)}.fill({cpp.floating(n.init) if cpp.is_int(n.init) else text});"
-        )
+        low.out.line(f"{names.register(n.name)}.fill({cpp.floating(n.init) if cpp.is_int(n.init) else text});")
 
 
 def _let(n: s.Let, low: Lowering) -> None:
@@ -137,5 +127,12 @@ def _nothing(n: s.Statement, low: Lowering) -> None:
     """Declarations are in the kernel's frame."""
 
 
-LOWERINGS: Lowerings = {"Size": _nothing, "Tile": _nothing, "Scalar": _nothing, "Grid": _nothing, "Warps": _nothing,
-             "Allocate": _allocate, "Let": _let}  # fmt: skip
+LOWERINGS: Lowerings = {
+    "Size": _nothing,
+    "Tile": _nothing,
+    "Scalar": _nothing,
+    "Grid": _nothing,
+    "Warps": _nothing,
+    "Allocate": _allocate,
+    "Let": _let,
+}

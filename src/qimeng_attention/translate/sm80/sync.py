@@ -17,9 +17,7 @@ def _wait(n: s.Wait, low: Lowering) -> None:
     try:
         pending = integer(n.count, low.checked.fixed)
     except (KeyError, ValueError):
-        raise Refused(
-            n, "the number of groups left pending must be known at compile time", "write a number"
-        ) from None
+        raise Refused(n, "the number of groups left pending must be known at compile time", "write a number") from None
     low.out.line(f"tl::wait<{pending}>();")
 
 
