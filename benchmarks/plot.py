@@ -1,7 +1,7 @@
 """Draw the speed figure and the README's table from one results file; nothing in either is typed by hand.
 
     python benchmarks/plot.py                       # write docs/figures/NAME.svg and the table between README's markers
-    python benchmarks/plot.py --png /tmp/look.png   # the same picture, to look at
+    python benchmarks/plot.py --png out/look.png   # the same picture, to look at
     python benchmarks/plot.py --check               # write nothing, fail if the README's table is stale
 
 The table needs the package only; the figure needs matplotlib (the `report` extra).
