@@ -20,6 +20,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.numerics import Array, round_to
 from qimeng_attention.tl.traverse import expressions
 
+TELLING = ("normal", "mask edges")  # families in which every hidden or shown key can matter
 NUMBERS = 4  # of a candidate's text
 LAYOUTS = ("contiguous", "padded rows", "heads first")
 
@@ -85,7 +86,7 @@ def cases(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget, numbers: 
     """
     operator = Operator.of(spec)
     planned = _thorough(tiles) if budget.thorough else _short(tiles)
-    planned += [(1, 3, far + tiles[1] + 1, "needles") for far in sorted(numbers)[-NUMBERS:] if far > tiles[1]]
+    planned += [(1, 3, far + tiles[1] + 1, "normal") for far in sorted(numbers)[-NUMBERS:] if far > tiles[1]]
     found: dict[tuple[Call, str], Case] = {}
     if not budget.thorough:
         _add(found, own_heads(spec, tiles))
@@ -95,7 +96,8 @@ def cases(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget, numbers: 
             continue
         if call.Sk <= budget.keys and call.Sq * call.Sk * call.Hq <= budget.scores:
             _add(found, _case(call, family, number))
-    for call in _for_mask(spec, operator, tiles, budget, [c.call for c in found.values()]):
+    telling = [c.call for c in found.values() if c.family in TELLING]
+    for call in _for_mask(spec, operator, tiles, budget, telling):
         _add(found, _case(call, "mask edges", len(found)))
     return list(found.values())
 
@@ -170,7 +172,7 @@ def _short(tiles: tuple[int, int]) -> list[tuple[int, int, int, str]]:
         (1, 33, n - 1 or 1, "outliers"),
         (1, 9, 2 * n + 1, "saturating"),
         (1, 3, 1025, "normal"),
-        (1, 5, 4099, "needles"),
+        (1, 5, 4099, "normal"),
         (1, 3, n, "tiny values"),
         (1, 2, n + 1, "zeros"),
     ]
