@@ -44,8 +44,7 @@ def _values(inner: st.SearchStrategy[s.Expr]) -> st.SearchStrategy[s.Expr]:
     )
 
 
-_all_values = st.recursive(_atoms, _values, max_leaves=8)
-VALUES: st.SearchStrategy[s.Expr] = st.deferred(lambda: _all_values)
+VALUES = st.recursive(_atoms, _values, max_leaves=6)
 
 
 @st.composite
@@ -65,7 +64,7 @@ def _logical(inner: st.SearchStrategy[s.Expr]) -> st.SearchStrategy[s.Expr]:
     )
 
 
-CONDITIONS = st.recursive(comparisons(), _logical, max_leaves=5)
+CONDITIONS = st.recursive(comparisons(), _logical, max_leaves=3)
 EXPRESSIONS = st.one_of(VALUES, CONDITIONS)
 
 
@@ -125,7 +124,7 @@ def _applies() -> st.SearchStrategy[s.Statement]:
 
 _sizes = st.lists(st.tuples(NAMES, _optional), min_size=1, max_size=3).map(tuple)
 _tiles = st.lists(st.tuples(NAMES, VALUES), min_size=1, max_size=2).map(tuple)
-_simple: st.SearchStrategy[s.Statement] = st.one_of(
+_SIMPLE: list[st.SearchStrategy[s.Statement]] = [
     st.builds(s.Size, _sizes),
     _scalars(),
     st.builds(s.Tile, _tiles),
@@ -148,62 +147,58 @@ _simple: st.SearchStrategy[s.Statement] = st.one_of(
     st.just(s.Commit()),
     st.just(s.Barrier()),
     st.just(s.Fence("async")),
-)  # fmt: skip
-SIMPLE: st.SearchStrategy[s.Statement] = st.deferred(lambda: _simple)  # named: its own repr is very long
+]  # fmt: skip
 
 
-def _commented(n: Any, above: list[str], comment: str) -> Any:
-    return replace(n, above=tuple(a for a in above if a), comment=comment)
+def _commented(draw: st.DrawFn, n: Any) -> Any:
+    above = draw(st.lists(COMMENTS.filter(bool), max_size=2))
+    return replace(n, above=tuple(above), comment=draw(COMMENTS))
 
 
-def _with_comments(n: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.builds(_commented, n, st.lists(COMMENTS, max_size=2), COMMENTS)
+@st.composite
+def statements(draw: st.DrawFn, depth: int = 2) -> s.Statement:
+    """A statement, with comments; blocks nest `depth` deep."""
+    kind = draw(st.integers(0, 9))
+    if depth == 0 or kind < 6:
+        return _commented(draw, draw(_SIMPLE[draw(st.integers(0, len(_SIMPLE) - 1))]))  # type: ignore[no-any-return]
+
+    def body() -> tuple[s.Statement, ...]:
+        return tuple(draw(st.lists(statements(depth - 1), min_size=1, max_size=2)))
+
+    if kind == 6:
+        ranges = draw(st.lists(_range, min_size=1, max_size=2))
+        return _commented(draw, s.For(draw(NAMES), tuple(ranges), body(), draw(st.booleans())))  # type: ignore[no-any-return]
+    if kind == 7:
+        return _commented(draw, s.For(draw(NAMES), (), body()))  # type: ignore[no-any-return]
+    if kind == 8:
+        orelse = body() if draw(st.booleans()) else ()
+        return _commented(draw, s.If(draw(CONDITIONS), body(), orelse))  # type: ignore[no-any-return]
+    many = draw(st.booleans())
+    var, span = (draw(NAMES), draw(_range)) if many else (None, None)
+    return _commented(draw, s.Role(draw(NAMES), body(), var, span, draw(_optional)))  # type: ignore[no-any-return]
 
 
-def _blocks(inner: st.SearchStrategy[s.Statement]) -> st.SearchStrategy[s.Statement]:
-    body = st.lists(inner, min_size=1, max_size=3).map(tuple)
-    ranges = st.lists(_range, min_size=1, max_size=2).map(tuple)
-    loops = st.builds(s.For, NAMES, ranges, body, st.booleans())
-    tiles = st.builds(s.For, NAMES, st.just(()), body)
-    branches = st.builds(s.If, CONDITIONS, body, st.one_of(st.just(()), body))
-    plain_roles = st.builds(s.Role, NAMES, body, st.none(), st.none(), _optional)
-    many_roles = st.builds(s.Role, NAMES, body, NAMES, _range, _optional)
-    return _with_comments(st.one_of(loops, tiles, branches, plain_roles, many_roles))
+@st.composite
+def choices(draw: st.DrawFn) -> s.Choice:
+    """A line of a Schedule block; no rewriting need know it."""
+    words = st.sampled_from(["ring", "K", "stages", "2", "0.5", ",", "(", ")", ".", "split", "MMA_M", "<"])
+    first = draw(st.sampled_from(["ring", "grid", "overlap"]))
+    return _commented(draw, s.Choice((first, *draw(st.lists(words, max_size=5)))))  # type: ignore[no-any-return]
 
 
-STATEMENTS = st.recursive(_with_comments(SIMPLE), _blocks, max_leaves=5)
-
-_words = st.sampled_from(["ring", "K", "stages", "2", "0.5", ",", "(", ")", ".", "split", "MMA_M", "<"])
-_choices = st.builds(
-    lambda first, rest, above, comment: _commented(s.Choice((first, *rest)), above, comment),
-    st.sampled_from(["ring", "grid", "overlap"]), st.lists(_words, max_size=5), st.lists(COMMENTS, max_size=1), COMMENTS,
-)  # fmt: skip
-_defines = _with_comments(
-    st.builds(
-        s.Define, NAMES, st.lists(NAMES, min_size=1, max_size=3, unique=True).map(tuple),
-        st.lists(NAMES, max_size=2).map(tuple), st.lists(_with_comments(SIMPLE), min_size=1, max_size=2).map(tuple),
-    )
-)  # fmt: skip
-
-
-def _scheduled(kernel: s.Kernel, choices: list[s.Choice], comment: str) -> s.Kernel:
-    return replace(kernel, schedule=tuple(choices), schedule_comment=comment if choices else "")
-
-
-_kernel = st.builds(
-    _scheduled,
-    _with_comments(
-        st.builds(
-            s.Kernel, NAMES, st.one_of(st.none(), st.just("a100")), st.lists(STATEMENTS, min_size=1, max_size=4).map(tuple)
-        )
-    ),
-    st.lists(_choices, max_size=2),
-    COMMENTS,
-)  # fmt: skip
-_programs = st.builds(
-    s.Program,
-    st.lists(st.deferred(lambda: _kernel), min_size=1, max_size=2).map(tuple),
-    st.lists(_defines, max_size=1).map(tuple),
-    st.lists(COMMENTS.filter(bool), max_size=1).map(tuple),
-)
-PROGRAMS: st.SearchStrategy[s.Program] = st.deferred(lambda: _programs)
+@st.composite
+def programs(draw: st.DrawFn) -> s.Program:
+    """A program as the parser makes it: one or two kernels, perhaps a macro."""
+    defines = []
+    if draw(st.booleans()):
+        args = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
+        params = draw(st.lists(NAMES, max_size=2))
+        defines = [_commented(draw, s.Define(draw(NAMES), tuple(args), tuple(params), (draw(statements(0)),)))]
+    kernels = []
+    for _ in range(draw(st.integers(1, 2))):
+        body = tuple(draw(st.lists(statements(), min_size=1, max_size=3)))
+        kernel = _commented(draw, s.Kernel(draw(NAMES), draw(st.sampled_from([None, "a100"])), body))
+        schedule = tuple(draw(st.lists(choices(), max_size=2)))
+        kernels.append(replace(kernel, schedule=schedule, schedule_comment=draw(COMMENTS) if schedule else ""))
+    below = tuple(draw(st.lists(COMMENTS.filter(bool), max_size=1)))
+    return s.Program(tuple(kernels), tuple(defines), below)

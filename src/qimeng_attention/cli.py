@@ -185,6 +185,8 @@ def _finish_generate(outcome: Any, emit: str, as_json: bool, quiet: bool) -> Non
         terminal.print_json(_outcome_json(outcome))
     elif emit != "bundle" and quiet:
         terminal.listing(_stage_text(results, emit))
+    elif outcome.folder is not None and quiet:
+        terminal.listing(str(outcome.folder))
     elif outcome.folder is not None:
         terminal.heading("bundle")
         terminal.listing(f"  {outcome.folder}    (qimeng show {outcome.folder})")

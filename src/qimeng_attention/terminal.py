@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from qimeng_attention.errors import QimengError
 
@@ -55,7 +56,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*[str(cell) for cell in row])
+        made.add_row(*[Text(str(cell)) for cell in row])
     out.print(made)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from strategies import EXPRESSIONS, PROGRAMS
+from strategies import EXPRESSIONS, programs
 from tl.fuzzing import PROGRAMS as FOLDER
 
 from qimeng_attention.errors import DiagnosticError
@@ -19,7 +19,7 @@ SHIPPED = sorted(FOLDER.glob("*.tl"))
 # ------------------------------------------------------------------ there and back
 
 
-@given(PROGRAMS)
+@given(programs())
 @SLOW
 def test_a_printed_program_parses_to_the_same_tree(program: s.Program) -> None:
     assert parse(print_program(program)) == program

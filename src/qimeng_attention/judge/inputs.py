@@ -160,6 +160,9 @@ def _short(tiles: tuple[int, int]) -> list[tuple[int, int, int, str]]:
         (2, n + 2, 3 * n, "mask edges"),
         (1, m + 1, n + 1, "normal"),
         (1, 2 * m + 1, 3, "offset ramp"),
+        (1, m, m + 1, "normal"),  # whole blocks of rows, one key more than whole tiles
+        (1, m, n + 1, "normal"),
+        (1, m, 1, "normal"),
         (2, 5, 0, "normal"),
         (2, 0, 5, "normal"),
         (1, 1, 1, "normal"),

@@ -90,7 +90,7 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
     if not os.path.lexists(target):
         return
     if not overwrite:
-        hint = "pass overwrite=True, or another folder"
+        hint = "pass overwrite=True (--force on the command line), or another folder"
         raise BundleError(f"{target} is there already", hint=hint, file=str(target))
     if target.is_symlink() or not (target / MANIFEST).is_file():
         raise BundleError(f"{target} is no bundle and stays as it is", hint="move it away", file=str(target))

@@ -5,7 +5,7 @@ Not here: typing (scope.py). An element outside a named tensor reads 0, never me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,7 @@ class Environment:
     ) -> None:
         self.ints, self.scalars, self.tiles = ints, scalars or {}, tiles or {}
         self.indices, self.tensors = indices or {}, tensors or {}
+        self.orders: Mapping[frozenset[str], tuple[str, ...]] = {}
         self.float: Any = np.float64 if double else np.float32
 
     def evaluate(self, e: s.Expr) -> Value:
@@ -186,13 +187,20 @@ class Environment:
         return self._apply(f.meaning, *args)
 
     def _apply(self, f: Any, *values: Value) -> Value:
-        axes = _join_axes(values)
+        axes = self._joined(values)
         with np.errstate(all="ignore"):
             return Value(f(*[_align(v, axes) for v in values]), axes)
 
+    def _joined(self, values: Sequence[Value]) -> tuple[str, ...]:
+        """Join axes; two vectors that meet take the order that the program's tiles give their axes."""
+        axes = _join_axes(values)
+        if len(axes) == 2 and all(len(v.axes) < 2 for v in values):
+            return self.orders.get(frozenset(axes), axes)
+        return axes
+
     def _index(self, tensor: str, indices: list[Value]) -> Value:
         data, dtype = self.tensors[tensor]
-        axes = _join_axes(indices)
+        axes = self._joined(indices)
         aligned = np.broadcast_arrays(*[_align(v, axes) for v in indices])
         inside = np.ones(aligned[0].shape, bool)
         for i, extent in zip(aligned, data.shape, strict=True):

@@ -20,7 +20,7 @@ from qimeng_attention.errors import Diagnostic, Span
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import Environment, TooLarge, Value, boolean, integer
 from qimeng_attention.tl.numerics import Array, round_to
-from qimeng_attention.tl.types import Checked, TileType
+from qimeng_attention.tl.types import Axis, Checked, TileType
 
 V = TypeVar("V", int, bool)
 Outside: TypeAlias = frozenset[int]  # indices along an axis at which a tile holds no element of its tensor
@@ -157,7 +157,24 @@ class Strand:
                         raise Fault("TL105", span or Span(), f"axis {axis.name} begins at {known[0]} in " "one operand and at " f"{start} in another",
                                     "combine tiles that lie at the same place")  # fmt: skip
                     indices[axis.name] = start + np.arange(axis.size)
-        return Environment(self.ints, self.machine.scalars, tiles, indices, self.machine.named)
+        for axis in {a for n in sorted(names or ()) if n in self.machine.checked.tiles
+                     for a in self.machine.checked.tiles[n].axes if a.name not in indices}:  # fmt: skip
+            start = self._place_of(axis)
+            if start is not None:
+                indices[axis.name] = start + np.arange(axis.size)
+        environment = Environment(self.ints, self.machine.scalars, tiles, indices, self.machine.named)
+        environment.orders = self.machine.orders
+        return environment
+
+    def _place_of(self, axis: Axis) -> int | None:
+        """Find where an axis begins from a shared tile that lies whole along it: a loop that never ran gave no place."""
+        starts = {
+            slot.origin[axis.name]
+            for name, slots in self.block.shared.items()
+            for slot in slots
+            if axis in self.machine.checked.tiles[name].axes and axis.name in slot.origin
+        }
+        return starts.pop() if len(starts) == 1 else None
 
     def evaluate(self, e: s.Expr, environment: Environment, span: Span) -> Value:
         """Evaluate over an environment; an axis whose place no Copy has given yet cannot be an index."""
@@ -234,6 +251,11 @@ class Machine:
         self.concurrent = self.checked.level == "scheduled"
         copies = [n for n in _inside(self.checked.kernel.body) if isinstance(n, s.Copy)]
         self.rings = {n.signals.split(".")[0] for n in copies if n.signals is not None}
+        self.orders = {
+            frozenset(t.axis_names): t.axis_names
+            for t in self.checked.tiles.values()
+            if t.space == "register" and len(t.axes) == 2
+        }
         self.named = {n: (a, self.checked.tensors[n].dtype) for n, a in self.tensors.items()}
 
     def spend(self, elements: int = 0) -> None:

@@ -304,7 +304,18 @@ class Scope:
                         "check the axes that each operand's Copy or Allocate gave it")  # fmt: skip
         if kind != "bool" and any(t.kind == UNKNOWN.kind for t in types):
             kind = UNKNOWN.kind
-        return Type(kind, tuple(order.values())[:2], all(t.uniform for t in types))
+        axes = list(order.values())[:2]
+        if len(axes) == 2 and all(len(t.axes) < 2 for t in types):
+            axes = self._as_tiles_lie(axes)
+        return Type(kind, tuple(axes), all(t.uniform for t in types))
+
+    def _as_tiles_lie(self, axes: list[Axis]) -> list[Axis]:
+        """Order two axes that met in an expression as the register tiles have them: rows first."""
+        names = {a.name for a in axes}
+        for tile in self.tiles.values():
+            if tile.space == "register" and set(tile.axis_names) == names:
+                return sorted(axes, key=lambda a: tile.axis_names.index(a.name))
+        return axes
 
     # -------------------------------------------------------------- tiles
     def axes_of_tiles(self, names: set[str]) -> dict[str, int]:

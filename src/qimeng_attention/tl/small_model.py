@@ -28,7 +28,7 @@ def small_sizes(checked: Checked, limit: int = 36) -> list[dict[str, int]]:
     around = {}
     for name in sequence:
         size = tiles[name]
-        around[name] = sorted({0, 1, size - 1, size + 1, 2 * size + 1})
+        around[name] = sorted({0, 1, size - 1, size, size + 1, 2 * size + 1})
         if stages > 1:  # a ring shows its faults when it has gone round
             around[name].append((stages + 2) * size + 1)
     rest = {name: 1 for name in checked.sizes if name not in tiles}

@@ -185,7 +185,7 @@ def bundle_files(results: Results) -> dict[str, bytes]:
     t, b = results.translation, results.built
     assert t is not None
     assert b is not None
-    spec = results.spec.model_dump(mode="json") | {"condition": results.spec.condition} if results.spec else None
+    spec = results.spec.model_dump(mode="json") if results.spec else None
     files = {
         "spec.json": _json(spec),
         "sketch.tl": results.sketch.encode(),
@@ -193,7 +193,7 @@ def bundle_files(results: Results) -> dict[str, bytes]:
         "scheduled.tl": t.scheduled.encode(),
         "kernel.cu": t.source.encode(),
         "kernel.cubin": b.cubin,
-        "report.json": _json(b.to_json()),
+        "report.json": _json({**b.to_json(), **b.report.to_json()}),
         "reasons.json": _json(results.reasons),
     }
     for header in resources.files("qimeng_attention.translate").joinpath("prelude").iterdir():

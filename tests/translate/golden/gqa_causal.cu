@@ -1,4 +1,4 @@
-// gqa_causal: made from TL d9eab45626a1e21f for A100 (sm_80).
+// gqa_causal: made from TL 621ab9895086660a for A100 (sm_80).
 // launch: 128 threads, 65536 bytes of shared memory, for A100
 // Causal grouped-query attention, forward, code for an A100.
 #include "memory.cuh"
@@ -57,37 +57,47 @@ extern "C" __global__ void __launch_bounds__(128, 2) gqa_causal(
   }
   // tl:27 Commit
   tl::commit();
-  // tl:28 Let masked = clamp(min((block * BM + Sk - Sq + 1) // 64, Sk // 64), 0, last)
+  // tl:28 Commit
+  tl::commit();
+  // tl:29 Commit
+  tl::commit();
+  // tl:30 Commit
+  tl::commit();
+  // tl:31 Commit
+  tl::commit();
+  // tl:32 Commit
+  tl::commit();
+  // tl:33 Let masked = clamp(min((block * BM + Sk - Sq + 1) // 64, Sk // 64), 0, last)
   int const masked = tl::clamp(tl::min(tl::floor_div(block * BM + Sk - Sq + 1, 64), tl::floor_div(Sk, 64)), 0, last);
   tl::bf16 const* const gV_at = gV + int64_t(batch) * gV_stride_0 + int64_t(head_k) * gV_stride_2;
   int const gV_at_rows = (tl::inside(head_k, Hk) ? Sk : 0);
-  // tl:29 for i = 0 : last
+  // tl:34 for i = 0 : last
   #pragma unroll 1
   for (int i = 0; i < last; ++i) {
-    // tl:30 Wait copies pending 0
-    tl::wait<0>();
-    // tl:31 Barrier
-    tl::sync();
-    // tl:32 Copy V (BN, D) in coordinate [batch, k = i * BN, head_k] from global to shared async
-    tl::copy_async_bounded<kThreads>(sV, gV_at + int64_t(i * BN) * gV_stride_1, gV_stride_1, gV_at_rows - i * BN);
-    // tl:33 Commit
-    tl::commit();
-    // tl:34 Compute GEMM Q, K.T at [k = i * BN] and get S
-    tl::gemm_shared<true, false>(rS, sQ, sK);
     // tl:35 Wait copies pending 0
     tl::wait<0>();
     // tl:36 Barrier
     tl::sync();
-    // tl:37 if i + 1 < last
+    // tl:37 Copy V (BN, D) in coordinate [batch, k = i * BN, head_k] from global to shared async
+    tl::copy_async_bounded<kThreads>(sV, gV_at + int64_t(i * BN) * gV_stride_1, gV_stride_1, gV_at_rows - i * BN);
+    // tl:38 Commit
+    tl::commit();
+    // tl:39 Compute GEMM Q, K.T at [k = i * BN] and get S
+    tl::gemm_shared<true, false>(rS, sQ, sK);
+    // tl:40 Wait copies pending 0
+    tl::wait<0>();
+    // tl:41 Barrier
+    tl::sync();
+    // tl:42 if i + 1 < last
     if (i + 1 < last) {
-      // tl:38 Copy K (BN, D) in coordinate [batch, k = (i + 1) * BN, head_k] from global to shared async
+      // tl:43 Copy K (BN, D) in coordinate [batch, k = (i + 1) * BN, head_k] from global to shared async
       tl::copy_async_bounded<kThreads>(sK, gK_at + int64_t((i + 1) * BN) * gK_stride_1, gK_stride_1, gK_at_rows - (i + 1) * BN);
     }
-    // tl:39 Commit
+    // tl:44 Commit
     tl::commit();
-    // tl:40 if i >= masked
+    // tl:45 if i >= masked
     if (i >= masked) {
-      // tl:41 Compute Mask S where k <= q + Sk - Sq and k < Sk
+      // tl:46 Compute Mask S where k <= q + Sk - Sq and k < Sk
       #pragma unroll
       for (int r = 0; r < rS.kR; ++r) {
         int const q = block * BM + tl::tile_row<32>(r);
@@ -99,24 +109,24 @@ extern "C" __global__ void __launch_bounds__(128, 2) gqa_causal(
       }
     }
     tl::RowVector<32> rm_new;
-    // tl:42 Compute max(m, RowMax(S)) and get m_new
+    // tl:47 Compute max(m, RowMax(S)) and get m_new
     #pragma unroll
     for (int r = 0; r < rm_new.kR; ++r) {
       rm_new(r) = tl::max(rm(r), tl::row_max(rS, r));
     }
     tl::RowVector<32> rm_safe;
-    // tl:43 Compute where(m_new == -inf, 0, m_new) and get m_safe
+    // tl:48 Compute where(m_new == -inf, 0, m_new) and get m_safe
     #pragma unroll
     for (int r = 0; r < rm_safe.kR; ++r) {
       rm_safe(r) = (rm_new(r) == -tl::infinity() ? 0.0f : rm_new(r));
     }
     tl::RowVector<32> ralpha;
-    // tl:44 Compute exp2(m * (scale * log2e) - m_safe * (scale * log2e)) and get alpha
+    // tl:49 Compute exp2(m * (scale * log2e) - m_safe * (scale * log2e)) and get alpha
     #pragma unroll
     for (int r = 0; r < ralpha.kR; ++r) {
       ralpha(r) = tl::exp2(rm(r) * (scale * 1.4426950408889634f) - rm_safe(r) * (scale * 1.4426950408889634f));
     }
-    // tl:45 Compute exp2(S * (scale * log2e) - m_safe * (scale * log2e)) and get new S
+    // tl:50 Compute exp2(S * (scale * log2e) - m_safe * (scale * log2e)) and get new S
     #pragma unroll
     for (int r = 0; r < rS.kR; ++r) {
       float const factor_0 = scale * 1.4426950408889634f;
@@ -126,12 +136,12 @@ extern "C" __global__ void __launch_bounds__(128, 2) gqa_causal(
         rS(r, c) = tl::exp2(rS(r, c) * factor_0 - row_1);
       }
     }
-    // tl:46 Compute l * alpha + RowSum(S) and get new l
+    // tl:51 Compute l * alpha + RowSum(S) and get new l
     #pragma unroll
     for (int r = 0; r < rl.kR; ++r) {
       rl(r) = rl(r) * ralpha(r) + tl::row_sum(rS, r);
     }
-    // tl:47 Compute O * alpha and get new O
+    // tl:52 Compute O * alpha and get new O
     #pragma unroll
     for (int r = 0; r < rO.kR; ++r) {
       #pragma unroll
@@ -139,18 +149,18 @@ extern "C" __global__ void __launch_bounds__(128, 2) gqa_causal(
         rO(r, c) = rO(r, c) * ralpha(r);
       }
     }
-    // tl:48 Compute m_new and get new m
+    // tl:53 Compute m_new and get new m
     #pragma unroll
     for (int r = 0; r < rm.kR; ++r) {
       rm(r) = rm_new(r);
     }
     tl::Operand<tl::bf16, 32, 64> rP;
-    // tl:49 Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as bf16 and get P
+    // tl:54 Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as bf16 and get P
     rP = tl::to_operand<tl::bf16>(rS);
-    // tl:50 Compute GEMM P, V at [k = i * BN] and accumulate O
+    // tl:55 Compute GEMM P, V at [k = i * BN] and accumulate O
     tl::gemm_operand<false, true>(rO, rP, sV);
   }
-  // tl:52 Compute where(l == 0, 0, O / l) and get new O
+  // tl:57 Compute where(l == 0, 0, O / l) and get new O
   #pragma unroll
   for (int r = 0; r < rO.kR; ++r) {
     float const row_0 = tl::reciprocal(rl(r));
@@ -159,24 +169,24 @@ extern "C" __global__ void __launch_bounds__(128, 2) gqa_causal(
       rO(r, c) = (rl(r) == 0 ? 0.0f : rO(r, c) * row_0);
     }
   }
-  // tl:53 Wait copies pending 0
-  tl::wait<0>();
-  // tl:54 Barrier
+  // tl:58 Wait copies pending 5
+  tl::wait<5>();
+  // tl:59 Barrier
   tl::sync();
-  // tl:55 Copy O from register to shared O_staged
+  // tl:60 Copy O from register to shared O_staged
   tl::stage_rows(sO_staged, rO);
-  // tl:56 Barrier
+  // tl:61 Barrier
   tl::sync();
   tl::bf16* const gOut_at = gOut + int64_t(batch) * gOut_stride_0 + int64_t(head) * gOut_stride_2;
-  // tl:57 Copy O_staged (BM, D) in coordinate [batch, q = block * BM, head] from shared to global Out
+  // tl:62 Copy O_staged (BM, D) in coordinate [batch, q = block * BM, head] from shared to global Out
   tl::store_tile<kThreads>(gOut_at + int64_t(block * BM) * gOut_stride_1, gOut_stride_1, sO_staged, Sq - block * BM);
   tl::RowVector<32> rlse;
-  // tl:58 Compute where(l == 0, -inf, m * scale + ln(l)) and get lse
+  // tl:63 Compute where(l == 0, -inf, m * scale + ln(l)) and get lse
   #pragma unroll
   for (int r = 0; r < rlse.kR; ++r) {
     rlse(r) = (rl(r) == 0 ? -tl::infinity() : rm(r) * scale + tl::log(rl(r)));
   }
   float* const gLse_at = gLse + int64_t(batch) * gLse_stride_0 + int64_t(head) * gLse_stride_1;
-  // tl:59 Copy lse (BM) in coordinate [batch, head, q = block * BM] from register to global Lse
+  // tl:64 Copy lse (BM) in coordinate [batch, head, q = block * BM] from register to global Lse
   tl::store_vector(gLse_at + int64_t(block * BM), 1, rlse, Sq - block * BM);
 }

@@ -39,15 +39,17 @@ class _Element:
         known: dict[str, str] = {}
         for name in sorted(self.tiles):
             for axis in self.low.checked.tiles[name].axes:
-                origin = places.get(name, {}).get(axis.name)
-                if origin is not None and axis.name != LANE:
+                if axis.name != LANE and any(axis.name in axes for axes in places.values()):
                     known[axis.name] = axis.name
         return known
 
 
 def _origin(low: Lowering, n: s.Statement, tiles: set[str], axis: str) -> s.Expr:
     places = low.places(n)
-    return next(places[t][axis].start for t in sorted(tiles) if axis in places.get(t, {}))
+    for t in [*sorted(tiles), *sorted(places)]:  # a tile of the statement first, else one that lies along the same axis
+        if axis in places.get(t, {}):
+            return places[t][axis].start
+    raise Refused(n, f"the axis {axis} has no place here", "Copy a tile along it before this line")
 
 
 def _used_axes(e: object, low: Lowering, tiles: set[str]) -> list[tuple[str, bool]]:
