@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from qimeng_attention.judge import CPU
+
 SHIPPED = Path(__file__).parents[2] / "docs/design/programs/gqa_causal.tl"
+
+SHORT = replace(CPU, keys=600)  # without the long sequences, for tests of something else
 
 CODE = """Kernel gqa_causal for a100
 Size B, Sq, Sk, Hq, Hk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from judge.programs import CODE, edit
+from judge.programs import CODE, SHORT, edit
 from qimeng_attention.errors import JudgeError
 from qimeng_attention.judge import judge_program
 from qimeng_attention.judge.candidate import digest_of, tiles_of
@@ -67,7 +67,7 @@ def test_an_output_that_nobody_asks_for_may_be_missing() -> None:
     text = CODE[: CODE.index("Compute where(l == 0, -inf")].replace("Allocate Lse in global (B, Hq, Sq) f32\n", "")
     checked = check_text(text)[0]
 
-    assert judge_program(checked, SPEC.model_copy(update={"outputs": ("O",)})).accepted
+    assert judge_program(checked, SPEC.model_copy(update={"outputs": ("O",)}), budget=SHORT).accepted
     with pytest.raises(JudgeError, match="no output Lse"):
         judge_program(checked, SPEC)
 
@@ -88,7 +88,7 @@ Copy X (BM, D) in coordinate [batch, q = block * BM, head] from register to glob
     for factor, verdict in (("1", "accepted"), ("1.02", "rejected")):
         kernels = [check_text(t)[0] for t in (first, second.replace("FACTOR", factor))]
 
-        assert judge_program(kernels, SPEC).verdict == verdict
+        assert judge_program(kernels, SPEC, budget=SHORT).verdict == verdict
 
 
 def test_the_digest_is_of_the_text_and_the_tiles_are_read_from_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,9 @@ def test_an_element_left_at_both_poisons_comes_back_as_nan() -> None:
 )
 def test_a_kernel_in_another_process_is_judged_like_any_other(fault: str, verdict: str) -> None:
     with isolated(fault) as candidate:
-        found = judge_candidate(candidate, SPEC, (16, 16), seed=1, budget=CPU, where="gpu")
+        found = judge_candidate(
+            candidate, SPEC, (16, 16), seed=1, budget=replace(CPU, keys=100, failures=2), where="gpu"
+        )
 
     assert found.verdict == verdict, found.reason
     assert found.where == "gpu"
@@ -163,8 +166,6 @@ def test_bits_keep_every_value(dtype: str) -> None:
     ],
 )
 def test_a_kernel_that_does_not_fit_the_spec_is_a_judge_error(change: dict[str, Any], says: str) -> None:
-    from dataclasses import replace
-
     with pytest.raises(JudgeError, match=says):
         Isolated(replace(MANIFEST, **change), SPEC, [sys.executable])
 

@@ -55,11 +55,13 @@ def test_a_wrong_program_is_rejected(old: str, new: str) -> None:
 
 
 def test_a_program_that_faults_is_rejected_with_its_diagnostic() -> None:
-    verdict = judged(edit(TANH_MEAN, ("where(n == 0, 0, O / n)", "O / max(1, q + Sk - Sq + 1)")))
+    text = edit(TANH_MEAN, ("Mask S where k <= q + Sk - Sq and k < Sk", "Mask S where k + 5 > 0"))
+
+    verdict = judge_function(check_text(text, model=False)[0], tanh_mean, sizes=SIZES)
 
     assert verdict.verdict == "rejected"
     assert verdict.worst is not None
-    assert verdict.worst.diagnostics
+    assert [d["code"] for d in verdict.worst.diagnostics] == ["TL205"]
 
 
 def test_outputs_may_come_by_name_with_magnitudes() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from judge.programs import with_mask
+from judge.programs import SHORT, with_mask
 from qimeng_attention.judge import CPU, GPU, Operator, cases, judge_program
 from qimeng_attention.judge.families import FAMILIES
 from qimeng_attention.judge.inputs import LAYOUTS, draw_seed, values
@@ -131,30 +131,30 @@ def test_layouts_hold_the_same_values_with_other_strides() -> None:
 
 
 def test_inputs_too_weak_for_a_clause_are_said_to_be() -> None:
-    asked = AttentionSpec.make(Hq=2, Dqk=64, mask="window:3000")
-    checked = check_text(with_mask("k <= q + Sk - Sq and k >= q + Sk - Sq - 3000 and k < Sk"))[0]
+    asked = AttentionSpec.make(Hq=2, Dqk=64, mask="window:700")
+    checked = check_text(with_mask("k <= q + Sk - Sq and k >= q + Sk - Sq - 700 and k < Sk"))[0]
 
-    weak = judge_program(checked, asked, budget=replace(CPU, keys=2000))
-    strong = judge_program(checked, asked)
+    weak = judge_program(checked, asked, budget=SHORT)
+    strong = judge_program(checked, asked, budget=replace(CPU, keys=1000))
 
     assert weak.verdict == "inconclusive"
-    assert "inputs too weak: no case shows the lack of mask: kv_idx >= q_idx + Sk - Sq - 3000" in weak.reason
+    assert "inputs too weak: no case shows the lack of mask: kv_idx >= q_idx + Sk - Sq - 700" in weak.reason
     assert strong.accepted
 
 
 def test_a_program_without_the_clause_is_accepted_by_nobody() -> None:
-    asked = AttentionSpec.make(Hq=2, Dqk=64, mask="window:3000")
+    asked = AttentionSpec.make(Hq=2, Dqk=64, mask="window:700")
     lacking = check_text(with_mask("k <= q + Sk - Sq and k < Sk"))[0]
 
-    assert judge_program(lacking, asked, budget=replace(CPU, keys=2000)).verdict == "inconclusive"
-    assert judge_program(lacking, asked).verdict == "rejected"
+    assert judge_program(lacking, asked, budget=SHORT).verdict == "inconclusive"
+    assert judge_program(lacking, asked, budget=replace(CPU, keys=1000)).verdict == "rejected"
 
 
 def test_a_clause_that_the_others_imply_cannot_be_missed() -> None:
     asked = AttentionSpec.make(Hq=2, Dqk=64, mask="kv_idx <= q_idx + Sk - Sq and kv_idx < Sk and kv_idx >= 0")
     checked = check_text(with_mask("k <= q + Sk - Sq and k < Sk"))[0]
 
-    verdict = judge_program(checked, asked)
+    verdict = judge_program(checked, asked, budget=SHORT)
 
     assert verdict.accepted
     assert [c.name for c in verdict.clauses if c.implied] == ["mask: kv_idx < Sk", "mask: kv_idx >= 0"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from judge.programs import BUGS, CODE, SHIPPED, edit, with_mask, with_score
+from judge.programs import BUGS, CODE, SHIPPED, SHORT, edit, with_mask, with_score
 from qimeng_attention.errors import DiagnosticError
 from qimeng_attention.judge import CPU, Verdict, judge_program
 from qimeng_attention.schedule import schedule, steps
@@ -15,7 +15,6 @@ from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check, check_text
 from qimeng_attention.tl.parser import parse
 
-SHORT = replace(CPU, keys=600)
 ALIBI = "score - exp2(-8*(h+1)/Hq) * (q_idx + Sk - Sq - kv_idx)"
 
 
@@ -115,12 +114,13 @@ def test_other_seeds_accept_the_right_program_too(seed: int) -> None:
 
 
 def test_a_program_that_faults_is_rejected_with_its_diagnostic() -> None:
-    text = edit(CODE, ("where(l == 0, 0, O / l)", "O / max(1, q + Sk - Sq + 1)"))
+    text = with_mask("k + 5 > 0")
 
-    verdict = judged(text, spec())
+    verdict = judge_program(check_text(text, model=False)[0], spec(mask="full"), budget=SHORT)
 
     assert verdict.verdict == "rejected"
-    assert any(d["line"] for c in verdict.checks for d in c.diagnostics) or "expected" in verdict.reason
+    assert {d["code"] for c in verdict.checks for d in c.diagnostics} == {"TL205"}
+    assert "columns past the end" in verdict.reason
 
 
 def test_the_verdict_holds_what_it_rests_on() -> None:

@@ -65,10 +65,13 @@ def all_true(
 
 
 def any_true(
-    condition: s.Expr, origins: dict[str, s.Expr], extents: dict[str, int], var: str, fixed: dict[str, int]
+    condition: s.Expr, origins: dict[str, s.Expr], extents: dict[str, s.Expr], var: str, fixed: dict[str, int]
 ) -> Stretch:
-    """Give iterations of `var` outside of which the condition holds for no element of a tile (never too few)."""
-    axes = {name: _Axis(start, add(start, num(extents[name] - 1))) for name, start in origins.items()}
+    """Give iterations of `var` outside of which the condition holds for no element of a tile (never too few).
+
+    `extents` are the tile's sizes as the program names them, so that the bounds name them too.
+    """
+    axes = {name: _Axis(start, add(start, sub(extents[name], num(1)))) for name, start in origins.items()}
     return _Analysis(axes, var, None, everywhere=False, fixed=fixed).solve(condition)
 
 
@@ -158,11 +161,16 @@ class _Analysis:
         c, rest = form.split(self.var, self.fixed)
         if c is None:
             return self.unknown()
+        step = form.step_of(self.var)
         limit = rest.negated(-1 if strict else 0)  # N = -(rest), less one where the comparison is strict
+        if c > 0 and self.everywhere:
+            return Stretch(stop=_floordiv(limit.plus(c), c, step))  # i <= N // c
         if c > 0:
-            return Stretch(stop=_floordiv(limit.plus(c), c, form.step))
+            return Stretch(stop=_ceildiv(limit.plus(1), c, step))  # the same number, with fewer terms
+        if c < 0 and self.everywhere:
+            return Stretch(start=_ceildiv(limit.negated(0), -c, step))
         if c < 0:
-            return Stretch(start=_ceildiv(limit.negated(0), -c, form.step))
+            return Stretch(start=_floordiv(limit.negated(-1).plus_form(_Linear.of(step or num(-c), {})), -c, step))
         return self.unknown()
 
     def _bounds(self, e: s.Expr) -> tuple[s.Expr, s.Expr]:
@@ -226,15 +234,14 @@ def _constant(e: s.Expr, fixed: dict[str, int]) -> int | None:
 
 @dataclass(frozen=True)
 class _Linear:
-    """A sum of signed terms and a constant; `step` is the factor of the loop's variable as it was written."""
+    """A sum of signed terms and a constant."""
 
     terms: tuple[tuple[int, s.Expr], ...] = ()
     constant: int = 0
-    step: s.Expr | None = None
 
     @staticmethod
     def of(e: s.Expr, fixed: dict[str, int]) -> _Linear:
-        value = _constant(e, fixed) if not isinstance(e, s.Name) else None
+        value = None if names_in(e) else _constant(e, fixed)
         if value is not None:
             return _Linear(constant=value)
         match e:
@@ -272,9 +279,17 @@ class _Linear:
             factor += n * (at[1] or 0)
         return factor, _Linear(_cancelled(rest), self.constant)
 
+    def step_of(self, var: str) -> s.Expr | None:
+        """Give the factor of the loop's variable as it is written, where it has one."""
+        for _, e in self.terms:
+            match e:
+                case s.Binary("*", s.Name(id), factor) | s.Binary("*", factor, s.Name(id)) if id == var:
+                    return factor
+        return None
+
     def expression(self) -> s.Expr:
         """Write the sum, positive terms first."""
-        ordered = sorted(self.terms, key=lambda t: t[0] < 0)
+        ordered = sorted(_cancelled(list(self.terms)), key=lambda t: t[0] < 0)
         total: s.Expr | None = None
         for n, e in ordered:
             term = e if abs(n) == 1 else mul(num(abs(n)), e)

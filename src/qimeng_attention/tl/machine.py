@@ -159,9 +159,9 @@ class Strand:
                     indices[axis.name] = start + np.arange(axis.size)
         for axis in {a for n in sorted(names or ()) if n in self.machine.checked.tiles
                      for a in self.machine.checked.tiles[n].axes if a.name not in indices}:  # fmt: skip
-            start = self._place_of(axis)
-            if start is not None:
-                indices[axis.name] = start + np.arange(axis.size)
+            place = self._place_of(axis)
+            if place is not None:
+                indices[axis.name] = place + np.arange(axis.size)
         environment = Environment(self.ints, self.machine.scalars, tiles, indices, self.machine.named)
         environment.orders = self.machine.orders
         return environment

@@ -1,4 +1,4 @@
-// gqa_causal: made from TL 621ab9895086660a for A100 (sm_80).
+// gqa_causal: made from TL cc3e76546d6c64f9 for A100 (sm_80).
 // launch: 128 threads, 65536 bytes of shared memory, for A100
 // Causal grouped-query attention, forward, code for an A100.
 #include "memory.cuh"
@@ -67,8 +67,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) gqa_causal(
   tl::commit();
   // tl:32 Commit
   tl::commit();
-  // tl:33 Let masked = clamp(min((block * BM + Sk - Sq + 1) // 64, Sk // 64), 0, last)
-  int const masked = tl::clamp(tl::min(tl::floor_div(block * BM + Sk - Sq + 1, 64), tl::floor_div(Sk, 64)), 0, last);
+  // tl:33 Let masked = clamp(min((block * BM + Sk - Sq + 1) // BN, Sk // BN), 0, last)
+  int const masked = tl::clamp(tl::min(tl::floor_div(block * BM + Sk - Sq + 1, BN), tl::floor_div(Sk, BN)), 0, last);
   tl::bf16 const* const gV_at = gV + int64_t(batch) * gV_stride_0 + int64_t(head_k) * gV_stride_2;
   int const gV_at_rows = (tl::inside(head_k, Hk) ? Sk : 0);
   // tl:34 for i = 0 : last

@@ -224,8 +224,8 @@ def _result(n: s.Gemm, axes: tuple[Axis, Axis], scope: Scope) -> None:
                 known[first] = Origin(add(known[first].start, o.rows.start), known[first].limit)
         origins |= known
     kept = {axes[0].name, axes[1].name}
-    found = {a: o for a, o in origins.items() if a in kept}
-    scope.origins[n.out] = found | scope.origins.get(n.out, {}) if n.accumulate else found
+    made: dict[str, Origin] = {a: o for a, o in origins.items() if a in kept}
+    scope.origins[n.out] = {**made, **scope.origins.get(n.out, {})} if n.accumulate else made
 
 
 # ------------------------------------------------------------------ meaning
