@@ -46,7 +46,7 @@ def all_stretch(condition: s.Expr, tile: Tile) -> Stretch:
 
 def any_stretch(condition: s.Expr, tile: Tile) -> Stretch:
     origins = {"q": parse_expression("block * BM"), "k": parse_expression("i * BN")}
-    return any_true(condition, origins, {"q": tile.rows, "k": tile.columns}, "i", tile.fixed)
+    return any_true(condition, origins, {"q": s.Name("BM"), "k": s.Name("BN")}, "i", tile.fixed)
 
 
 def inside(stretch: Stretch, tile: Tile) -> set[int]:

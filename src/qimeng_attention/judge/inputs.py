@@ -162,6 +162,7 @@ def _short(tiles: tuple[int, int]) -> list[tuple[int, int, int, str]]:
         (1, 2 * m + 1, 3, "offset ramp"),
         (1, m, m + 1, "normal"),  # whole blocks of rows, one key more than whole tiles
         (1, m, n + 1, "normal"),
+        (1, 3 * m + 1, 3 * m + 1, "normal"),  # several blocks, each with several tiles
         (1, m, 1, "normal"),
         (2, 5, 0, "normal"),
         (2, 0, 5, "normal"),

@@ -14,7 +14,7 @@ from functools import reduce
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.origins import Places
-from qimeng_attention.tl.traverse import add, call, mul, names_in, num, sub, substitute
+from qimeng_attention.tl.traverse import add, call, conjuncts, expressions, mul, names_in, num, sub
 from qimeng_attention.tl.types import Checked
 
 _TURNED = {"<": ">=", ">": "<=", "<=": ">", ">=": "<", "==": "!=", "!=": "=="}
@@ -110,11 +110,26 @@ class _Analysis:
                 return self._both(self.solve(left), self.solve(right))
             case s.Binary("or", left, right):
                 return self._either(self.solve(left), self.solve(right))
-            case s.Unary("not", s.Compare((a, b), (op,))):
-                return self.solve(s.Compare((a, b), (_TURNED[op],)))
+            case s.Unary("not", x):
+                return self.solve_not(x)
             case s.Compare(operands, ops):
                 links = [self._link(a, op, b) for a, op, b in zip(operands, ops, operands[1:], strict=False)]
                 return reduce(self._both, links)
+        return self.unknown()
+
+    def solve_not(self, e: s.Expr) -> Stretch:
+        """Give the stretch of a condition's contrary."""
+        match e:
+            case s.Compare((a, b), (op,)):
+                return self.solve(s.Compare((a, b), (_TURNED[op],)))
+            case s.Compare():
+                return reduce(self._either, [self.solve_not(link) for link in conjuncts(e)])
+            case s.Binary("and", left, right):
+                return self._either(self.solve_not(left), self.solve_not(right))
+            case s.Binary("or", left, right):
+                return self._both(self.solve_not(left), self.solve_not(right))
+            case s.Unary("not", x):
+                return self.solve(x)
         return self.unknown()
 
     def _both(self, a: Stretch, b: Stretch) -> Stretch:
@@ -162,6 +177,8 @@ class _Analysis:
         if c is None:
             return self.unknown()
         step = form.step_of(self.var)
+        if step is not None and _constant(step, self.fixed) != abs(c):
+            step = None  # it is written in several places
         limit = rest.negated(-1 if strict else 0)  # N = -(rest), less one where the comparison is strict
         if c > 0 and self.everywhere:
             return Stretch(stop=_floordiv(limit.plus(c), c, step))  # i <= N // c
@@ -195,7 +212,7 @@ class _Analysis:
             case s.Call("min" | "max" as f, args):
                 bounds = [self._bounds(x) for x in args]
                 return call(f, *[x for x, _ in bounds]), call(f, *[x for _, x in bounds])
-        if not names_in(e) & set(self.axes) and not any(isinstance(x, s.Index) for x in _all(e)):
+        if not names_in(e) & set(self.axes) and not any(isinstance(x, s.Index) for x in expressions(e)):
             return e, e
         raise _NotLinear
 
@@ -217,12 +234,6 @@ class _Analysis:
 
 class _NotLinear(Exception):
     """An expression the analysis cannot read."""
-
-
-def _all(e: s.Expr) -> list[s.Expr]:
-    from qimeng_attention.tl.traverse import expressions
-
-    return list(expressions(e))
 
 
 def _constant(e: s.Expr, fixed: dict[str, int]) -> int | None:
@@ -273,10 +284,10 @@ class _Linear:
             if var not in names_in(e):
                 rest.append((n, e))
                 continue
-            at = [_constant(substitute(e, {var: num(i)}), fixed) for i in (0, 1, 7)]
-            if None in at or at[0] != 0 or at[2] != 7 * (at[1] or 0):
+            step = _factor(e, var, fixed)
+            if step is None:
                 return None, self
-            factor += n * (at[1] or 0)
+            factor += n * step
         return factor, _Linear(_cancelled(rest), self.constant)
 
     def step_of(self, var: str) -> s.Expr | None:
@@ -302,6 +313,19 @@ class _Linear:
         if self.constant == 0:
             return total
         return add(total, num(self.constant)) if self.constant > 0 else sub(total, num(-self.constant))
+
+
+def _factor(e: s.Expr, var: str, fixed: dict[str, int]) -> int | None:
+    """Give c of `c * var`, or None for an expression of another form."""
+    match e:
+        case s.Name(id):
+            return 1 if id == var else None
+        case s.Binary("*", a, b):
+            for inner, by in ((a, _constant(b, fixed)), (b, _constant(a, fixed))):
+                within = None if by is None else _factor(inner, var, fixed)
+                if by is not None and within is not None:
+                    return within * by
+    return None
 
 
 def _cancelled(terms: list[tuple[int, s.Expr]]) -> tuple[tuple[int, s.Expr], ...]:

@@ -38,7 +38,9 @@ def small_sizes(checked: Checked, limit: int = 36) -> list[dict[str, int]]:
         numbers = range(total)
     else:  # keep the corners and an even spread of the others
         numbers = [*(n * total // limit for n in range(limit - 1)), total - 1]
-    return [{**rest, **_combination(n, around)} for n in numbers]
+    many = 3 * max((tiles[name] for name in sequence), default=0) + 1  # several blocks, each with several tiles
+    long = [{**rest, **dict.fromkeys(sequence, many)}] if sequence else []
+    return [{**rest, **_combination(n, around)} for n in numbers] + long
 
 
 def _combination(number: int, around: dict[str, list[int]]) -> dict[str, int]:
