@@ -52,9 +52,7 @@ def comparisons(draw: st.DrawFn) -> s.Expr:
     """A chain of comparisons of values."""
     number = draw(st.integers(1, 3))
     signs = st.sampled_from(["<", "<=", ">", ">=", "==", "!="])
-    return s.Compare(
-        tuple(draw(VALUES) for _ in range(number + 1)), tuple(draw(signs) for _ in range(number))
-    )
+    return s.Compare(tuple(draw(VALUES) for _ in range(number + 1)), tuple(draw(signs) for _ in range(number)))
 
 
 def _logical(inner: st.SearchStrategy[s.Expr]) -> st.SearchStrategy[s.Expr]:
@@ -86,12 +84,19 @@ _signals = st.one_of(st.none(), st.just("K.full"))
 def _copies() -> st.SearchStrategy[s.Statement]:
     plain = st.builds(s.Copy, NAMES, SPACES, SPACES)
     whole = st.builds(
-        s.Copy, NAMES, SPACES, SPACES, _dims, _coordinate, st.one_of(st.none(), NAMES), _optional,
-        st.booleans(), st.none(), st.booleans(),
-    )  # fmt: skip
-    signalling = st.builds(
-        lambda copy, ring: replace(copy, asynchronous=True, signals=ring), whole, st.just("K.full")
+        s.Copy,
+        NAMES,
+        SPACES,
+        SPACES,
+        _dims,
+        _coordinate,
+        st.one_of(st.none(), NAMES),
+        _optional,
+        st.booleans(),
+        st.none(),
+        st.booleans(),
     )
+    signalling = st.builds(lambda copy, ring: replace(copy, asynchronous=True, signals=ring), whole, st.just("K.full"))
     return st.one_of(plain, whole, signalling)
 
 
@@ -132,8 +137,17 @@ _SIMPLE: list[st.SearchStrategy[s.Statement]] = [
     st.builds(s.Warps, VALUES, NAMES, _optional),
     st.builds(s.Let, NAMES, EXPRESSIONS),
     st.builds(
-        s.Allocate, NAMES, SPACES, _dims, st.one_of(st.none(), TYPES), _optional, _optional, _optional,
-        st.sampled_from([None, 32, 64, 128]), st.one_of(st.none(), NAMES), st.one_of(st.none(), NAMES),
+        s.Allocate,
+        NAMES,
+        SPACES,
+        _dims,
+        st.one_of(st.none(), TYPES),
+        _optional,
+        _optional,
+        _optional,
+        st.sampled_from([None, 32, 64, 128]),
+        st.one_of(st.none(), NAMES),
+        st.one_of(st.none(), NAMES),
     ),
     _copies(),
     st.builds(s.Gemm, _operand, _operand, NAMES, st.booleans(), st.booleans()),
@@ -147,7 +161,7 @@ _SIMPLE: list[st.SearchStrategy[s.Statement]] = [
     st.just(s.Commit()),
     st.just(s.Barrier()),
     st.just(s.Fence("async")),
-]  # fmt: skip
+]
 
 
 def _commented(draw: st.DrawFn, n: Any) -> Any:

@@ -42,14 +42,29 @@ CODE = re.compile(r"TL\d{3}")
 
 # What a page shows of the grammar: the productions of each statement, by the statement's name in the table.
 PRODUCTIONS = {
-    "Size": ("size", "size_entry"), "Scalar": ("scalar",), "Tile": ("tile", "tile_entry"), "Grid": ("grid", "grid_dim"),
-    "Warps": ("warps",), "Let": ("let",), "Allocate": ("allocate", "?allocate_option"),
-    "Copy": ("copy", "?copy_option", "coordinate"), "GEMM": ("gemm", "operand", "origin"), "Mask": ("mask",),
-    "Compute": ("compute",), "Apply": ("apply", "params", "define_head"), "Reshape": ("reshape", "roles"),
-    "for": ("for_head",), "if": ("if_head", "else_head"), "role": ("role_head",), "Wait": ("wait",),
-    "Release": ("release",), "Pass": ("pass_turn",), "Commit": ("commit",), "Barrier": ("barrier",),
+    "Size": ("size", "size_entry"),
+    "Scalar": ("scalar",),
+    "Tile": ("tile", "tile_entry"),
+    "Grid": ("grid", "grid_dim"),
+    "Warps": ("warps",),
+    "Let": ("let",),
+    "Allocate": ("allocate", "?allocate_option"),
+    "Copy": ("copy", "?copy_option", "coordinate"),
+    "GEMM": ("gemm", "operand", "origin"),
+    "Mask": ("mask",),
+    "Compute": ("compute",),
+    "Apply": ("apply", "params", "define_head"),
+    "Reshape": ("reshape", "roles"),
+    "for": ("for_head",),
+    "if": ("if_head", "else_head"),
+    "role": ("role_head",),
+    "Wait": ("wait",),
+    "Release": ("release",),
+    "Pass": ("pass_turn",),
+    "Commit": ("commit",),
+    "Barrier": ("barrier",),
     "Fence": ("fence",),
-}  # fmt: skip
+}
 
 # The Schedule with which the sample program shows each rewriting: the choices it builds on, and its own.
 _RING = ["ring K stages 2, V stages 2"]
@@ -422,11 +437,20 @@ def families(_: str) -> str:
 
 
 KINDS: dict[str, Render] = {
-    "statement": statement, "statements": all_statements, "touched": touched, "functions": functions,
-    "diagnostic": diagnostic, "broken": broken, "rewriting": rewriting, "rewritings": all_rewritings,
-    "targets": all_targets, "capabilities": capabilities, "commands": commands,
-    "exit-codes": exit_codes, "families": families,
-}  # fmt: skip
+    "statement": statement,
+    "statements": all_statements,
+    "touched": touched,
+    "functions": functions,
+    "diagnostic": diagnostic,
+    "broken": broken,
+    "rewriting": rewriting,
+    "rewritings": all_rewritings,
+    "targets": all_targets,
+    "capabilities": capabilities,
+    "commands": commands,
+    "exit-codes": exit_codes,
+    "families": families,
+}
 
 
 # ------------------------------------------------------------------ files

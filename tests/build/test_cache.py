@@ -16,9 +16,7 @@ import pytest
 
 from qimeng_attention.build import Cache, CacheEntry, cache_key
 
-ENTRY = CacheEntry(
-    "// source\n", bytes(range(256)) * 8, {"seconds": 1.25, "log": "é\n", "versions": {"nvrtc": "13"}}
-)
+ENTRY = CacheEntry("// source\n", bytes(range(256)) * 8, {"seconds": 1.25, "log": "é\n", "versions": {"nvrtc": "13"}})
 INPUTS = {"name": "k", "prelude": {"a.cuh": "x"}, "arch": "sm_80", "options": ("-O",), "toolchain": "nvrtc=1"}
 KEY = cache_key("source", **INPUTS)  # type: ignore[arg-type]
 

@@ -59,9 +59,7 @@ def start(root: Path, log: Path, seconds: float, seed: int) -> subprocess.Popen[
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def kill_at_random(
-    root: Path, log: Path, seconds: float
-) -> tuple[list[subprocess.Popen[str]], int, list[str]]:
+def kill_at_random(root: Path, log: Path, seconds: float) -> tuple[list[subprocess.Popen[str]], int, list[str]]:
     """Keep eight workers going, killing about three a second; give the last ones, kills and outputs."""
     rng, end, kills, outputs = random.Random(5), time.monotonic() + seconds, 0, []
     workers = [start(root, log, seconds, seed) for seed in range(WORKERS)]
@@ -96,7 +94,5 @@ def test_killed_processes_leave_neither_damage_nor_locks(tmp_path: Path, seconds
 
 def overlapping(lines: list[str]) -> list[tuple[str, str]]:
     """Give builds of one key that were going on at the same time; each line is a key, a start and an end."""
-    builds = sorted(
-        (key, float(begin), float(end), line) for line in lines for key, begin, end in [line.split()]
-    )
+    builds = sorted((key, float(begin), float(end), line) for line in lines for key, begin, end in [line.split()])
     return [(a[3], b[3]) for a, b in pairwise(builds) if a[0] == b[0] and b[1] < a[2]]

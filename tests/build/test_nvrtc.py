@@ -67,10 +67,7 @@ def test_an_error_in_a_helper_of_the_same_text_is_mapped_to_its_use() -> None:
 
 
 def test_errors_that_follow_from_one_line_are_given_once() -> None:
-    one = (
-        "/opt/stride.hpp({n}): error: wrong\n"
-        '          detected during instantiation of "x" at line 8 of k.cu\n'
-    )  # fmt: skip
+    one = '/opt/stride.hpp({n}): error: wrong\n          detected during instantiation of "x" at line 8 of k.cu\n'
     log = one.format(n=1) + one.format(n=2) + "k.cu(8): error: also wrong\n"
 
     assert [d.message for d in diagnose(log, SOURCE, "k.cu")] == ["wrong", "also wrong"]
@@ -118,9 +115,7 @@ def test_each_choice_is_one_flag(options: CompileOptions, flag: str) -> None:
 
 
 def test_a_refusal_travels_between_processes() -> None:
-    error = CompileError(
-        "no", hint="do", log="words\nmore", diagnostics=diagnose("k.cu(5): error: x", SOURCE, "k.cu")
-    )
+    error = CompileError("no", hint="do", log="words\nmore", diagnostics=diagnose("k.cu(5): error: x", SOURCE, "k.cu"))
 
     again = pickle.loads(pickle.dumps(error))
 
@@ -177,9 +172,7 @@ def test_headers_are_taken_as_texts_and_may_include_each_other(toolchain: Toolch
     ],
     ids=["architecture", "ptxas"],
 )
-def test_refusals_of_other_parts_are_told_too(
-    toolchain: Toolchain, source: str, arch: str, reason: str
-) -> None:
+def test_refusals_of_other_parts_are_told_too(toolchain: Toolchain, source: str, arch: str, reason: str) -> None:
     with pytest.raises(CompileError, match=reason) as caught:
         compile_cubin(source, arch=arch, name="k", toolchain=toolchain)
 
@@ -196,9 +189,7 @@ def test_text_that_is_no_unicode_is_refused(toolchain: Toolchain) -> None:
 
 
 @pytest.mark.cuda
-def test_an_nvrtc_that_cannot_be_loaded_is_one_line(
-    toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_nvrtc_that_cannot_be_loaded_is_one_line(toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch) -> None:
     from cuda.bindings import nvrtc
 
     def broken() -> None:

@@ -13,8 +13,19 @@ from qimeng_attention.cli import app
 PROGRAMS = Path(__file__).parents[2] / "docs" / "design" / "programs"
 GQA = str(PROGRAMS / "gqa_causal.tl")
 COMMANDS = (
-    "generate", "check", "interpret", "schedule", "translate", "build", "judge", "bench", "show", "targets", "doctor", "cache",
-)  # fmt: skip
+    "generate",
+    "check",
+    "interpret",
+    "schedule",
+    "translate",
+    "build",
+    "judge",
+    "bench",
+    "show",
+    "targets",
+    "doctor",
+    "cache",
+)
 
 
 def _run(*args: str) -> Result:
@@ -148,8 +159,19 @@ def test_an_unwritable_folder_costs_the_bundle_and_says_so(tmp_path: Path) -> No
     pytest.importorskip("cuda.bindings", reason="needs the build extra")
     (tmp_path / "file").write_text("")
 
-    result = _run("generate", "--Hq", "2", "--Dqk", "64", "--target", "A100", "--out", str(tmp_path / "file" / "b"),
-                  "--no-judge", "--json")  # fmt: skip
+    result = _run(
+        "generate",
+        "--Hq",
+        "2",
+        "--Dqk",
+        "64",
+        "--target",
+        "A100",
+        "--out",
+        str(tmp_path / "file" / "b"),
+        "--no-judge",
+        "--json",
+    )
 
     assert result.exit_code == 3
     assert json.loads(result.stdout)["build"] is not None

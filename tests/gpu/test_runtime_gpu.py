@@ -63,15 +63,10 @@ def inputs(torch: Any, bundle: Bundle, *, seed: int = 0, **changed: int) -> list
     sizes = {name: {"B": 2, "Sq": 333, "Sk": 401}.get(name, 8) for name in bundle.manifest.sizes} | changed
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype_of(bundle)]
     generator = torch.Generator(device="cuda").manual_seed(seed)
-    return [
-        torch.randn(shape(bundle, name, **sizes), generator=generator, device="cuda").to(dtype)
-        for name in "qkv"
-    ]
+    return [torch.randn(shape(bundle, name, **sizes), generator=generator, device="cuda").to(dtype) for name in "qkv"]
 
 
-def assert_right(
-    torch: Any, bundle: Bundle, out: Any, tensors: list[Any], scale: float | None = None
-) -> None:
+def assert_right(torch: Any, bundle: Bundle, out: Any, tensors: list[Any], scale: float | None = None) -> None:
     torch.cuda.synchronize()
     mask = plain_mask(bundle.files["spec.json"])
     if mask is None:

@@ -24,15 +24,23 @@ from qimeng_attention.tl.numerics import round_to
 SPEC = AttentionSpec.make(Hq=2, Hk=1, Dqk=16, mask="causal")
 SIZES = ("B", "Sq", "Sk", "Hq", "Hk")
 MANIFEST = Manifest(
-    kernel="gqa", target="A100", arch="sm_80", built_arch="sm_80", threads=128, shared_bytes=0,
+    kernel="gqa",
+    target="A100",
+    arch="sm_80",
+    built_arch="sm_80",
+    threads=128,
+    shared_bytes=0,
     grid=(GridAxis("block", 0, "Sq"),),
     tensors=(
-        Tensor("Q", "bf16", ("B", "Sq", "Hq", 16), "input"), Tensor("K", "bf16", ("B", "Sk", "Hk", 16), "input"),
-        Tensor("V", "bf16", ("B", "Sk", "Hk", 16), "input"), Tensor("Out", "bf16", ("B", "Sq", "Hq", 16), "output"),
+        Tensor("Q", "bf16", ("B", "Sq", "Hq", 16), "input"),
+        Tensor("K", "bf16", ("B", "Sk", "Hk", 16), "input"),
+        Tensor("V", "bf16", ("B", "Sk", "Hk", 16), "input"),
+        Tensor("Out", "bf16", ("B", "Sq", "Hq", 16), "output"),
         Tensor("Lse", "f32", ("B", "Hq", "Sq"), "output"),
     ),
-    sizes=SIZES, scalars=(Scalar("scale", op=">"),),
-)  # fmt: skip
+    sizes=SIZES,
+    scalars=(Scalar("scale", op=">"),),
+)
 CALL = Call(1, 3, 5, 2, 1, 16, 16, 0.25)
 WORKER = """
 import json, os, sys, time
@@ -189,8 +197,10 @@ def worked(tmp_path: Path, act: Any, layout: str = "contiguous") -> dict[str, An
     request = {
         "inputs": {"Q": {"file": "Q.in", "dtype": "bf16", "shape": [2, 3, 2, 8]}},
         "outputs": {"Out": {"dtype": "bf16", "shape": [2, 3, 2, 8]}},
-        "layout": layout, "sizes": {}, "scalars": {},
-    }  # fmt: skip
+        "layout": layout,
+        "sizes": {},
+        "scalars": {},
+    }
     return json.loads(json.dumps(launched(FakeBundle(act), tmp_path, request, device="cpu")))
 
 

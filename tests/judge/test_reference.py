@@ -197,8 +197,17 @@ def test_every_clause_of_a_spec_is_named() -> None:
     names = {c.name for c in clauses(spec, Operator.of(spec))}
 
     assert names == {
-        "mask: 0 <= kv_idx", "mask: kv_idx <= q_idx + Sk - Sq", "mask: kv_idx % 7 != 3",
-        "mask: aligned at the sequences' ends", "scale", "the scale of the call", "softcap 5", "score: score * 2.0",
-        "query heads of a group share a key head", "a row that sees nothing gives O = 0",
-        "a row that sees nothing gives LSE = -inf", "LSE is a natural logarithm", "LSE is of the modified scores",
-    }  # fmt: skip
+        "mask: 0 <= kv_idx",
+        "mask: kv_idx <= q_idx + Sk - Sq",
+        "mask: kv_idx % 7 != 3",
+        "mask: aligned at the sequences' ends",
+        "scale",
+        "the scale of the call",
+        "softcap 5",
+        "score: score * 2.0",
+        "query heads of a group share a key head",
+        "a row that sees nothing gives O = 0",
+        "a row that sees nothing gives LSE = -inf",
+        "LSE is a natural logarithm",
+        "LSE is of the modified scores",
+    }

@@ -21,7 +21,7 @@ SPECS = {
         "score": "where(kv_idx % 2 == 0, score, min(score, 3) * 2) + sigmoid(score) - clamp(abs(score), 1, 2) / 7",
         "dtype": "fp16",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -21,7 +21,7 @@ FILES = {
     "spec.json": b'{"Hq": 8, "Hk": 2, "Dqk": 64, "mask": "causal", "score": "score", "softcap": null}',
     "sketch.tl": b"Copy Q from global to shared\n",
     "code.tl": b"Kernel gqa\nTile BM = 128, BN = 64   # rows\n\n"
-               b"Schedule\n    ring K stages 2   # two\n    warps 4 along q\n",
+    b"Schedule\n    ring K stages 2   # two\n    warps 4 along q\n",
     "scheduled.tl": b"Wait K\n",
     "kernel.cu": b'extern "C" __global__ void gqa() {}\n',
     "sm80.cuh": b"#pragma once\n",
@@ -29,7 +29,7 @@ FILES = {
     "report.json": b'{"registers": 168, "spill_store_bytes": 0, "occupancy": {"blocks_per_sm": 2}}',
     "reasons.json": b"[]",
     "verdict.json": b'{"verdict": "accepted", "worst_error": 0.002}',
-}  # fmt: skip
+}
 
 
 def example() -> Manifest:
@@ -93,9 +93,7 @@ class StandIn:
         return self.pointer
 
 
-def stand_in(
-    *shape: int, strides: tuple[int, ...] | None = None, device: str = "cuda:0", **more: Any
-) -> StandIn:
+def stand_in(*shape: int, strides: tuple[int, ...] | None = None, device: str = "cuda:0", **more: Any) -> StandIn:
     """Make a stand-in, contiguous unless strides are given."""
     if strides is None:
         contiguous = [1]
@@ -174,10 +172,18 @@ class StandInDriver:
             return (SimpleNamespace(name=self.fails),)
         pointers = (ctypes.c_uint64 * self.arguments).from_address(address)
         slots = [ctypes.string_at(pointer, 8) for pointer in pointers]
-        self.launches.append(SimpleNamespace(
-            function=function, grid=tuple(dims[:3]), block=tuple(dims[3:]), shared=shared, stream=stream,
-            slots=slots, extra=extra, context=self.contexts[-1] if self.contexts else 0,
-        ))  # fmt: skip
+        self.launches.append(
+            SimpleNamespace(
+                function=function,
+                grid=tuple(dims[:3]),
+                block=tuple(dims[3:]),
+                shared=shared,
+                stream=stream,
+                slots=slots,
+                extra=extra,
+                context=self.contexts[-1] if self.contexts else 0,
+            )
+        )
         return (0,)
 
 
@@ -222,20 +228,21 @@ def write_folder(path: Path, manifest: Manifest, files: dict[str, bytes] = FILES
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """Put a stand-in for PyTorch with one GPU, and for the CUDA driver, in the place of the libraries."""
     torch, made = ModuleType("torch"), []
-    state = SimpleNamespace(
-        driver=StandInDriver(arguments=22), grad=False, made=made, available=True, stream=77
-    )
+    state = SimpleNamespace(driver=StandInDriver(arguments=22), grad=False, made=made, available=True, stream=77)
 
     def empty(shape: tuple[int, ...], dtype: str, device: StandInDevice) -> StandIn:
         made.append(stand_in(*shape, dtype=dtype, device=str(device), pointer=0x100_0000 * (10 + len(made))))
         return made[-1]
 
     torch.__dict__.update(
-        empty=empty, bfloat16="torch.bfloat16", float16="torch.float16", float32="torch.float32",
+        empty=empty,
+        bfloat16="torch.bfloat16",
+        float16="torch.float16",
+        float32="torch.float32",
         is_grad_enabled=lambda: state.grad,
         cuda=SimpleNamespace(is_available=lambda: state.available),
         _C=SimpleNamespace(_cuda_getCurrentRawStream=lambda device: state.stream + device),
-    )  # fmt: skip
+    )
     bindings = ModuleType("cuda.bindings")
     bindings.__dict__["driver"] = state.driver
     monkeypatch.setitem(sys.modules, "torch", torch)

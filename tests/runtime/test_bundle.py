@@ -29,15 +29,10 @@ def bundle(folder: Path, gpu: SimpleNamespace) -> Bundle:
 
 
 def slots(*form_and_values: Any) -> list[bytes]:
-    return [
-        struct.pack(form, value)
-        for form, value in zip(form_and_values[::2], form_and_values[1::2], strict=True)
-    ]
+    return [struct.pack(form, value) for form, value in zip(form_and_values[::2], form_and_values[1::2], strict=True)]
 
 
-def test_a_call_launches_and_gives_the_output(
-    bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]
-) -> None:
+def test_a_call_launches_and_gives_the_output(bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]) -> None:
     out = bundle(*qkv)
 
     (launch,) = gpu.driver.launches
@@ -52,9 +47,7 @@ def test_a_call_launches_and_gives_the_output(
     assert launch.slots[19:] == slots("<i4x", 2, "<i4x", 300, "<i4x", 70, "<f4x", 0.125)
 
 
-def test_lse_comes_with_the_output_if_asked_for(
-    bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]
-) -> None:
+def test_lse_comes_with_the_output_if_asked_for(bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]) -> None:
     out, lse = bundle(*qkv, return_lse=True, scale=0.5)
 
     assert (out, lse) == (gpu.made[0], gpu.made[1])
@@ -128,9 +121,7 @@ def test_a_tensor_that_requires_grad_is_taken_where_grad_is_off(
     assert len(gpu.driver.launches) == 1
 
 
-def test_a_refusal_does_not_stick_to_the_next_call(
-    bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]
-) -> None:
+def test_a_refusal_does_not_stick_to_the_next_call(bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]) -> None:
     with pytest.raises(LaunchError):
         bundle(*qkv, scale=float("nan"))
 
@@ -139,9 +130,7 @@ def test_a_refusal_does_not_stick_to_the_next_call(
     assert len(gpu.driver.launches) == 1
 
 
-def test_empty_outputs_come_without_a_launch(
-    bundle: Bundle, gpu: SimpleNamespace, tensor: Callable[..., Any]
-) -> None:
+def test_empty_outputs_come_without_a_launch(bundle: Bundle, gpu: SimpleNamespace, tensor: Callable[..., Any]) -> None:
     out, lse = bundle(tensor(2, 0, 8, 64), tensor(2, 7, 2, 64), tensor(2, 7, 2, 64), return_lse=True)
 
     assert out.shape == (2, 0, 8, 64)
@@ -221,9 +210,15 @@ def test_a_kernel_that_is_no_attention_is_launched_only(
 ) -> None:
     gpu.driver.arguments = 4
     copy = replace(
-        manifest, tensors=(Tensor("Y", "f32", ("N",), "output"),), sizes=("N",),
-        scalars=(Scalar("a"), Scalar("b")), grid=(GridAxis("x", 0, "N"),), call={}, outputs=(), requires=(),
-    )  # fmt: skip
+        manifest,
+        tensors=(Tensor("Y", "f32", ("N",), "output"),),
+        sizes=("N",),
+        scalars=(Scalar("a"), Scalar("b")),
+        grid=(GridAxis("x", 0, "N"),),
+        call={},
+        outputs=(),
+        requires=(),
+    )
     rewrite(folder, copy)
     bundle = load(folder)
 
@@ -241,9 +236,7 @@ def test_prepare_loads_and_launches_nothing(bundle: Bundle, gpu: SimpleNamespace
     assert gpu.driver.launches == []
 
 
-def test_without_a_gpu_a_call_says_so_in_one_line(
-    bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]
-) -> None:
+def test_without_a_gpu_a_call_says_so_in_one_line(bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]) -> None:
     gpu.available = False
 
     with pytest.raises(EnvironmentMissing, match="NVIDIA GPU") as caught:
@@ -279,7 +272,8 @@ def test_show_tells_what_the_bundle_is(folder: Path) -> None:
 
     for words in (
         "kernel     gqa_causal_d64_bf16 for A100 (sm_80, built for sm_90)",
-        "Hq = 8", "mask = causal",
+        "Hq = 8",
+        "mask = causal",
         "Q (B, Sq, 8, 64) bf16 input",
         "scale > 0",
         "tiles      BM = 128, BN = 64\n",
@@ -288,14 +282,12 @@ def test_show_tells_what_the_bundle_is(folder: Path) -> None:
         "registers = 168, spill_store_bytes = 0, occupancy.blocks_per_sm = 2",
         "verdict = accepted, worst_error = 0.002",
         "versions.nvrtc = 13.2",
-    ):  # fmt: skip
+    ):
         assert words in text
     assert "speed" not in text
 
 
-def test_show_says_that_a_kernel_was_not_judged(
-    folder: Path, manifest: Manifest, rewrite: Callable[..., None]
-) -> None:
+def test_show_says_that_a_kernel_was_not_judged(folder: Path, manifest: Manifest, rewrite: Callable[..., None]) -> None:
     files = {name: content for name, content in load(folder).files.items() if name != "verdict.json"}
     (folder / "verdict.json").unlink()
     rewrite(folder, manifest, {**files, "speed.json": b'{"ms": 0.5}'})

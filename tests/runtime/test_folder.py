@@ -42,9 +42,7 @@ def test_a_missing_file_is_named(folder: Path) -> None:
         file.write_bytes(content)
 
 
-def test_a_bundle_without_verdict_is_whole(
-    folder: Path, manifest: Manifest, rewrite: Callable[..., None]
-) -> None:
+def test_a_bundle_without_verdict_is_whole(folder: Path, manifest: Manifest, rewrite: Callable[..., None]) -> None:
     files = {name: content for name, content in read_folder(folder).files.items() if name != "verdict.json"}
     shutil.rmtree(folder)
     rewrite(folder, manifest, files)

@@ -15,14 +15,30 @@ from qimeng_attention.runtime.launcher import Launcher, runs_on
 from qimeng_attention.runtime.packing import ArgumentBuffer, form_of, places_of
 
 VALUES = (
-    0x1111, 153_600, 512, 64,
-    0x2222, 8_960, 128, 64,
-    0x3333, 2**40, 128, 64,
-    0x4444, 153_600, 512, 64,
-    0x5555, 2_400, 300,
-    2, 300, 70,
+    0x1111,
+    153_600,
+    512,
+    64,
+    0x2222,
+    8_960,
+    128,
+    64,
+    0x3333,
+    2**40,
+    128,
+    64,
+    0x4444,
+    153_600,
+    512,
+    64,
+    0x5555,
+    2_400,
+    300,
+    2,
+    300,
+    70,
     0.125,
-)  # fmt: skip
+)
 SLOTS = [
     *(struct.pack("<q", value) for value in VALUES[:19]),
     *(struct.pack("<i4x", value) for value in VALUES[19:22]),
@@ -50,9 +66,7 @@ SLOTS = [
         ("nonsense", (9, 0), False),
     ],
 )
-def test_a_cubin_runs_where_the_architecture_allows(
-    arch: str, capability: tuple[int, int], expected: bool
-) -> None:
+def test_a_cubin_runs_where_the_architecture_allows(arch: str, capability: tuple[int, int], expected: bool) -> None:
     assert runs_on(arch, capability) == expected
 
 
@@ -129,9 +143,7 @@ def test_little_shared_memory_needs_no_attribute(manifest: Manifest, driver: Cal
     assert cuda.launches[0].shared == 49_152
 
 
-def test_a_cubin_of_another_architecture_says_how_to_rebuild(
-    manifest: Manifest, driver: Callable[..., Any]
-) -> None:
+def test_a_cubin_of_another_architecture_says_how_to_rebuild(manifest: Manifest, driver: Callable[..., Any]) -> None:
     cuda = driver(arguments=23)
 
     with pytest.raises(LaunchError, match=r"the cubin is for sm_80, cuda:0 is an sm_90\n.*--arch sm_90"):
@@ -140,9 +152,7 @@ def test_a_cubin_of_another_architecture_says_how_to_rebuild(
     assert cuda.launches == []
 
 
-def test_more_shared_memory_than_the_device_has_is_refused(
-    manifest: Manifest, driver: Callable[..., Any]
-) -> None:
+def test_more_shared_memory_than_the_device_has_is_refused(manifest: Manifest, driver: Callable[..., Any]) -> None:
     with pytest.raises(LaunchError, match="needs 300000 bytes of shared memory, cuda:0 has 232448"):
         Launcher(replace(manifest, shared_bytes=300_000), b"cubin", driver(arguments=23)).load(0)
 

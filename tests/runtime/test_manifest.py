@@ -135,9 +135,7 @@ def test_a_missing_field_is_named(manifest: Manifest, name: str) -> None:
         ({"tensors": []}, "output"),
     ],
 )
-def test_a_field_that_makes_no_sense_is_named(
-    manifest: Manifest, changes: dict[str, Any], words: str
-) -> None:
+def test_a_field_that_makes_no_sense_is_named(manifest: Manifest, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(BundleError, match=words):
         from_json(seal({**fields_of(manifest), **changes}))
 
@@ -171,9 +169,7 @@ def test_a_dtype_or_role_that_is_not_known_is_refused(manifest: Manifest) -> Non
 
 def test_an_alignment_below_the_item_is_refused(manifest: Manifest) -> None:
     with pytest.raises(BundleError, match="align of Out"):
-        to_json(
-            replace(manifest, call={}, outputs=(), tensors=(Tensor("Out", "f32", ("B",), "output", align=2),))
-        )
+        to_json(replace(manifest, call={}, outputs=(), tensors=(Tensor("Out", "f32", ("B",), "output", align=2),)))
 
 
 def test_a_size_that_no_input_has_cannot_be_called(manifest: Manifest) -> None:
@@ -183,9 +179,17 @@ def test_a_size_that_no_input_has_cannot_be_called(manifest: Manifest) -> None:
 
 def test_a_kernel_that_is_only_launched_needs_no_call() -> None:
     copy = Manifest(
-        kernel="copy", target="A100", arch="sm_80", built_arch="sm_80", threads=1, shared_bytes=0,
-        grid=(GridAxis("x", 0, "N"),), tensors=(Tensor("Y", "f32", ("N",), "output"),), sizes=("N", "M"),
-        scalars=(Scalar("a"), Scalar("b")), requires=(Requirement("N", "!=", "M"),),
-    )  # fmt: skip
+        kernel="copy",
+        target="A100",
+        arch="sm_80",
+        built_arch="sm_80",
+        threads=1,
+        shared_bytes=0,
+        grid=(GridAxis("x", 0, "N"),),
+        tensors=(Tensor("Y", "f32", ("N",), "output"),),
+        sizes=("N", "M"),
+        scalars=(Scalar("a"), Scalar("b")),
+        requires=(Requirement("N", "!=", "M"),),
+    )
 
     assert from_json(to_json(copy)) == copy

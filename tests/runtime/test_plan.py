@@ -31,14 +31,30 @@ def test_sizes_grid_and_arguments_follow_from_the_inputs(manifest: Manifest, inp
     assert plan.device == 0
     assert not plan.empty
     assert plan.values == (
-        0, 300 * 512, 512, 64,
-        0, 70 * 128, 128, 64,
-        0, 70 * 128, 128, 64,
-        0, 300 * 512, 512, 64,
-        0, 8 * 300, 300,
-        2, 300, 70,
+        0,
+        300 * 512,
+        512,
+        64,
+        0,
+        70 * 128,
+        128,
+        64,
+        0,
+        70 * 128,
+        128,
+        64,
+        0,
+        300 * 512,
+        512,
+        64,
+        0,
+        8 * 300,
+        300,
+        2,
+        300,
+        70,
         0.0,
-    )  # fmt: skip
+    )
     assert plan.layouts[3][0] == (2, 300, 8, 64)
     assert plan.layouts[4][0] == (2, 8, 300)
 
@@ -135,9 +151,7 @@ def test_given_outputs_are_checked_like_inputs(
         plan_of(manifest, *inputs.values(), None, tensor(2, 8, 300))
 
 
-def test_inputs_name_sizes_first_wherever_the_outputs_stand(
-    manifest: Manifest, tensor: Callable[..., Any]
-) -> None:
+def test_inputs_name_sizes_first_wherever_the_outputs_stand(manifest: Manifest, tensor: Callable[..., Any]) -> None:
     moved = replace(manifest, tensors=(manifest.tensors[3], *manifest.tensors[:3], manifest.tensors[4]))
     out, q, k = tensor(1, 9, 8, 64), tensor(1, 10, 8, 64), tensor(1, 5, 2, 64)
     labels = ["out", "q", "k", "v", "lse"]
@@ -201,9 +215,7 @@ def test_without_keys_the_kernel_still_runs(manifest: Manifest, tensor: Callable
     assert plan.grid == (3, 8, 2)
 
 
-def test_a_grid_that_leaves_outputs_unwritten_is_refused(
-    manifest: Manifest, tensor: Callable[..., Any]
-) -> None:
+def test_a_grid_that_leaves_outputs_unwritten_is_refused(manifest: Manifest, tensor: Callable[..., Any]) -> None:
     wrong = replace(manifest, grid=(GridAxis("block", 0, ("ceildiv", "Sk", 64)),))
     k = tensor(2, 0, 2, 64)
 
@@ -227,8 +239,7 @@ def whole(tensor: Callable[..., Any]) -> dict[str, Any]:
         "lse": (2, 8, 300),
     }
     made = {
-        name: tensor(*shape, pointer=0x1000_0000 * (index + 1))
-        for index, (name, shape) in enumerate(shapes.items())
+        name: tensor(*shape, pointer=0x1000_0000 * (index + 1)) for index, (name, shape) in enumerate(shapes.items())
     }
     made["lse"].dtype = "torch.float32"
     return made

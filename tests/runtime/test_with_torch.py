@@ -106,9 +106,7 @@ def test_an_error_is_seen_and_nan_stays() -> None:
 
 def test_only_plain_attention_has_a_reference() -> None:
     def mask(**fields: Any) -> str | None:
-        return plain_mask(
-            json.dumps({"mask": "causal", "score": "score", "softcap": None, **fields}).encode()
-        )
+        return plain_mask(json.dumps({"mask": "causal", "score": "score", "softcap": None, **fields}).encode())
 
     assert mask() == "causal"
     assert mask(mask="full") == "full"
@@ -130,10 +128,7 @@ def test_a_fake_tensor_on_a_gpu_has_no_memory(manifest: Manifest) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        q, k = (
-            torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
-            for shape in ((2, 30, 8, 64), (2, 7, 2, 64))
-        )
+        q, k = (torch.zeros(shape, dtype=torch.bfloat16, device="cuda") for shape in ((2, 30, 8, 64), (2, 7, 2, 64)))
     plan = make_plan(manifest, [*(layout_of(t, "t") for t in (q, k, k)), None, None], NAMES)
     with warnings.catch_warnings(action="ignore"):
         pointers = [tensor.data_ptr() for tensor in (q, k, k)]

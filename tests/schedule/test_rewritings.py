@@ -29,15 +29,35 @@ MASKS = {
 SCHEDULES = {
     "shipped": "",
     "two stages": "ring K stages 2, V stages 2\nprefetch K 1 ahead, V 1 ahead\ncopies async\nwarps 2 along q",
-    "two ahead": "ring K stages 2, V stages 3\nprefetch K 2 ahead, V 2 ahead\nsums per lane\ncopies async\nwarps 2 along q",
+    "two ahead": "ring K stages 2, V stages 3\nprefetch K 2 ahead, V 2 "
+    "ahead\nsums per lane\ncopies async\nwarps 2 along q",
     "split": "ring K stages 1, V stages 1\nprefetch K 1 ahead, V 0 ahead\nhold Q in register\ncopies async\n"
     "split loop i where Mask is not all true\nwarps 2 along q\ngrid head fastest",
     "synchronous": "store O through shared over Q\nwarps 2 along q",
 }
 SHAPES = [
-    (0, 5), (5, 0), (1, 1), (1, 17), (17, 1), (31, 31), (32, 32), (33, 33), (32, 33), (33, 16), (15, 48), (48, 15), (16, 64),
-    (64, 16), (65, 65), (3, 70), (70, 3), (40, 41), (41, 40), (64, 65), (97, 97),
-]  # fmt: skip
+    (0, 5),
+    (5, 0),
+    (1, 1),
+    (1, 17),
+    (17, 1),
+    (31, 31),
+    (32, 32),
+    (33, 33),
+    (32, 33),
+    (33, 16),
+    (15, 48),
+    (48, 15),
+    (16, 64),
+    (64, 16),
+    (65, 65),
+    (3, 70),
+    (70, 3),
+    (40, 41),
+    (41, 40),
+    (64, 65),
+    (97, 97),
+]
 # m = m * alpha + RowSum: a sum of at most 128 terms of at most 1 in another order, then O rounded to bf16.
 REASSOCIATED = 2.0**-7
 
@@ -48,7 +68,11 @@ def _program(mask: str, choices: str) -> s.Program:
     text = GQA.replace("Tile BM = 128, BN = 64", "Tile BM = 32, BN = 16").replace("D = 128", "D = 64")
     text = text.replace(BOUND, bound).replace(CAUSAL + " and", condition + " and")
     head, _, shipped = text.partition("Schedule\n")
-    lines = shipped.replace("warps 4", "warps 2") if not SCHEDULES[choices] else "\n".join(f"    {c}" for c in SCHEDULES[choices].split("\n"))
+    lines = (
+        shipped.replace("warps 4", "warps 2")
+        if not SCHEDULES[choices]
+        else "\n".join(f"    {c}" for c in SCHEDULES[choices].split("\n"))
+    )
     return parse(head + "Schedule\n" + lines)
 
 
@@ -110,12 +134,22 @@ def test_no_wait_barrier_or_commit_can_be_left_out(choices: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "code"),
     [
-        ("rings K stages 2", "TL601"), ("roles producer", "TL601"), ("ring K 2", "TL602"), ("ring K stages two", "TL602"),
-        ("ring X stages 2", "TL603"), ("ring Q stages 2", "TL603"), ("ring K stages 99", "TL603"), ("prefetch K 3 ahead", "TL603"),
-        ("hold K in register", "TL603"), ("warps 16 along q", "TL603"), ("warps 2 along k", "TL603"), ("grid widest first", "TL602"),
-        ("split loop j where Mask is not all true", "TL603"), ("store O through shared", "TL602"),
+        ("rings K stages 2", "TL601"),
+        ("roles producer", "TL601"),
+        ("ring K 2", "TL602"),
+        ("ring K stages two", "TL602"),
+        ("ring X stages 2", "TL603"),
+        ("ring Q stages 2", "TL603"),
+        ("ring K stages 99", "TL603"),
+        ("prefetch K 3 ahead", "TL603"),
+        ("hold K in register", "TL603"),
+        ("warps 16 along q", "TL603"),
+        ("warps 2 along k", "TL603"),
+        ("grid widest first", "TL602"),
+        ("split loop j where Mask is not all true", "TL603"),
+        ("store O through shared", "TL602"),
     ],
-)  # fmt: skip
+)
 def test_a_choice_that_does_not_fit_says_what_would(choice: str, code: str) -> None:
     head, _, _ = print_program(_program("causal", "synchronous")).partition("Schedule\n")
 

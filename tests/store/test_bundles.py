@@ -20,9 +20,17 @@ from qimeng_attention.store import bundles as bundles_module
 
 FILES = {name: name.encode() * 7 for name in (*REQUIRED, "sm80.cuh")}
 MANIFEST = Manifest(
-    kernel="copy", target="A100", arch="sm_80", built_arch="sm_90", threads=32, shared_bytes=0,
-    grid=(GridAxis("x", 0, "N"),), tensors=(Tensor("Y", "f32", ("N",), "output"),), sizes=("N",), scalars=(),
-)  # fmt: skip
+    kernel="copy",
+    target="A100",
+    arch="sm_80",
+    built_arch="sm_90",
+    threads=32,
+    shared_bytes=0,
+    grid=(GridAxis("x", 0, "N"),),
+    tensors=(Tensor("Y", "f32", ("N",), "output"),),
+    sizes=("N",),
+    scalars=(),
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -51,9 +59,7 @@ def test_a_bundle_that_is_there_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_a_bundle_is_replaced_if_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
-) -> None:
+def test_a_bundle_is_replaced_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     if not exchange:
         monkeypatch.setattr(bundles_module, "_RENAME_EXCHANGE", 1 << 20)  # a flag no file system has
     write_bundle(tmp_path, FILES, MANIFEST)
@@ -95,9 +101,7 @@ def test_an_incomplete_bundle_is_not_written(tmp_path: Path, name: str) -> None:
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["../x.cuh", "/tmp/x.cuh", "a/b.cuh", "manifest.json", "notes.md", "", "..", ".cuh"]
-)
+@pytest.mark.parametrize("name", ["../x.cuh", "/tmp/x.cuh", "a/b.cuh", "manifest.json", "notes.md", "", "..", ".cuh"])
 def test_a_file_of_another_name_is_not_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(BundleError, match="is no file of a bundle"):
         write_bundle(tmp_path / "kernels", {**FILES, name: b""}, MANIFEST)

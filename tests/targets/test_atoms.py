@@ -10,8 +10,7 @@ from qimeng_attention.targets.atoms import Fragment, MmaAtom
 
 MMA = {atom.name: atom for atom in atoms.MMA_ATOMS}
 WGMMA = [
-    atoms.wgmma(n, dtype, a_in_registers=True)
-    for n, dtype in [(8, "fp16"), (128, "bf16"), (176, "bf16"), (64, "fp8")]
+    atoms.wgmma(n, dtype, a_in_registers=True) for n, dtype in [(8, "fp16"), (128, "bf16"), (176, "bf16"), (64, "fp8")]
 ]
 
 
@@ -22,9 +21,7 @@ def fragments() -> list[tuple[str, Fragment]]:
     return [(name, fragment) for name, fragment in [*named, *copies] if fragment is not None]
 
 
-@pytest.mark.parametrize(
-    ("name", "fragment"), fragments(), ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("name", "fragment"), fragments(), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_element_is_held_exactly_once(name: str, fragment: Fragment) -> None:
     held = [fragment.at(t, v) for t in range(fragment.thread_count) for v in range(fragment.value_count)]
 

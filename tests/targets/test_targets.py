@@ -15,8 +15,17 @@ by_name = pytest.mark.parametrize("target", ALL, ids=lambda t: t.name)
 
 def test_the_ten_gpus_are_there() -> None:
     assert targets.names() == [
-        "T4", "RTX8000", "A100", "RTX3090", "L40S", "RTX4090", "H100", "H200", "B200", "RTX5090",
-    ]  # fmt: skip
+        "T4",
+        "RTX8000",
+        "A100",
+        "RTX3090",
+        "L40S",
+        "RTX4090",
+        "H100",
+        "H200",
+        "B200",
+        "RTX5090",
+    ]
 
 
 @pytest.mark.parametrize("spelling", ["h200", "H200", "rtx4090"])
@@ -29,8 +38,11 @@ def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
         targets.get("a10")
 
     assert caught.value.details == {
-        "field": "target", "value": "a10", "allowed": targets.names(), "nearest": "A100",
-    }  # fmt: skip
+        "field": "target",
+        "value": "a10",
+        "allowed": targets.names(),
+        "nearest": "A100",
+    }
     assert caught.value.hint == "did you mean A100?"
 
 

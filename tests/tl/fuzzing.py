@@ -9,15 +9,164 @@ from pathlib import Path
 PROGRAMS = Path(__file__).parents[2] / "docs" / "design" / "programs"
 SHIPPED = [p.read_text("utf-8") for p in sorted(PROGRAMS.glob("*.tl"))]
 
-_HUGE = ["0", "1", "-1", "7", "1000000", "1048577", "99999999999", "4611686018427387903", "9" * 30, "1e400", "1e-400", "0.5"]
-_WORDS = (
-    "Kernel Size Scalar Tile Grid Warps Let Allocate Copy Compute Reshape for if else end role Wait Release Pass Commit Barrier "
-    "Fence Define Schedule GEMM Mask where new get and accumulate from to in global shared register coordinate async signals slot "
-    "stages swizzle view over with down persistent tiles along pending gemm copies stores turn at as not or Scan reverse exclusive "
-    "bf16 fp16 f32 i32 e4m3 Q K V O S P m l D BM BN B Sq Sk Hq block head batch i q k inf log2e L MMA_A MMA_C MMA_M RowMax RowSum "
-    "LaneSum exp2 max min ceildiv clamp where ring prefetch hold sums store split warps grid copies explicit first last full empty"
-).split()
-_SIGNS = "+ - * / // % ( ) [ ] , : = < <= == != > >= . .T ; #".split() + ["\n", "\n    ", "\n        "]
+_HUGE = [
+    "0",
+    "1",
+    "-1",
+    "7",
+    "1000000",
+    "1048577",
+    "99999999999",
+    "4611686018427387903",
+    "9" * 30,
+    "1e400",
+    "1e-400",
+    "0.5",
+]
+_WORDS = [
+    "Kernel",
+    "Size",
+    "Scalar",
+    "Tile",
+    "Grid",
+    "Warps",
+    "Let",
+    "Allocate",
+    "Copy",
+    "Compute",
+    "Reshape",
+    "for",
+    "if",
+    "else",
+    "end",
+    "role",
+    "Wait",
+    "Release",
+    "Pass",
+    "Commit",
+    "Barrier",
+    "Fence",
+    "Define",
+    "Schedule",
+    "GEMM",
+    "Mask",
+    "where",
+    "new",
+    "get",
+    "and",
+    "accumulate",
+    "from",
+    "to",
+    "in",
+    "global",
+    "shared",
+    "register",
+    "coordinate",
+    "async",
+    "signals",
+    "slot",
+    "stages",
+    "swizzle",
+    "view",
+    "over",
+    "with",
+    "down",
+    "persistent",
+    "tiles",
+    "along",
+    "pending",
+    "gemm",
+    "copies",
+    "stores",
+    "turn",
+    "at",
+    "as",
+    "not",
+    "or",
+    "Scan",
+    "reverse",
+    "exclusive",
+    "bf16",
+    "fp16",
+    "f32",
+    "i32",
+    "e4m3",
+    "Q",
+    "K",
+    "V",
+    "O",
+    "S",
+    "P",
+    "m",
+    "l",
+    "D",
+    "BM",
+    "BN",
+    "B",
+    "Sq",
+    "Sk",
+    "Hq",
+    "block",
+    "head",
+    "batch",
+    "i",
+    "q",
+    "k",
+    "inf",
+    "log2e",
+    "L",
+    "MMA_A",
+    "MMA_C",
+    "MMA_M",
+    "RowMax",
+    "RowSum",
+    "LaneSum",
+    "exp2",
+    "max",
+    "min",
+    "ceildiv",
+    "clamp",
+    "where",
+    "ring",
+    "prefetch",
+    "hold",
+    "sums",
+    "store",
+    "split",
+    "warps",
+    "grid",
+    "copies",
+    "explicit",
+    "first",
+    "last",
+    "full",
+    "empty",
+]
+_SIGNS = [
+    "+",
+    "-",
+    "*",
+    "/",
+    "//",
+    "%",
+    "(",
+    ")",
+    "[",
+    "]",
+    ",",
+    ":",
+    "=",
+    "<",
+    "<=",
+    "==",
+    "!=",
+    ">",
+    ">=",
+    ".",
+    ".T",
+    ";",
+    "#",
+] + ["\n", "\n    ", "\n        "]
 _ODD = ["\t", "\r", "\x00", "\x0c", "\u2028", "é", "→", "١", "０", "\ufeff", "🙂", "'", '"', "\\", "~"]
 
 
@@ -97,7 +246,9 @@ def _nest(text: str, rng: random.Random) -> str:
         return text + "\n" + blocks + " " * depth + "Barrier\n"
     if shape == 1:
         uses = "\n".join(f"    Compute Many{n} S\n    Compute Many{n} S" for n in range(min(depth, 12)))
-        return "".join(f"Define Many{n} S\n{uses}\n" for n in range(min(depth, 12))) + text.replace("OnlineSoftmax", "Many0")
+        return "".join(f"Define Many{n} S\n{uses}\n" for n in range(min(depth, 12))) + text.replace(
+            "OnlineSoftmax", "Many0"
+        )
     expression = {
         2: "(" * depth + "B" + ")" * depth,
         3: " + ".join(["Sq"] * depth),
@@ -106,8 +257,17 @@ def _nest(text: str, rng: random.Random) -> str:
         6: "min(" * depth + "B, B" + ", B)" * (depth - 1) + ")",
     }[shape]
     lines = text.split("\n")
-    lines.insert(rng.randrange(len(lines)), rng.choice((f"Let x = {expression}", f"Compute S * ({expression}) and get new S",
-                                                          f"Compute Mask S where {expression}", f"if {expression}")))  # fmt: skip
+    lines.insert(
+        rng.randrange(len(lines)),
+        rng.choice(
+            (
+                f"Let x = {expression}",
+                f"Compute S * ({expression}) and get new S",
+                f"Compute Mask S where {expression}",
+                f"if {expression}",
+            )
+        ),
+    )
     return "\n".join(lines)
 
 
@@ -152,17 +312,40 @@ class _Writer:
         if level == 0 or self.rng.random() < 0.4:
             return self.pick(*self.ints, "B", "Sq", "Sk", "BM", "BN", "1", "2", "64")
         a, b = self.integer(level - 1), self.integer(level - 1)
-        return self.rng.choice((f"{a} + {b}", f"{a} - {b}", f"({a}) * {self.pick('2', '3', 'BN')}", f"min({a}, {b})",
-                                f"max({a}, {b})", f"({a}) // {self.pick('2', '64', 'max(B, 1)')}",
-                                f"({a}) % {self.pick('2', '3')}", f"ceildiv({a}, BM)", f"clamp({a}, 0, {b})"))  # fmt: skip
+        return self.rng.choice(
+            (
+                f"{a} + {b}",
+                f"{a} - {b}",
+                f"({a}) * {self.pick('2', '3', 'BN')}",
+                f"min({a}, {b})",
+                f"max({a}, {b})",
+                f"({a}) // {self.pick('2', '64', 'max(B, 1)')}",
+                f"({a}) % {self.pick('2', '3')}",
+                f"ceildiv({a}, BM)",
+                f"clamp({a}, 0, {b})",
+            )
+        )
 
     def number(self, names: list[str], level: int = 2) -> str:
         if level == 0 or self.rng.random() < 0.3:
             return self.pick(*names, "scale", "0.5", "log2e", "2")
         a, b = self.number(names, level - 1), self.number(names, level - 1)
-        return self.rng.choice((f"{a} + {b}", f"{a} * ({b})", f"{a} - {b}", f"max({a}, {b})", f"exp2({a} - {b})", f"-({a})",
-                                f"tanh({a})", f"where({a} > {b}, {a}, 0)", f"abs({a})", f"sigmoid({a})",
-                                f"{a} / (1 + abs({b}))", f"{a} * Slopes[head]"))  # fmt: skip
+        return self.rng.choice(
+            (
+                f"{a} + {b}",
+                f"{a} * ({b})",
+                f"{a} - {b}",
+                f"max({a}, {b})",
+                f"exp2({a} - {b})",
+                f"-({a})",
+                f"tanh({a})",
+                f"where({a} > {b}, {a}, 0)",
+                f"abs({a})",
+                f"sigmoid({a})",
+                f"{a} / (1 + abs({b}))",
+                f"{a} * Slopes[head]",
+            )
+        )
 
     def condition(self, level: int = 2) -> str:
         if level == 0 or self.rng.random() < 0.4:
@@ -180,7 +363,9 @@ class _Writer:
         self._loop()
         if self.rng.random() < 0.8:
             self.line("Compute where(l == 0, 0, O / l) and get new O")
-        self.line(f"Copy O (BM, D) in coordinate [batch, q = {self.pick('block * BM')}, head] from register to global Out")
+        self.line(
+            f"Copy O (BM, D) in coordinate [batch, q = {self.pick('block * BM')}, head] from register to global Out"
+        )
         if self.rng.random() < 0.8:
             self._schedule()
         return "\n".join(self.lines) + "\n"
@@ -222,7 +407,9 @@ class _Writer:
         if self.rng.random() < 0.8:
             self.line("Compute OnlineSoftmax S, O, m, l with scale * log2e")
         self.line("Copy V (BN, D) in coordinate [batch, k = i * BN, head] from global to shared")
-        self.line(f"Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as {self.pick(self.dtype)} and get P")
+        self.line(
+            f"Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as {self.pick(self.dtype)} and get P"
+        )
         self.line("Compute GEMM P, V and accumulate O")
         self.ints.remove("i")
         self.indent = 0
@@ -256,10 +443,14 @@ class _Writer:
         choices = [
             f"ring K stages {self.pick(str(stages['K']))}, V stages {self.pick(str(stages['V']))}",
             f"prefetch K {self.rng.randrange(stages['K'] + 1)} ahead, V {self.rng.randrange(stages['V'] + 1)} ahead",
-            "hold Q in register", "sums per lane", "store O through shared over Q", self.pick("copies async", "copies sync"),
-            "split loop i where Mask is not all true", f"warps {self.rows // 16} along {self.pick('q')}",
+            "hold Q in register",
+            "sums per lane",
+            "store O through shared over Q",
+            self.pick("copies async", "copies sync"),
+            "split loop i where Mask is not all true",
+            f"warps {self.rows // 16} along {self.pick('q')}",
             self.pick("grid longest first", "grid head fastest"),
-        ]  # fmt: skip
+        ]
         for choice in self.rng.sample(choices, self.rng.randrange(1, len(choices) + 1)):
             text = _token(choice, self.rng) if self.rng.random() < self.slip else choice
             self.lines.append(f"    {text}")

@@ -1,4 +1,5 @@
-"""Each file of diagnostics/ says in its first line what the checker must find in it: code, line and column, and no more."""
+"""Each file of diagnostics/ says in its first line what the checker must find in it: code, line and column, and no
+more."""
 
 from __future__ import annotations
 
@@ -65,7 +66,9 @@ def test_text_and_json_carry_the_same_fields(case: tuple[str, str, list[Diagnost
     for d in found:
         shown, fields = d.render(text, "file.tl"), d.to_json("file.tl")
 
-        head = f"file.tl:{fields['line']}:{fields['column']}: {fields['severity']} {fields['code']}: {fields['message']}"
+        head = (
+            f"file.tl:{fields['line']}:{fields['column']}: {fields['severity']} {fields['code']}: {fields['message']}"
+        )
         lines = shown.split("\n")
         assert lines[0] == head
         assert lines[1].removeprefix("    ") == text.split("\n")[fields["line"] - 1]

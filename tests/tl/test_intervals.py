@@ -60,14 +60,46 @@ def inside(stretch: Stretch, tile: Tile) -> set[int]:
 
 _tiles = st.builds(
     lambda rows, columns, block, sq, sk, w: Tile(rows, columns, {"block": block, "Sq": sq, "Sk": sk, "W": w}),
-    st.sampled_from([1, 4, 16]), st.sampled_from([1, 4, 8, 16]), st.integers(0, 5), st.integers(0, 90), st.integers(0, 90),
+    st.sampled_from([1, 4, 16]),
+    st.sampled_from([1, 4, 8, 16]),
+    st.integers(0, 5),
+    st.integers(0, 90),
+    st.integers(0, 90),
     st.integers(0, 40),
-)  # fmt: skip
+)
 _terms = st.sampled_from(
-    ["k", "q", "Sk", "Sq", "W", "k - q", "q + Sk - Sq", "q - W", "2 * k", "k * 3 - q", "-k", "k // 8", "q // 4", "k % 4", "i",
-     "i % 8", "min(i, 5)", "i // 3", "min(k, Sk)", "max(q, W)", "(i + 1) * BN", "(k + 3) * 2", "i * i", "i * W", "block", "7",
-     "k // 4 + k", "i % 8 + k", "q * k"]
-)  # fmt: skip
+    [
+        "k",
+        "q",
+        "Sk",
+        "Sq",
+        "W",
+        "k - q",
+        "q + Sk - Sq",
+        "q - W",
+        "2 * k",
+        "k * 3 - q",
+        "-k",
+        "k // 8",
+        "q // 4",
+        "k % 4",
+        "i",
+        "i % 8",
+        "min(i, 5)",
+        "i // 3",
+        "min(k, Sk)",
+        "max(q, W)",
+        "(i + 1) * BN",
+        "(k + 3) * 2",
+        "i * i",
+        "i * W",
+        "block",
+        "7",
+        "k // 4 + k",
+        "i % 8 + k",
+        "q * k",
+    ]
+)
 
 
 @st.composite
@@ -109,8 +141,17 @@ def test_outside_of_any_no_element_passes(text: str, tile: Tile) -> None:
         assert not tile.passes(condition, i).any(), i
 
 
-EXACT = ["k <= q + Sk - Sq", "k < Sk", "k <= q + Sk - Sq and k < Sk", "k >= q - W", "q - k < W and k <= q", "k < W or k <= q",
-         "not (k > q)", "not (k > q or k >= Sk)", "q - W <= k <= q"]  # fmt: skip
+EXACT = [
+    "k <= q + Sk - Sq",
+    "k < Sk",
+    "k <= q + Sk - Sq and k < Sk",
+    "k >= q - W",
+    "q - k < W and k <= q",
+    "k < W or k <= q",
+    "not (k > q)",
+    "not (k > q or k >= Sk)",
+    "q - W <= k <= q",
+]
 
 
 @pytest.mark.parametrize("text", EXACT)

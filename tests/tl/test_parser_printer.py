@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from strategies import EXPRESSIONS, programs
-from tl.fuzzing import PROGRAMS as FOLDER
 
 from qimeng_attention.errors import DiagnosticError
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.parser import MAX_COLUMNS, MAX_LINES, parse, parse_expression, parse_with_findings
 from qimeng_attention.tl.printer import expression, print_program, statement_lines
+from strategies import EXPRESSIONS, programs
+from tl.fuzzing import PROGRAMS as FOLDER
 
 SLOW = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 SHIPPED = sorted(FOLDER.glob("*.tl"))
@@ -66,9 +66,23 @@ Schedule  # of the schedule
 
     printed = print_program(parse(text))
 
-    for words in ("of the kernel", "behind it", "above, first line", "above, second line", "behind", "of the loop", "inside",
-                  "before the end", "at the end", "above the else", "behind the else", "of the schedule", "above a choice",
-                  "behind a choice", "below"):  # fmt: skip
+    for words in (
+        "of the kernel",
+        "behind it",
+        "above, first line",
+        "above, second line",
+        "behind",
+        "of the loop",
+        "inside",
+        "before the end",
+        "at the end",
+        "above the else",
+        "behind the else",
+        "of the schedule",
+        "above a choice",
+        "behind a choice",
+        "below",
+    ):
         assert f"# {words}" in printed
     assert parse(printed) == parse(print_program(parse(printed)))
 
@@ -101,7 +115,9 @@ def test_a_statement_of_the_paper_parses(line: str) -> None:
     assert parse(line).kernels[0].body == (PAPER[line],)
 
 
-@pytest.mark.parametrize("loop", ["for i = 0: N\n    Barrier\nend", "for i in 0: N :\n    Barrier", "for i = 0 : N\n    Barrier"])
+@pytest.mark.parametrize(
+    "loop", ["for i = 0: N\n    Barrier\nend", "for i in 0: N :\n    Barrier", "for i = 0 : N\n    Barrier"]
+)
 def test_the_forms_of_a_loop_are_one(loop: str) -> None:
     (n,) = parse(loop).kernels[0].body
 

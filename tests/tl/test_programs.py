@@ -223,9 +223,7 @@ CASES = {
     ),
     "softcap": Case(SIZES, qkv, references.softcap, scalars=(("scale", 0.5), ("cap", 1.5))),
     "window_and_sinks": Case(
-        tuple(
-            {**z, "Window": w, "First": f} for z in SIZES[:5] for w, f in ((7, 3), (1, 0), (50, 9), (0, 1))
-        ),
+        tuple({**z, "Window": w, "First": f} for z in SIZES[:5] for w, f in ((7, 3), (1, 0), (50, 9), (0, 1))),
         qkv,
         lambda x, scale, z: references.window_and_sinks(x, scale, z["Window"], z["First"]),
     ),
@@ -311,11 +309,7 @@ def small(name):
 def expected(case, x, scalars, sizes):
     """Call the reference with the sizes where it asks for them."""
     wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in x.items()}
-    extra = (
-        {"z": sizes}
-        if "z" in case.reference.__code__.co_varnames[: case.reference.__code__.co_argcount]
-        else {}
-    )
+    extra = {"z": sizes} if "z" in case.reference.__code__.co_varnames[: case.reference.__code__.co_argcount] else {}
     return case.reference(wide, **scalars, **extra)
 
 
@@ -393,8 +387,7 @@ def test_the_backward_program_means_the_formula():
 
 H200 = (("BM = 128, BN = 128", "BM = 128, BN = 16"), ("D = 128", "D = 16"))
 H200_SIZES = tuple(
-    {"B": 1, "Sq": sq, "Sk": sk, "Hq": 2, "Hk": 1}
-    for sq, sk in ((130, 70), (260, 100), (1, 1), (5, 0), (128, 64))
+    {"B": 1, "Sq": sq, "Sk": sk, "Hq": 2, "Hk": 1} for sq, sk in ((130, 70), (260, 100), (1, 1), (5, 0), (128, 64))
 )
 
 
@@ -537,9 +530,7 @@ def test_a_list_element_is_guarded_once():
 
 
 def test_a_list_element_is_found_through_let():
-    named = LIST_LOOP.replace("List[batch, block, j]", "tile").replace(
-        "\n", "\n    Let tile = List[batch, block, j]\n"
-    )
+    named = LIST_LOOP.replace("List[batch, block, j]", "tile").replace("\n", "\n    Let tile = List[batch, block, j]\n")
     text = block_list().replace(LIST_LOOP, named)
     assert guards(text) == ["if tile >= 0"]
 

@@ -64,9 +64,14 @@ class Built:
     def to_json(self) -> dict[str, Any]:
         """Give everything but the cubin and the texts."""
         return {
-            "name": self.name, "arch": self.arch, "report": self.report.to_json(), "seconds": self.seconds,
-            "cached": self.cached, "versions": dict(self.versions), "notes": list(self.notes),
-        }  # fmt: skip
+            "name": self.name,
+            "arch": self.arch,
+            "report": self.report.to_json(),
+            "seconds": self.seconds,
+            "cached": self.cached,
+            "versions": dict(self.versions),
+            "notes": list(self.notes),
+        }
 
 
 def build(
@@ -108,20 +113,30 @@ def build(
         facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}
         return CacheEntry(source, result.cubin, facts)
 
-    key = cache_key(
-        source, name=name, prelude=headers, arch=arch, options=chosen.flags(), toolchain=tools.key()
-    )
+    key = cache_key(source, name=name, prelude=headers, arch=arch, options=chosen.flags(), toolchain=tools.key())
     entry, cached = kept.get_or_build(key, compiled)
     log = entry.facts["log"]
     resources_used = report(
-        entry.cubin, kernel=name, threads=threads, shared_dynamic_bytes=shared_bytes, target=target,
-        toolchain=tools, log=log,
-    )  # fmt: skip
+        entry.cubin,
+        kernel=name,
+        threads=threads,
+        shared_dynamic_bytes=shared_bytes,
+        target=target,
+        toolchain=tools,
+        log=log,
+    )
     return Built(
-        name=name, cubin=entry.cubin, arch=arch, source=source, report=resources_used,
-        seconds=entry.facts["seconds"], cached=cached, versions=entry.facts["versions"], log=log,
+        name=name,
+        cubin=entry.cubin,
+        arch=arch,
+        source=source,
+        report=resources_used,
+        seconds=entry.facts["seconds"],
+        cached=cached,
+        versions=entry.facts["versions"],
+        log=log,
         notes=(kept.note,) if kept.note else (),
-    )  # fmt: skip
+    )
 
 
 def prelude() -> dict[str, str]:

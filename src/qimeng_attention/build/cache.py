@@ -85,9 +85,7 @@ class Cache:
         A folder that is a symbolic link, belongs to somebody else or can be written by others is not used:
         what lies in it will run on the GPU.
         """
-        chosen = root or Path(
-            os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("qimeng-attention")
-        )
+        chosen = root or Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("qimeng-attention"))
         try:
             chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
             problem = _distrust(chosen)

@@ -75,17 +75,13 @@ def parse(text: str, kernel: str) -> list[Instruction]:
     inside = False
     for line in text.splitlines():
         if found := _LABEL.match(line):
-            inside = found["label"] == f".text.{kernel}" or (
-                inside and not found["label"].startswith(".text.")
-            )
+            inside = found["label"] == f".text.{kernel}" or (inside and not found["label"].startswith(".text."))
             labels.append(found["label"])
         elif line.lstrip().startswith(".section"):
             inside = False
         elif inside and (found := _INSTRUCTION.match(line)) and (found["guard"] or "") not in _NEVER:
             place, guard = int(found["address"], 16), found["guard"] or ""
-            instructions.append(
-                Instruction(place, guard, found["opcode"], found["operands"].strip(), tuple(labels))
-            )
+            instructions.append(Instruction(place, guard, found["opcode"], found["operands"].strip(), tuple(labels)))
             labels = []
     return instructions
 
@@ -144,9 +140,7 @@ class _Graph:
         if opcode not in _JUMPS | {"BSYNC"}:
             return (number + 1,) if number + 1 < len(self.blocks) else ()
         # A branch falls through if it is guarded, by a predicate before or among its operands, or comes back.
-        certain = (
-            not last.guard and opcode in {"BRA", "BRX", "JMP", "JMX", "BSYNC"} and "," not in last.operands
-        )
+        certain = not last.guard and opcode in {"BRA", "BRX", "JMP", "JMX", "BSYNC"} and "," not in last.operands
         return jumps if certain and jumps else (*jumps, number + 1)
 
     @cached_property

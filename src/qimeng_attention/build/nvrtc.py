@@ -72,14 +72,10 @@ class CompileResult:
 class CompileError(BuildError):
     """NVRTC refused a source; `log` holds all its words, `diagnostics` its errors with their lines of TL."""
 
-    def __init__(
-        self, message: str, *, hint: str = "", log: str = "", diagnostics: Sequence[Diagnostic] = ()
-    ) -> None:
+    def __init__(self, message: str, *, hint: str = "", log: str = "", diagnostics: Sequence[Diagnostic] = ()) -> None:
         self.log, self.diagnostics = log, tuple(diagnostics)
         tail = "\n".join(log.splitlines()[-_TAIL_LINES:])
-        super().__init__(
-            message, hint=hint, tail=tail, log=log, diagnostics=[d.to_json() for d in diagnostics]
-        )
+        super().__init__(message, hint=hint, tail=tail, log=log, diagnostics=[d.to_json() for d in diagnostics])
 
 
 def compile_cubin(
@@ -165,14 +161,10 @@ def _refusal(file: str, arch: str, source: str, log: str) -> CompileError:
     diagnostics = diagnose(log, source, file)
     first = diagnostics[0].message if diagnostics else (log.splitlines() or ["no reason given"])[0]
     hint = diagnostics[0].hint if diagnostics else "see the log of the compiler"
-    return CompileError(
-        f"NVRTC refused {file} for {arch}: {first}", hint=hint, log=log, diagnostics=diagnostics
-    )
+    return CompileError(f"NVRTC refused {file} for {arch}: {first}", hint=hint, log=log, diagnostics=diagnostics)
 
 
-_ERROR = re.compile(
-    r"^(?P<file>[^\n(]+?)\((?P<line>\d+)\): (?:catastrophic )?error(?: #[\w-]+)?: (?P<text>.*)$"
-)
+_ERROR = re.compile(r"^(?P<file>[^\n(]+?)\((?P<line>\d+)\): (?:catastrophic )?error(?: #[\w-]+)?: (?P<text>.*)$")
 _FRAME = re.compile(r"at line (?P<line>\d+)(?: of \"?(?P<file>[^\"\n]+?)\"?)?\s*$")
 _PTXAS = re.compile(r"^(?:ptxas (?:error|fatal)|nvrtc: error)\s*: (?P<text>.*)$")
 _MARK = re.compile(r"^\s*// tl:(\d+)\b", re.MULTILINE)
@@ -190,9 +182,7 @@ def diagnose(log: str, source: str, file: str) -> list[Diagnostic]:
     lines_seen: set[int] = set()
     for error, context in _errors(log):
         if "line" not in error:
-            found.append(
-                Diagnostic("CU002", error["text"], "change what the message names: a size, or an option")
-            )
+            found.append(Diagnostic("CU002", error["text"], "change what the message names: a size, or an option"))
             continue
         line, span = _origin(error, context, source, file)
         if error["file"] != file and line in lines_seen:

@@ -38,9 +38,7 @@ def occupancy(target: Target, *, registers: int, shared_bytes: int, threads: int
     limits = {
         "registers": _by_registers(target, registers, warps),
         "shared memory": _by_shared_memory(target, shared_bytes),
-        "threads": target.max_threads_per_sm // _WARP // warps
-        if threads <= target.max_threads_per_block
-        else 0,
+        "threads": target.max_threads_per_sm // _WARP // warps if threads <= target.max_threads_per_block else 0,
         "blocks": target.max_blocks_per_sm,
     }
     limited_by = min(limits, key=lambda name: limits[name])

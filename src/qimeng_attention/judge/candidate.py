@@ -27,9 +27,12 @@ from qimeng_attention.tl.types import Checked
 
 INPUTS = ("Q", "K", "V")
 DIMS = {
-    "Q": "(B, Sq, Hq, Dqk)", "K": "(B, Sk, Hk, Dqk)", "V": "(B, Sk, Hk, Dv)",
-    "Out": "(B, Sq, Hq, Dv)", "Lse": "(B, Hq, Sq)",
-}  # fmt: skip
+    "Q": "(B, Sq, Hq, Dqk)",
+    "K": "(B, Sk, Hk, Dqk)",
+    "V": "(B, Sk, Hk, Dv)",
+    "Out": "(B, Sq, Hq, Dv)",
+    "Lse": "(B, Hq, Sq)",
+}
 SCALE = "scale"
 
 

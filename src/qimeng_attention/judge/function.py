@@ -66,11 +66,17 @@ def judge_function(
         progress(len(planned), len(planned), "")
     verdict, reason = trial.conclude()
     return Verdict(
-        verdict=verdict, reason=reason, subject=kernels[0].kernel.name, where="cpu",
-        digest=digest, entropy=seed,
-        seed=trial.seed, checks=tuple(trial.checks), clauses=tuple(trial.clauses()),
+        verdict=verdict,
+        reason=reason,
+        subject=kernels[0].kernel.name,
+        where="cpu",
+        digest=digest,
+        entropy=seed,
+        seed=trial.seed,
+        checks=tuple(trial.checks),
+        clauses=tuple(trial.clauses()),
         seconds=round(time.monotonic() - start, 3),
-    )  # fmt: skip
+    )
 
 
 def _name(sizes: Mapping[str, int], family: str) -> str:

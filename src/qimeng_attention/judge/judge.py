@@ -109,11 +109,18 @@ def judge_candidate(
     _tell(progress, total, total, "")
     verdict, reason = course.conclude()
     return Verdict(
-        verdict=verdict, reason=reason, subject=candidate.name, where=where,
-        digest=candidate.digest, entropy=seed,
-        seed=course.seed, checks=tuple(course.checks), properties=tuple(course.properties),
-        clauses=tuple(course.clauses()), seconds=round(time.monotonic() - start, 3),
-    )  # fmt: skip
+        verdict=verdict,
+        reason=reason,
+        subject=candidate.name,
+        where=where,
+        digest=candidate.digest,
+        entropy=seed,
+        seed=course.seed,
+        checks=tuple(course.checks),
+        properties=tuple(course.properties),
+        clauses=tuple(course.clauses()),
+        seconds=round(time.monotonic() - start, 3),
+    )
 
 
 def _tell(progress: Progress | None, done: int, total: int, name: str) -> None:

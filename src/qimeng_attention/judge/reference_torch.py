@@ -21,15 +21,30 @@ from qimeng_attention.tl.numerics import Array
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CHUNK = 1 << 26  # scores held at once: 512 MB in float64
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b,
-    "//": lambda a, b: a // b, "%": lambda a, b: a % b, "<": lambda a, b: a < b, "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b, ">=": lambda a, b: a >= b, "==": lambda a, b: a == b, "!=": lambda a, b: a != b,
-}  # fmt: skip
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+    "//": lambda a, b: a // b,
+    "%": lambda a, b: a % b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "exp": torch.exp, "exp2": torch.exp2, "ln": torch.log, "log2": torch.log2, "tanh": torch.tanh,
-    "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "sigmoid": torch.sigmoid,
+    "exp": torch.exp,
+    "exp2": torch.exp2,
+    "ln": torch.log,
+    "log2": torch.log2,
+    "tanh": torch.tanh,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "sigmoid": torch.sigmoid,
     "softplus": lambda x: torch.logaddexp(torch.zeros_like(x), x),
-}  # fmt: skip
+}
 
 
 def truth(operator: Operator, call: Call, q: Array, k: Array, v: Array) -> Truth:

@@ -164,9 +164,7 @@ class Bundle:
         results = [tensors[index] for index in self._results]
         return tuple(results) if return_lse else results[0]
 
-    def launch(
-        self, tensors: Mapping[str, TensorLike], sizes: Mapping[str, int], scalars: Mapping[str, float]
-    ) -> None:
+    def launch(self, tensors: Mapping[str, TensorLike], sizes: Mapping[str, int], scalars: Mapping[str, float]) -> None:
         """Launch the kernel on tensors (outputs too), sizes and scalars by the manifest's names.
 
         Raises:
@@ -196,9 +194,7 @@ class Bundle:
         """Describe the kernel as text: operator, tiles, schedule, resources, verdict, speed."""
         return summary.describe(self._manifest, self.files)
 
-    def compare(
-        self, q: TensorLike, k: TensorLike, v: TensorLike, *, scale: float | None = None
-    ) -> dict[str, Any]:
+    def compare(self, q: TensorLike, k: TensorLike, v: TensorLike, *, scale: float | None = None) -> dict[str, Any]:
         """Measure error and time on these tensors.
 
         The reference is PyTorch's attention in float64, for full and causal masks without score modifiers;
@@ -275,8 +271,9 @@ def _refuse_grad(tensors: Sequence[Any], labels: Sequence[str]) -> None:
         if tensor.requires_grad:
             raise LaunchError(
                 f"{label} requires grad, and the kernel has no backward",
-                hint=f"call it under torch.no_grad(), or pass {label}.detach()", argument=label,
-            )  # fmt: skip
+                hint=f"call it under torch.no_grad(), or pass {label}.detach()",
+                argument=label,
+            )
 
 
 def _addresses(tensors: Sequence[Any], labels: Sequence[str]) -> list[int]:

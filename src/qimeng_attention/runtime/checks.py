@@ -18,9 +18,13 @@ from qimeng_attention.runtime.manifest import Scalar
 _FLOAT = struct.Struct("<f")
 INT32_MAX = 2**31 - 1
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-    "==": operator.eq, "!=": operator.ne,
-}  # fmt: skip
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
 
 
 def check_scalar(scalar: Scalar, value: object) -> float:
@@ -74,9 +78,7 @@ def check_names(given: Mapping[str, Any], expected: Sequence[str], kind: str) ->
     """
     for name in expected:
         if name not in given:
-            raise LaunchError(
-                f"the {kind} {name} is missing", hint=f"{kind}s are {', '.join(expected)}", argument=name
-            )
+            raise LaunchError(f"the {kind} {name} is missing", hint=f"{kind}s are {', '.join(expected)}", argument=name)
     for name in given:
         if name not in expected:
             raise LaunchError(

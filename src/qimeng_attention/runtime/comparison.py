@@ -44,9 +44,7 @@ def compare(
     return found
 
 
-def errors(
-    torch: Any, out: Any, tensors: tuple[Any, Any, Any], scale: float, *, causal: bool
-) -> tuple[float, float]:
+def errors(torch: Any, out: Any, tensors: tuple[Any, Any, Any], scale: float, *, causal: bool) -> tuple[float, float]:
     """Give the largest and the mean absolute error of an output; NaN where one is NaN."""
     largest, total = 0.0, 0.0
     for place, expected in reference(torch, tensors, scale, causal=causal):
@@ -58,18 +56,14 @@ def errors(
     return largest, total / max(out.numel(), 1)
 
 
-def reference(
-    torch: Any, tensors: tuple[Any, Any, Any], scale: float, *, causal: bool
-) -> Iterator[tuple[Any, Any]]:
+def reference(torch: Any, tensors: tuple[Any, Any, Any], scale: float, *, causal: bool) -> Iterator[tuple[Any, Any]]:
     """Give the output in float64, some rows of one head at a time, each with its place in the whole.
 
     Queries are aligned with keys at their ends; a row that sees no key is zero.
     """
     q, k, v = tensors
     (batch, seqlen_q, heads, _), (seqlen_k, kv_heads) = q.shape, k.shape[1:3]
-    for b, head, first in (
-        (b, h, f) for b in range(batch) for h in range(heads) for f in range(0, seqlen_q, _ROWS)
-    ):
+    for b, head, first in ((b, h, f) for b in range(batch) for h in range(heads) for f in range(0, seqlen_q, _ROWS)):
         place = (b, slice(first, first + _ROWS), head)
         rows = q[place].double()
         keys, values = (t[b, :, head * kv_heads // heads].double() for t in (k, v))
@@ -95,9 +89,7 @@ def time_ms(torch: Any, call: Callable[[], Any]) -> float:
     """Give the median GPU time of one call on the current stream."""
     for _ in range(_WARM_UP):
         call()
-    pairs = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(_TIMED)
-    ]
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(_TIMED)]
     for start, end in pairs:
         start.record()
         call()

@@ -40,20 +40,11 @@ def parse(value: object, *, depth: int = 0) -> Expression:
         return value
     if depth == _DEEPEST:
         raise ValueError("an expression is nested too deeply")
-    if (
-        not isinstance(value, list)
-        or not value
-        or not isinstance(value[0], str)
-        or value[0] not in _OPERATORS
-    ):
-        raise ValueError(
-            f"an integer, a size or [operator, ...] with one of {', '.join(_OPERATORS)} is expected"
-        )
+    if not isinstance(value, list) or not value or not isinstance(value[0], str) or value[0] not in _OPERATORS:
+        raise ValueError(f"an integer, a size or [operator, ...] with one of {', '.join(_OPERATORS)} is expected")
     fewest, most, _ = _OPERATORS[value[0]]
     if not fewest <= len(value) - 1 <= most:
-        raise ValueError(
-            f"'{value[0]}' takes {fewest if fewest == most else f'{fewest} to {most}'} arguments"
-        )
+        raise ValueError(f"'{value[0]}' takes {fewest if fewest == most else f'{fewest} to {most}'} arguments")
     return (value[0], *(parse(argument, depth=depth + 1) for argument in value[1:]))
 
 
@@ -93,7 +84,5 @@ def show(expression: Expression, *, inner: bool = False) -> str:
     name, *arguments = expression
     if name not in _INFIX:
         return f"{name}({', '.join(show(argument) for argument in arguments)})"
-    text = reduce(
-        lambda left, right: f"{left} {name} {right}", (show(argument, inner=True) for argument in arguments)
-    )
+    text = reduce(lambda left, right: f"{left} {name} {right}", (show(argument, inner=True) for argument in arguments))
     return f"({text})" if inner else text

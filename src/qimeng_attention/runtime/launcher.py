@@ -51,9 +51,7 @@ class Launcher:
         self._lock = threading.Lock()
         self._thread = threading.local()  # another thread may pack while the driver still reads
 
-    def launch(
-        self, device: int, grid: tuple[int, int, int], values: Sequence[int | float], stream: int
-    ) -> None:
+    def launch(self, device: int, grid: tuple[int, int, int], values: Sequence[int | float], stream: int) -> None:
         """Launch the kernel.
 
         Raises:
@@ -131,21 +129,16 @@ class Launcher:
 
     def _check_device(self, device: int, ordinal: Any) -> None:
         known, manifest = self._driver.CUdevice_attribute, self._manifest
-        major = self._call(
-            "cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, ordinal
-        )
-        minor = self._call(
-            "cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, ordinal
-        )
+        major = self._call("cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, ordinal)
+        minor = self._call("cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, ordinal)
         if not runs_on(manifest.built_arch, (major, minor)):
             raise LaunchError(
                 f"the cubin is for {manifest.built_arch}, cuda:{device} is an sm_{major}{minor}",
                 hint=f"rebuild the kernel with --arch sm_{major}{minor}, or generate it for this GPU",
-                built_arch=manifest.built_arch, device_arch=f"sm_{major}{minor}",
-            )  # fmt: skip
-        most = self._call(
-            "cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, ordinal
-        )
+                built_arch=manifest.built_arch,
+                device_arch=f"sm_{major}{minor}",
+            )
+        most = self._call("cuDeviceGetAttribute", known.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, ordinal)
         if manifest.shared_bytes > most:
             raise LaunchError(
                 f"a block needs {manifest.shared_bytes} bytes of shared memory, cuda:{device} has {most}",

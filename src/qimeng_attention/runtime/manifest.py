@@ -26,9 +26,15 @@ ROLES = ("input", "output")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 CALL = ("q", "k", "v")  # the arguments of Bundle.__call__
 REQUIRED = (
-    "spec.json", "sketch.tl", "code.tl", "scheduled.tl", "kernel.cu", "kernel.cubin", "report.json",
+    "spec.json",
+    "sketch.tl",
+    "code.tl",
+    "scheduled.tl",
+    "kernel.cu",
+    "kernel.cubin",
+    "report.json",
     "reasons.json",
-)  # fmt: skip
+)
 OPTIONAL = ("verdict.json", "speed.json")  # besides any number of headers, *.cuh
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -53,9 +59,7 @@ class Tensor:
     dtype: str  # fp16, bf16, f32, i32
     dims: tuple[Expression, ...]
     role: str  # input, output
-    align: int = (
-        0  # bytes of which the pointer and each stride are multiples; 0 stands for 16 if items have 16 bits
-    )
+    align: int = 0  # bytes of which the pointer and each stride are multiples; 0 stands for 16 if items have 16 bits
 
     def __post_init__(self) -> None:
         if self.align == 0:
@@ -115,16 +119,12 @@ class Manifest:
 
 def is_file_name(name: object) -> bool:
     """Tell whether a bundle may hold a file of this name besides its manifest."""
-    return isinstance(name, str) and (
-        name in REQUIRED or name in OPTIONAL or _HEADER.fullmatch(name) is not None
-    )
+    return isinstance(name, str) and (name in REQUIRED or name in OPTIONAL or _HEADER.fullmatch(name) is not None)
 
 
 def problem_with(manifest: Manifest) -> str | None:
     """Say which field of a manifest contradicts another or its kind, None if all is well."""
-    return (
-        _wrong_value(manifest) or _wrong_argument(manifest) or _wrong_name(manifest) or _wrong_call(manifest)
-    )
+    return _wrong_value(manifest) or _wrong_argument(manifest) or _wrong_name(manifest) or _wrong_call(manifest)
 
 
 def _wrong_value(manifest: Manifest) -> str | None:
@@ -153,9 +153,7 @@ def _wrong_argument(manifest: Manifest) -> str | None:
             return f"tensors: align of {tensor.name} must be a power of two, its items' size or more"
     for scalar in manifest.scalars:
         if scalar.dtype != "f32" or (scalar.op is not None and scalar.op not in COMPARISONS):
-            return (
-                f"scalars: {scalar.name} needs the dtype f32 and, if bounded, one of {', '.join(COMPARISONS)}"
-            )
+            return f"scalars: {scalar.name} needs the dtype f32 and, if bounded, one of {', '.join(COMPARISONS)}"
     if any(requirement.op not in COMPARISONS for requirement in manifest.requires):
         return f"requires: the middle must be one of {', '.join(COMPARISONS)}"
     return None
@@ -168,9 +166,7 @@ def _wrong_name(manifest: Manifest) -> str | None:
             return f"'{name}': names of arguments must be identifiers, each given once"
     expressions: list[Expression] = [dim for tensor in manifest.tensors for dim in tensor.dims]
     expressions += [end for axis in manifest.grid for end in (axis.start, axis.stop)]
-    expressions += [
-        side for requirement in manifest.requires for side in (requirement.left, requirement.right)
-    ]
+    expressions += [side for requirement in manifest.requires for side in (requirement.left, requirement.right)]
     unknown = {name for expression in expressions for name in names(expression)} - set(manifest.sizes)
     return f"sizes: {', '.join(sorted(unknown))} is used but not declared" if unknown else None
 

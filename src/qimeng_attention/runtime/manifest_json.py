@@ -94,8 +94,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         "shared_bytes": manifest.shared_bytes,
         "grid": [{"name": a.name, "start": plain(a.start), "stop": plain(a.stop)} for a in manifest.grid],
         "tensors": [
-            {**dataclasses.asdict(tensor), "dims": [plain(dim) for dim in tensor.dims]}
-            for tensor in manifest.tensors
+            {**dataclasses.asdict(tensor), "dims": [plain(dim) for dim in tensor.dims]} for tensor in manifest.tensors
         ],
         "sizes": [{"name": name} for name in manifest.sizes],
         "scalars": [dataclasses.asdict(scalar) for scalar in manifest.scalars],
@@ -168,9 +167,7 @@ def _manifest(fields: _Fields) -> Manifest:
         built_arch=fields.take("built_arch", str),
         threads=fields.take("threads", int),
         shared_bytes=fields.take("shared_bytes", int),
-        grid=fields.each(
-            "grid", lambda f: GridAxis(f.take("name", str), f.expression("start"), f.expression("stop"))
-        ),
+        grid=fields.each("grid", lambda f: GridAxis(f.take("name", str), f.expression("start"), f.expression("stop"))),
         tensors=fields.each("tensors", _tensor),
         sizes=fields.each("sizes", lambda f: str(f.take("name", str))),
         scalars=fields.each("scalars", _scalar),

@@ -33,9 +33,7 @@ def interleaved(one: View, other: View, distance: int) -> bool:
 
     They share none if, modulo a stride that divides every longer stride of both, their inner parts lie apart.
     """
-    parts = [
-        [(n, s) for n, s in zip(shape, strides, strict=True) if n > 1] for shape, strides in (one, other)
-    ]
+    parts = [[(n, s) for n, s in zip(shape, strides, strict=True) if n > 1] for shape, strides in (one, other)]
     for stride in set(one[1]) & set(other[1]):
         if stride < 2 or any(s % stride for part in parts for _, s in part if s >= stride):
             continue

@@ -90,11 +90,7 @@ def make_plan(
     Raises:
         LaunchError: the kernel must not be launched on these.
     """
-    pairs = [
-        (t, layout, label)
-        for t, layout, label in zip(manifest.tensors, layouts, labels, strict=True)
-        if layout
-    ]
+    pairs = [(t, layout, label) for t, layout, label in zip(manifest.tensors, layouts, labels, strict=True) if layout]
     device = _one_device([(layout, label) for _, layout, label in pairs])
     for tensor, layout, label in pairs:
         _check_kind(tensor, layout, label)
@@ -132,9 +128,7 @@ def check_pointers(manifest: Manifest, plan: Plan, pointers: Sequence[int], labe
 
 def _bad_address(label: str, pointer: int, align: int) -> LaunchError:
     if pointer == 0:  # what a fake tensor says
-        return LaunchError(
-            f"{label} has no memory", hint="call the kernel outside of tracing", argument=label
-        )
+        return LaunchError(f"{label} has no memory", hint="call the kernel outside of tracing", argument=label)
     return LaunchError(
         f"{label} starts at an address that is no multiple of {align} bytes",
         hint="pass a copy made with .clone()",
@@ -193,8 +187,10 @@ def _bind(manifest: Manifest, pairs: Sequence[tuple[Tensor, Layout, str]]) -> di
             if value != extent:
                 raise LaunchError(
                     f"{dim} is {value} in {place} but {extent} in {label} (dimension {axis})",
-                    hint=f"{label} has the dimensions {_dims(tensor)}", argument=label, size=dim,
-                )  # fmt: skip
+                    hint=f"{label} has the dimensions {_dims(tensor)}",
+                    argument=label,
+                    size=dim,
+                )
             if extent > INT32_MAX:
                 raise LaunchError(
                     f"{dim} = {extent} in {label} is over {INT32_MAX}",
@@ -212,8 +208,10 @@ def _check_dims(tensor: Tensor, shape: Sequence[int], label: str, sizes: Mapping
             name = "" if isinstance(dim, int) else f"{show(dim)} = "
             raise LaunchError(
                 f"dimension {axis} of {label} is {extent}, the kernel takes {name}{expected}",
-                hint=f"{label} has the dimensions {_dims(tensor)}", argument=label, axis=axis,
-            )  # fmt: skip
+                hint=f"{label} has the dimensions {_dims(tensor)}",
+                argument=label,
+                axis=axis,
+            )
 
 
 def _value(expression: Expression, sizes: Mapping[str, int]) -> int:
@@ -248,9 +246,7 @@ def _contiguous(tensor: Tensor, sizes: Mapping[str, int], device: Any) -> Layout
 def _check_strides(tensor: Tensor, layout: Layout, label: str) -> None:
     shape, strides, _, _ = layout
     if strides[-1] != 1 and shape[-1] > 1:
-        raise LaunchError(
-            f"the last stride of {label} is {strides[-1]}, not 1", hint=_CONTIGUOUS, argument=label
-        )
+        raise LaunchError(f"the last stride of {label} is {strides[-1]}, not 1", hint=_CONTIGUOUS, argument=label)
     step = tensor.align // tensor.item_bytes
     for axis, (extent, stride) in enumerate(zip(shape[:-1], strides[:-1], strict=True)):
         if extent > 1 and (stride < 0 or stride % step):
@@ -266,9 +262,7 @@ def _check_strides(tensor: Tensor, layout: Layout, label: str) -> None:
         )
 
 
-def _check_alone(
-    manifest: Manifest, plan: Plan, pointers: Sequence[int], labels: Sequence[str], index: int
-) -> None:
+def _check_alone(manifest: Manifest, plan: Plan, pointers: Sequence[int], labels: Sequence[str], index: int) -> None:
     start, end = pointers[index], pointers[index] + plan.extents[index]
     for other, (pointer, extent) in enumerate(zip(pointers, plan.extents, strict=True)):
         if other == index or extent == 0 or pointer >= end or pointer + extent <= start:

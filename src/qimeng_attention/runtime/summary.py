@@ -33,10 +33,7 @@ def describe(manifest: Manifest, files: Mapping[str, bytes]) -> str:
         ("operator", _join(_flat({name: spec[name] for name in _SPEC if spec.get(name) is not None}))),
         (
             "tensors",
-            [
-                f"{t.name} ({', '.join(show(dim) for dim in t.dims)}) {t.dtype} {t.role}"
-                for t in manifest.tensors
-            ],
+            [f"{t.name} ({', '.join(show(dim) for dim in t.dims)}) {t.dtype} {t.role}" for t in manifest.tensors],
         ),
         ("scalars", [f"{s.name}{f' {s.op} {s.bound:g}' if s.op else ''}" for s in manifest.scalars]),
         (
@@ -53,9 +50,7 @@ def describe(manifest: Manifest, files: Mapping[str, bytes]) -> str:
         ("speed", _join(_flat(_read(files, "speed.json")))),
         ("made by", _join(_flat(manifest.provenance))),
     ]
-    return "\n".join(
-        f"{name if first else '':<10} {line}" for name, lines in parts for first, line in _marked(lines)
-    )  # fmt: skip
+    return "\n".join(f"{name if first else '':<10} {line}" for name, lines in parts for first, line in _marked(lines))
 
 
 def _marked(lines: list[str]) -> Iterator[tuple[bool, str]]:

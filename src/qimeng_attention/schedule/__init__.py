@@ -56,7 +56,8 @@ def schedule(program: s.Program, *, target: str | None = None) -> s.Program:
         target: checks against this GPU instead of the one the program names.
 
     Raises:
-        DiagnosticError: the program does not pass the checker, or a choice is unknown, malformed or does not fit (TL6xx).
+        DiagnosticError: the program does not pass the checker, or a choice is unknown, malformed or does not fit
+        (TL6xx).
     """
     done = program
     for step in steps(program, target=target):

@@ -36,8 +36,7 @@ def _named(kernel: s.Kernel, made: s.Allocate) -> s.Allocate:
         if isinstance(n, s.Copy) and n.target == "shared" and (n.to_name or n.name) == made.name
     )
     dims = tuple(
-        s.Dim(d.size, m.axis if m.axis != _text(d.size) else None)
-        for d, m in zip(copy.dims, made.dims, strict=True)
+        s.Dim(d.size, m.axis if m.axis != _text(d.size) else None) for d, m in zip(copy.dims, made.dims, strict=True)
     )
     return replace(made, dims=dims)
 
@@ -65,10 +64,7 @@ def apply(kernel: s.Kernel, _: s.Choice, checked: Checked) -> s.Kernel:
         for n in body
     ]
     missing = [t for t in checked.tiles.values() if t.space == "shared" and t.name not in declared]
-    after = (
-        max((i for i, n in enumerate(body) if isinstance(n, s.Allocate) and n.space == "global"), default=-1)
-        + 1
-    )
+    after = max((i for i, n in enumerate(body) if isinstance(n, s.Allocate) and n.space == "global"), default=-1) + 1
     body[after:after] = [_named(checked.kernel, _allocate(t)) for t in missing]
     return with_body(kernel, body)
 

@@ -1,7 +1,7 @@
 """`grid longest first` and `grid head fastest`: the order in which blocks start (exact).
 
-`longest first` lets the blocks with the longest loops start first, so that the last wave is short ones; found by counting
-the loop's iterations at both ends of each grid index.
+`longest first` lets the blocks with the longest loops start first, so that the last wave is short ones; found by
+counting the loop's iterations at both ends of each grid index.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Groups of asynchronous copies: where one is closed (Commit), and how many may stay in flight at each Wait.
 
-Groups complete in the order of their Commits. The program's copies, Commits, points and readers are laid end to end, for
-no, one, two and several iterations of each loop; every reader then says which copy it needs, and so how far back the point
-before it must wait. A Wait that nothing needs is dropped, and so is a Commit without which every point waits for the same
-copies.
+Groups complete in the order of their Commits. The program's copies, Commits, points and readers are laid end to end,
+for
+no, one, two and several iterations of each loop; every reader then says which copy it needs, and so how far back the
+point
+before it must wait. A Wait that nothing needs is dropped, and so is a Commit without which every point waits for the
+same copies.
 
 Not here: where the points (a Wait and a Barrier) stand (sync.py).
 """

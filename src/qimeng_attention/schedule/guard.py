@@ -1,7 +1,8 @@
-"""`guard Mask of loop i where it is all true`: a mask is skipped where it would change nothing, within the one loop (exact).
+"""`guard Mask of loop i where it is all true`: a mask is skipped where it would change nothing, within the one loop
+(exact).
 
-The same analysis as for `split`. One loop with a uniform branch keeps the code half as long as two loops and leaves ptxas
-one schedule to find: on an H200 two copies of the body cost 10 % at head dim 64 (docs/log.md).
+The same analysis as for `split`. One loop with a uniform branch keeps the code half as long as two loops and leaves
+ptxas one schedule to find: on an H200 two copies of the body cost 10 % at head dim 64 (docs/log.md).
 """
 
 from __future__ import annotations

@@ -29,11 +29,7 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     shared = shared_names(checked)
     users = [n for n in statements(kernel.body) if isinstance(n, s.Gemm) and tile in (n.a.name, n.b.name)]
     position = next((i for i, n in enumerate(kernel.body) if isinstance(n, s.For)), None)
-    if (
-        tile not in shared
-        or position is None
-        or any(tile in fills(n, shared) for n in kernel.body[position:])
-    ):
+    if tile not in shared or position is None or any(tile in fills(n, shared) for n in kernel.body[position:]):
         raise unfit(
             choice,
             f"{tile} is no shared tile that stays the same through a loop",
@@ -48,11 +44,15 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     held = f"{tile}_held"
     body = list(kernel.body)
     body.insert(position, s.Copy(tile, "shared", "register", to_name=held))
-    rest = map_blocks(
-        tuple(body[position + 1 :]), lambda n: map_operands(n, tile, lambda o: replace(o, name=held))
-    )
+    rest = map_blocks(tuple(body[position + 1 :]), lambda n: map_operands(n, tile, lambda o: replace(o, name=held)))
     return with_body(kernel, [*body[: position + 1], *rest])
 
 
-REWRITING = Rewriting("hold", FORM, "hold Q in register", "Fetches an operand into registers once, " "instead of in " "every " "iteration.",
-                      "exact", apply)  # fmt: skip
+REWRITING = Rewriting(
+    "hold",
+    FORM,
+    "hold Q in register",
+    "Fetches an operand into registers once, instead of in every iteration.",
+    "exact",
+    apply,
+)

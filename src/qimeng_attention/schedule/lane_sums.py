@@ -1,4 +1,5 @@
-"""`sums per lane`: a running row sum is kept as four partial sums, one a lane, and reduced once behind the loop (reassociating).
+"""`sums per lane`: a running row sum is kept as four partial sums, one a lane, and reduced once behind the loop
+(reassociating).
 
 Matched by what depends on what: inside one loop a vector is only ever updated as `x * factor + RowSum(T)`, with factors
 along the rows, and nothing else there reads it.
@@ -46,13 +47,7 @@ def _running_sums(loop: s.For, checked: Checked) -> list[str]:
     for name, found in updates.items():
         others = [n for n in statements(loop.body) if name in names_in(n) and n not in found]
         tile = checked.tiles.get(name)
-        if (
-            tile is not None
-            and len(tile.axes) == 1
-            and len(found) == 1
-            and not others
-            and _is_sum(found[0], name)
-        ):
+        if tile is not None and len(tile.axes) == 1 and len(found) == 1 and not others and _is_sum(found[0], name):
             result.append(name)
     return result
 
@@ -94,6 +89,11 @@ def _declare(n: s.Statement, running: list[str]) -> list[s.Statement]:
     return [replace(n, init=None), s.Allocate(f"{n.name}_lane", "register", dims, n.dtype, s.Num(0))]
 
 
-REWRITING = Rewriting("sums", FORM, "sums per lane",
-                      "Keeps a running row sum as four partial sums, one a lane, and adds them once " "behind the loop.",
-                      "reassociating", apply)  # fmt: skip
+REWRITING = Rewriting(
+    "sums",
+    FORM,
+    "sums per lane",
+    "Keeps a running row sum as four partial sums, one a lane, and adds them once behind the loop.",
+    "reassociating",
+    apply,
+)

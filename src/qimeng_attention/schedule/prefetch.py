@@ -1,9 +1,10 @@
 """`prefetch K 1 ahead`: the copy for a later iteration is issued as soon as its stage is free (exact).
 
-With `0 ahead` a copy moves to the beginning of its own iteration. With a distance d below the ring's stages the copy for
+With `0 ahead` a copy moves to the beginning of its own iteration. With a distance d below the ring's stages the copy
+for
 iteration i + d stands at the beginning of iteration i; with d equal to the stages it stands behind the last statement
-that reads the stage. The first d copies stand before the loop. Matched by dependencies: what reads the tile, and that the
-coordinate depends on the loop's variable and nothing that the loop computes.
+that reads the stage. The first d copies stand before the loop. Matched by dependencies: what reads the tile, and that
+the coordinate depends on the loop's variable and nothing that the loop computes.
 """
 
 from __future__ import annotations
@@ -43,9 +44,7 @@ def _prefetch(kernel: s.Kernel, tile: str, ahead: int, choice: s.Choice, checked
     shared = shared_names(checked)
     position = find_loop(kernel, tile, shared) if tile in shared else None
     if position is None:
-        raise unfit(
-            choice, f"no loop fills a shared tile named {tile}", f"take one of {', '.join(sorted(shared))}"
-        )
+        raise unfit(choice, f"no loop fills a shared tile named {tile}", f"take one of {', '.join(sorted(shared))}")
     kernel, position = _named_bounds(kernel, position)
     loop = kernel.body[position]
     assert isinstance(loop, s.For)
@@ -62,9 +61,7 @@ def _prefetch(kernel: s.Kernel, tile: str, ahead: int, choice: s.Choice, checked
         while place < len(body) and isinstance(body[place], s.Copy | s.If) and not reads(body[place], shared):
             place += 1  # behind the copies already there, in the order they are needed
     last = loop.ranges[0].stop
-    body.insert(
-        place, _for_iteration(copy, loop.var, add(s.Name(loop.var), num(ahead)), last if ahead else None)
-    )
+    body.insert(place, _for_iteration(copy, loop.var, add(s.Name(loop.var), num(ahead)), last if ahead else None))
     first = loop.ranges[0].start
     prologue = [_for_iteration(copy, loop.var, add(first, num(j)), last) for j in range(ahead)]
     outer = list(kernel.body)
@@ -114,9 +111,7 @@ def _named_bounds(kernel: s.Kernel, position: int) -> tuple[s.Kernel, int]:
 def _for_iteration(copy: s.Copy, var: str, iteration: s.Expr, last: s.Expr | None) -> s.Statement:
     """Make the copy of another iteration, guarded where that iteration may not exist."""
     moved = substitute(copy, {var: iteration})
-    moved = replace(
-        moved, coordinate=tuple(_folded(c) for c in moved.coordinate), slot=_fold_slot(moved.slot)
-    )
+    moved = replace(moved, coordinate=tuple(_folded(c) for c in moved.coordinate), slot=_fold_slot(moved.slot))
     if last is None:
         return moved
     return s.If(
@@ -144,9 +139,7 @@ def _fold_slot(e: s.Expr | None) -> s.Expr | None:
 
 def _at_origin(n: s.Statement, tile: str, copy: s.Copy, var: str) -> s.Statement:
     """Say at each use which part of the tensor the stage holds: the copy no longer stands above it."""
-    moving = tuple(
-        (c.axis, c.start) for c in copy.coordinate if c.axis is not None and var in names_in(c.start)
-    )
+    moving = tuple((c.axis, c.start) for c in copy.coordinate if c.axis is not None and var in names_in(c.start))
     return map_operands(n, tile, lambda o: replace(o, at=moving))
 
 

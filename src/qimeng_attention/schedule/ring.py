@@ -1,4 +1,5 @@
-"""`ring K stages 2`: a tile gets several stages, and iteration i of the loop that fills it uses stage i % stages (exact)."""
+"""`ring K stages 2`: a tile gets several stages, and iteration i of the loop that fills it uses stage i % stages
+(exact)."""
 
 from __future__ import annotations
 
@@ -38,14 +39,10 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
 def _ring(kernel: s.Kernel, tile: str, stages: int, choice: s.Choice, checked: Checked) -> s.Kernel:
     shared = shared_names(checked)
     if tile not in shared:
-        raise unfit(
-            choice, f"no tile named {tile} lies in shared memory", f"take one of {', '.join(sorted(shared))}"
-        )
+        raise unfit(choice, f"no tile named {tile} lies in shared memory", f"take one of {', '.join(sorted(shared))}")
     position = find_loop(kernel, tile, shared)
     if position is None:
-        raise unfit(
-            choice, f"{tile} is filled outside of loops, a ring serves a loop", "remove it from this choice"
-        )
+        raise unfit(choice, f"{tile} is filled outside of loops, a ring serves a loop", "remove it from this choice")
     loop = kernel.body[position]
     assert isinstance(loop, s.For)
     body = list(kernel.body)

@@ -1,7 +1,7 @@
 """`split loop i where Mask is not all true`: only the tiles that a mask touches pay for it (exact).
 
-The stretch of iterations that no mask touches runs in a loop of its own, without the masks. Before and behind it the loop
-runs as it was.
+The stretch of iterations that no mask touches runs in a loop of its own, without the masks. Before and behind it the
+loop runs as it was.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`store O through shared over Q`: a result goes through shared memory, so that rows leave in pieces of 16 bytes (exact).
+"""`store O through shared over Q`: a result goes through shared memory, so that rows leave in pieces of 16 bytes
+(exact).
 
 The staging tile lies over a tile that is no longer needed, and has the type of the tensor.
 """
@@ -21,8 +22,14 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     if len(words) != 6 or words[2:5] != ("through", "shared", "over"):
         raise malformed(choice, FORM)
     tile, under = words[1], words[5]
-    position = next((i for i, n in enumerate(kernel.body) if isinstance(n, s.Copy) and n.name == tile and n.target == "global"
-                     and n.source == "register"), None)  # fmt: skip
+    position = next(
+        (
+            i
+            for i, n in enumerate(kernel.body)
+            if isinstance(n, s.Copy) and n.name == tile and n.target == "global" and n.source == "register"
+        ),
+        None,
+    )
     if position is None or under not in shared_names(checked):
         raise unfit(
             choice,
@@ -40,8 +47,7 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
             "stage it over a larger tile",
         )
     dims = tuple(
-        s.Dim(d.size, a.name if s.Name(a.name) != d.size else None)
-        for d, a in zip(copy.dims, source.axes, strict=True)
+        s.Dim(d.size, a.name if s.Name(a.name) != d.size else None) for d, a in zip(copy.dims, source.axes, strict=True)
     )
     made = s.Allocate(staged.name, "shared", dims, staged.dtype, swizzle=_swizzle(staged), over=under)
     out = replace(copy, name=staged.name, source="shared", to_name=copy.to_name or copy.name, above=())

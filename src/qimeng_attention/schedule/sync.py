@@ -30,9 +30,7 @@ from qimeng_attention.tl.traverse import map_blocks, names_in, statements
 from qimeng_attention.tl.types import Checked
 
 FORM = "copies async"
-MOST_POINTS = (
-    4  # barriers an iteration that are tried exactly; a loop with more gets one at each requirement's end
-)
+MOST_POINTS = 4  # barriers an iteration that are tried exactly; a loop with more gets one at each requirement's end
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,9 @@ class _Straight:
             return [replace(loop, body=body)]
         region, points = _region(loop), _points(loop, self.shared, self.checked)
         waiting = [i for i, x in enumerate(region) if reads(x, self.shared) & self.fresh]
-        late = bool(waiting) and not any(p <= waiting[0] for p in points)  # no point of the loop serves the first reader
+        late = bool(waiting) and not any(
+            p <= waiting[0] for p in points
+        )  # no point of the loop serves the first reader
         before_loop = self._point() if late else []
         made = self._with_points(loop, region, points)
         last = loop.ranges[-1].stop if loop.ranges else None
@@ -133,7 +133,9 @@ class _Straight:
             self.fresh = {tile for tile in self.fresh if self.only_if.get(tile) != last}
         behind = region[max(points) :] if points else region  # behind the last point
         self.read |= set().union(*[reads(x, self.shared) for x in behind])
-        self.fresh |= set().union(*[fills(x, self.shared) for x in behind if not isinstance(x, s.If) or _limit(x) != last])
+        self.fresh |= set().union(
+            *[fills(x, self.shared) for x in behind if not isinstance(x, s.If) or _limit(x) != last]
+        )
         return [*before_loop, made]
 
     def _with_points(self, loop: s.For, region: tuple[s.Statement, ...], points: list[int]) -> s.For:
@@ -180,7 +182,8 @@ def _limit(n: s.If) -> s.Expr | None:
 
 
 def _in_rounds(loop: s.For, shared: Shared) -> bool:
-    """Tell whether the copies and readers of an iteration stand in one row, so that iterations can be laid end to end."""
+    """Tell whether the copies and readers of an iteration stand in one row, so that iterations can be laid end to
+    end."""
     return not any(isinstance(n, s.For | s.If) and reads(n, shared) for n in _region(loop))
 
 
@@ -229,7 +232,8 @@ def _ahead(loop: s.For, tile: str, shared: Shared, checked: Checked) -> int:
 
 
 def _distance(copy: s.Statement, reader: s.Statement, tile: str, var: str, checked: Checked) -> int:
-    """Find how many iterations ahead of its reader a copy runs, from the coordinate and the origin the reader states."""
+    """Find how many iterations ahead of its reader a copy runs, from the coordinate and the origin the reader
+    states."""
     load = next(x for x in statements((copy,)) if isinstance(x, s.Copy))
     stated = {}
     if isinstance(reader, s.Gemm):
@@ -246,9 +250,7 @@ def _equal_after(copied: s.Expr, read: s.Expr, var: str, ahead: int, checked: Ch
     free = sorted((names_in(copied) | names_in(read)) - {var} - set(checked.fixed))
     values = {**checked.fixed, **{name: 3 + 7 * n for n, name in enumerate(free)}}
     try:
-        return all(
-            integer(copied, {**values, var: i}) == integer(read, {**values, var: i + ahead}) for i in (2, 5)
-        )
+        return all(integer(copied, {**values, var: i}) == integer(read, {**values, var: i + ahead}) for i in (2, 5))
     except (KeyError, ValueError, ZeroDivisionError):
         return False
 
@@ -258,14 +260,17 @@ def _points(loop: s.For, shared: Shared, checked: Checked) -> list[int]:
     needs = _needs(loop, shared, checked)
     candidates = sorted({x.latest for x in needs})
     for count in range(1, min(MOST_POINTS, len(candidates)) + 1):
-        choices = [
-            p for p in itertools.combinations(candidates, count) if all(x.places & set(p) for x in needs)
-        ]
+        choices = [p for p in itertools.combinations(candidates, count) if all(x.places & set(p) for x in needs)]
         if choices:
             return list(max(choices, key=sum))
     return candidates
 
 
-REWRITING = Rewriting("copies", "copies async", "copies async",
-                      "Lets copies run beside the computation, in groups, and puts in the waits and " "barriers that " "this " "needs.",
-                      "exact", apply)  # fmt: skip
+REWRITING = Rewriting(
+    "copies",
+    "copies async",
+    "copies async",
+    "Lets copies run beside the computation, in groups, and puts in the waits and barriers that this needs.",
+    "exact",
+    apply,
+)

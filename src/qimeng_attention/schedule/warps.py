@@ -1,4 +1,5 @@
-"""`warps 4 along q, 2 blocks an SM`: how many warps run a block, and which axis of the register tiles they divide (exact)."""
+"""`warps 4 along q, 2 blocks an SM`: how many warps run a block, and which axis of the register tiles they divide
+(exact)."""
 
 from __future__ import annotations
 
@@ -21,13 +22,9 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
         raise malformed(choice, FORM)
     count, axis = number(words[1], choice, FORM), words[3]
     blocks = s.Num(number(words[5], choice, FORM)) if len(words) == 9 else None
-    rows = {
-        t.axes[0].size for t in checked.tiles.values() if t.space == "register" and t.axes[0].name == axis
-    }
+    rows = {t.axes[0].size for t in checked.tiles.values() if t.space == "register" and t.axes[0].name == axis}
     if not rows:
-        raise unfit(
-            choice, f"no register tile has rows along {axis}", "name the axis of the accumulators' rows"
-        )
+        raise unfit(choice, f"no register tile has rows along {axis}", "name the axis of the accumulators' rows")
     if count < 1 or any(r % (count * ROWS_A_WARP) for r in rows):
         raise unfit(
             choice,

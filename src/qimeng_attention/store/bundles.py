@@ -81,9 +81,7 @@ def _check_files(files: Mapping[str, bytes]) -> None:
             raise BundleError(f"a bundle without {name} is incomplete", hint=f"pass {name}", file=name)
     for name in files:
         if not is_file_name(name):
-            raise BundleError(
-                f"{name!r} is no file of a bundle", hint="headers are named NAME.cuh", file=name
-            )
+            raise BundleError(f"{name!r} is no file of a bundle", hint="headers are named NAME.cuh", file=name)
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:

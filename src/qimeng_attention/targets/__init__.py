@@ -68,8 +68,11 @@ class Target:
             raise SpecError(
                 f"{self.name} ({self.arch}) has no {capability}",
                 hint=f"use a schedule without {capability}, or one of {', '.join(able)}",
-                field="capability", value=capability, allowed=sorted(self.capabilities), nearest=None,
-            )  # fmt: skip
+                field="capability",
+                value=capability,
+                allowed=sorted(self.capabilities),
+                nearest=None,
+            )
 
 
 def names() -> list[str]:

@@ -98,24 +98,54 @@ _B_8X16 = Fragment(8, 16, _PAIRS, ((2, 0, 1), (2, 0, 8)))
 
 MMA_ATOMS: tuple[MmaAtom, ...] = (
     MmaAtom(
-        "m16n8k8 fp16", "SM75_16x8x8_F32F16F16F32_TN", "mma m16n8k8", "fp16", 16, 8, 8,
-        a=_ACCUMULATOR, b=Fragment(8, 8, _PAIRS, ((2, 0, 1),)), c=_ACCUMULATOR,
+        "m16n8k8 fp16",
+        "SM75_16x8x8_F32F16F16F32_TN",
+        "mma m16n8k8",
+        "fp16",
+        16,
+        8,
+        8,
+        a=_ACCUMULATOR,
+        b=Fragment(8, 8, _PAIRS, ((2, 0, 1),)),
+        c=_ACCUMULATOR,
     ),
     MmaAtom(
-        "m16n8k16 fp16", "SM80_16x8x16_F32F16F16F32_TN", "mma m16n8k16", "fp16", 16, 8, 16,
-        a=_A_16X16, b=_B_8X16, c=_ACCUMULATOR,
+        "m16n8k16 fp16",
+        "SM80_16x8x16_F32F16F16F32_TN",
+        "mma m16n8k16",
+        "fp16",
+        16,
+        8,
+        16,
+        a=_A_16X16,
+        b=_B_8X16,
+        c=_ACCUMULATOR,
     ),
     MmaAtom(
-        "m16n8k16 bf16", "SM80_16x8x16_F32BF16BF16F32_TN", "mma m16n8k16", "bf16", 16, 8, 16,
-        a=_A_16X16, b=_B_8X16, c=_ACCUMULATOR,
+        "m16n8k16 bf16",
+        "SM80_16x8x16_F32BF16BF16F32_TN",
+        "mma m16n8k16",
+        "bf16",
+        16,
+        8,
+        16,
+        a=_A_16X16,
+        b=_B_8X16,
+        c=_ACCUMULATOR,
     ),
     MmaAtom(
-        "m16n8k32 fp8", "SM89_16x8x32_F32E4M3E4M3F32_TN", "fp8", "fp8", 16, 8, 32,
+        "m16n8k32 fp8",
+        "SM89_16x8x32_F32E4M3E4M3F32_TN",
+        "fp8",
+        "fp8",
+        16,
+        8,
+        32,
         a=Fragment(16, 32, _QUADS, ((4, 0, 1), (2, 8, 0), (2, 0, 16))),
         b=Fragment(8, 32, _QUADS, ((4, 0, 1), (2, 0, 16))),
         c=_ACCUMULATOR,
     ),
-)  # fmt: skip
+)
 
 _LDMATRIX = Fragment(32, 8, _PAIRS, ((2, 0, 1), (4, 8, 0)))  # lane i gives the address of row i
 _LDMATRIX_TRANSPOSED = Fragment(32, 8, ((4, 2, 0), (8, 0, 1)), ((2, 1, 0), (4, 8, 0)))
@@ -123,15 +153,22 @@ _LDMATRIX_TRANSPOSED = Fragment(32, 8, ((4, 2, 0), (8, 0, 1)), ((2, 1, 0), (4, 8
 COPY_ATOMS: tuple[CopyAtom, ...] = (
     CopyAtom("ldmatrix x4", "SM75_U32x4_LDSM_N", "ldmatrix", "shared", "register", 16, 16, _LDMATRIX),
     CopyAtom(
-        "ldmatrix x4 transposed", "SM75_U16x8_LDSM_T", "ldmatrix",
-        "shared", "register", 16, 16, _LDMATRIX_TRANSPOSED,
+        "ldmatrix x4 transposed",
+        "SM75_U16x8_LDSM_T",
+        "ldmatrix",
+        "shared",
+        "register",
+        16,
+        16,
+        _LDMATRIX_TRANSPOSED,
     ),
     CopyAtom("cp.async 16", "SM80_CP_ASYNC_CACHEGLOBAL<uint128_t>", "async copy", "global", "shared", 16, 16),
-    CopyAtom("cp.async 16 or zero", "SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>", "async copy",
-             "global", "shared", 16, 16),
+    CopyAtom(
+        "cp.async 16 or zero", "SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>", "async copy", "global", "shared", 16, 16
+    ),
     CopyAtom("tma load", "SM90_TMA_LOAD", "tma", "global", "shared", 0, 16),
     CopyAtom("tma store", "SM90_TMA_STORE", "tma", "shared", "global", 0, 16),
-)  # fmt: skip
+)
 
 _WGMMA_TYPES = {"fp16": ("F16F16", 16), "bf16": ("BF16BF16", 16), "fp8": ("E4M3E4M3", 32)}
 

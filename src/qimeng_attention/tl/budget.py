@@ -43,8 +43,15 @@ def check_budget(scope: Scope, span: Span, threads: int) -> None:
     used = shared_bytes(scope.tiles)
     if used > scope.target.shared_per_block_bytes:
         largest = max((t for t in scope.tiles.values() if t.space == "shared"), key=lambda t: t.bytes)
-        scope.report("TL501", span, f"the block needs {used:,} bytes of shared memory, " f"{scope.target.name} " "has " f"{scope.target.shared_per_block_bytes:,}",
-                     f"{largest.name} takes {largest.bytes:,}: fewer stages or a smaller tile")  # fmt: skip
+        scope.report(
+            "TL501",
+            span,
+            f"the block needs {used:,} bytes of shared memory, "
+            f"{scope.target.name} "
+            "has "
+            f"{scope.target.shared_per_block_bytes:,}",
+            f"{largest.name} takes {largest.bytes:,}: fewer stages or a smaller tile",
+        )
     needed = registers_a_thread({n: t for n, t in scope.tiles.items() if n in _held_together(scope)}, threads)
     if needed > scope.target.max_registers_per_thread:
         scope.report(
@@ -70,8 +77,12 @@ def check_role_registers(kernel: s.Kernel, scope: Scope, threads: int) -> None:
     asked = sum(_instances(n, scope) * threads * (scope.constant(n.registers or s.Num(0)) or 0) for n in roles)
     if asked > scope.target.registers_per_sm:
         most = f"{scope.target.name} has {scope.target.registers_per_sm:,}"
-        scope.report("TL502", roles[-1].span, f"the roles ask for {asked:,} registers, {most}",
-                     "give a role fewer registers, or fewer instances")  # fmt: skip
+        scope.report(
+            "TL502",
+            roles[-1].span,
+            f"the roles ask for {asked:,} registers, {most}",
+            "give a role fewer registers, or fewer instances",
+        )
 
 
 def _instances(role: s.Role, scope: Scope) -> int:

@@ -162,7 +162,9 @@ class LineBuilder(Transformer[Token, Any]):
             key, value = option.data, option.children[0]
             if key == "swizzle" and len(value) > 9:
                 raise BadNumber(str(value), value)
-            extra[key] = int(value) if key == "swizzle" else str(value) if key in ("view", "over", "contiguous") else value
+            extra[key] = (
+                int(value) if key == "swizzle" else str(value) if key in ("view", "over", "contiguous") else value
+            )
         dtype = None if dtype is None else str(dtype)
         return s.Allocate(str(name), str(space), dims, dtype, init, span=self._span(meta), **extra)
 
@@ -175,13 +177,18 @@ class LineBuilder(Transformer[Token, Any]):
         options = {str(x.data): x.children for x in rest if isinstance(x, Tree)}
         signals = options.get("async_copy", [None, None])
         return s.Copy(
-            str(name), spaces[0], spaces[1], dims, coordinate, to_name,
+            str(name),
+            spaces[0],
+            spaces[1],
+            dims,
+            coordinate,
+            to_name,
             slot=cast(Any, options["slot"][0]) if "slot" in options else None,
             asynchronous="async_copy" in options,
             signals=None if signals[0] is None else f"{signals[0]}.{signals[1]}",
             accumulate="accumulate" in options,
             span=self._span(meta),
-        )  # fmt: skip
+        )
 
     def gemm(self, meta: Any, c: list[Any]) -> s.Statement:
         a, b, mode, out, flag = c

@@ -59,9 +59,7 @@ def check(
     return checked
 
 
-def check_text(
-    text: str, *, target: str | None = None, file: str = "<tl>", model: bool = True
-) -> list[Checked]:
+def check_text(text: str, *, target: str | None = None, file: str = "<tl>", model: bool = True) -> list[Checked]:
     """Parse and check a TL text; a text that does not parse is not checked, for half a program has no meaning.
 
     Raises:
@@ -128,26 +126,30 @@ def _target(kernel: s.Kernel, override: str | None, scope: Scope) -> Target | No
     try:
         return targets.get(name)
     except SpecError as error:
-        scope.report(
-            "TL505", kernel.span, error.message, error.hint or f"take one of {', '.join(targets.names())}"
-        )
+        scope.report("TL505", kernel.span, error.message, error.hint or f"take one of {', '.join(targets.names())}")
         return None
 
 
 def _check_whole(kernel: s.Kernel, scope: Scope) -> None:
     """Check what concerns the kernel as a whole."""
     if scope.grid is None:
-        scope.report(
-            "TL100", kernel.span, "the kernel has no Grid", "add `Grid block = 0 : ceildiv(Sq, BM), ...`"
-        )
+        scope.report("TL100", kernel.span, "the kernel has no Grid", "add `Grid block = 0 : ceildiv(Sq, BM), ...`")
     if not any(isinstance(n, s.Copy) and n.target == "global" for n in statements(kernel.body)):
-        scope.report("TL206", kernel.span, "the kernel stores nothing, expected a Copy to global memory",
-                     "end it with `Copy O (BM, D) in coordinate [...] from register to global Out`")  # fmt: skip
+        scope.report(
+            "TL206",
+            kernel.span,
+            "the kernel stores nothing, expected a Copy to global memory",
+            "end it with `Copy O (BM, D) in coordinate [...] from register to global Out`",
+        )
     behind = next((i for i, n in enumerate(kernel.body) if isinstance(n, s.Role)), len(kernel.body))
     for n in kernel.body[behind:]:
         if not isinstance(n, s.Role):
-            scope.report("TL209", n.span, "this statement stands behind a role, expected inside one or above them",
-                         "move it into the role that should run it")  # fmt: skip
+            scope.report(
+                "TL209",
+                n.span,
+                "this statement stands behind a role, expected inside one or above them",
+                "move it into the role that should run it",
+            )
     for n in kernel.body:
         if isinstance(n, s.Allocate) and n.space == "global" and n.name not in [*scope.read, *scope.written]:
             scope.report("TL206", n.span, f"tensor {n.name} is never used", "remove its Allocate, or use it", "warning")
@@ -176,8 +178,19 @@ def _checked(kernel: s.Kernel, level: str, scope: Scope) -> Checked:
     inputs = tuple(n for n in scope.tensors if n in scope.read and n not in outputs)
     warps = scope.warps
     return Checked(
-        kernel, level, tuple(scope.sizes), dict(scope.fixed), dict(scope.scalars), dict(scope.tensors), dict(scope.tiles),
-        inputs, outputs, scope.grid, scope.target.name if scope.target else kernel.target,
-        (scope.constant(warps.count) or DEFAULT_WARPS) if warps else DEFAULT_WARPS, warps.axis if warps else "",
-        scope.constant(warps.blocks) if warps and warps.blocks is not None else None, tuple(scope.findings),
-    )  # fmt: skip
+        kernel,
+        level,
+        tuple(scope.sizes),
+        dict(scope.fixed),
+        dict(scope.scalars),
+        dict(scope.tensors),
+        dict(scope.tiles),
+        inputs,
+        outputs,
+        scope.grid,
+        scope.target.name if scope.target else kernel.target,
+        (scope.constant(warps.count) or DEFAULT_WARPS) if warps else DEFAULT_WARPS,
+        warps.axis if warps else "",
+        scope.constant(warps.blocks) if warps and warps.blocks is not None else None,
+        tuple(scope.findings),
+    )

@@ -50,8 +50,10 @@ def places(copy: s.Copy, extents: Sequence[int], dims: Sequence[str]) -> list[Pl
         start = mul(entries[0].start, copy.dims[0].size) if copy.dims else entries[0].start
         entries = [s.Coordinate(start, dims[0], entries[0].stop, entries[0].at)] if dims else entries
     elif any(entry.axis == TILE_INDEX for entry in entries):
-        raise CoordinateError("`L` counts tiles along the first axis and stands alone: `[L = i]`",
-                              "name the axis and count elements, as `k = i * BN`")  # fmt: skip
+        raise CoordinateError(
+            "`L` counts tiles along the first axis and stands alone: `[L = i]`",
+            "name the axis and count elements, as `k = i * BN`",
+        )
     if len(entries) > len(dims):
         raise CoordinateError(
             f"the coordinate has {len(entries)} entries, {copy_tensor(copy)} has {len(dims)} dimension(s)",
@@ -65,8 +67,10 @@ def places(copy: s.Copy, extents: Sequence[int], dims: Sequence[str]) -> list[Pl
             found.append(Place("index", entry.start))
             continue
         if not left:
-            raise CoordinateError(f"the shape has {len(extents)} extent(s), the coordinate asks for more",
-                                  "give one extent for each named or whole dimension")  # fmt: skip
+            raise CoordinateError(
+                f"the shape has {len(extents)} extent(s), the coordinate asks for more",
+                "give one extent for each named or whole dimension",
+            )
         size = left.pop(0)
         if entry is None:
             found.append(Place("whole", num(0), dim, size))

@@ -100,9 +100,9 @@ def _reads_for_control(checked: Checked) -> bool:
     for n in statements(checked.kernel.body):
         if isinstance(n, s.Let) and names_in(n.value) & loaded:
             loaded.add(n.name)
-        elif isinstance(n, s.If) and names_in(n.condition) & loaded:
-            return True
-        elif isinstance(n, s.Copy) and n.target == "global" and names_in(n.coordinate) & loaded:
+        elif (isinstance(n, s.If) and names_in(n.condition) & loaded) or (
+            isinstance(n, s.Copy) and n.target == "global" and names_in(n.coordinate) & loaded
+        ):
             return True
     return False
 
@@ -128,7 +128,8 @@ def _check_coverage(machine: Machine, index: dict[str, int]) -> None:
                 raise Fault(
                     "TL303",
                     span,
-                    f"{axis} = {start} : {start + size} is summed over again in the block at {_point(index)}, expected once",
+                    f"{axis} = {start} : {start + size} is summed over again in the "
+                    f"block at {_point(index)}, expected once",
                     "let the loop and the coordinate visit each tile once",
                 )
             part[:] = True
@@ -170,8 +171,12 @@ def _summed_axes(machine: Machine) -> Iterator[tuple[str, int]]:
     axes = {checked.tiles[n.b.name].axis_names[1 if n.b.transposed else 0] for n in sums}
     loads = [n for n in body if isinstance(n, s.Copy) and n.source == "global"]
     for axis in sorted(axes):
-        entries = [(c, d) for n in loads for c, d in zip(n.coordinate, checked.tensors[n.name].dims, strict=False)
-                   if c.axis == axis]  # fmt: skip
+        entries = [
+            (c, d)
+            for n in loads
+            for c, d in zip(n.coordinate, checked.tensors[n.name].dims, strict=False)
+            if c.axis == axis
+        ]
         gathered = any(c.at is not None or names_in(c.start) & set(checked.tensors) for c, _ in entries)
         whole = [d for c, d in entries if c.stop is None]
         if gathered or not whole:
@@ -190,8 +195,9 @@ def _needed(machine: Machine, axis: str, extent: int, index: dict[str, int]) -> 
     undecided = np.zeros(extent, bool)
     if not rows or any(len(r) == 0 for r in rows.values()) or prod(map(len, rows.values())) * extent > MOST_ELEMENTS:
         return undecided
-    masks = [n.condition for n in statements(checked.kernel.body)
-             if isinstance(n, s.Mask) and axis in names_in(n.condition)]  # fmt: skip
+    masks = [
+        n.condition for n in statements(checked.kernel.body) if isinstance(n, s.Mask) and axis in names_in(n.condition)
+    ]
     visible: Array = np.ones(extent, bool) if not masks else np.zeros(extent, bool)
     for condition in masks:
         machine.spend(extent)

@@ -82,22 +82,34 @@ def boolean(e: s.Expr, ints: Mapping[str, int]) -> bool:
 
 
 _INTEGER_OPS: dict[str, Any] = {
-    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
-    "//": lambda a, b: a // b, "%": lambda a, b: a % b,
-}  # fmt: skip
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "//": lambda a, b: a // b,
+    "%": lambda a, b: a % b,
+}
 _INTEGER_CALLS: dict[str, Any] = {
-    "min": min, "max": max, "clamp": lambda x, a, b: min(max(x, a), b), "ceildiv": lambda a, b: -(-a // b), "abs": abs,
-}  # fmt: skip
+    "min": min,
+    "max": max,
+    "clamp": lambda x, a, b: min(max(x, a), b),
+    "ceildiv": lambda a, b: -(-a // b),
+    "abs": abs,
+}
 _COMPARISONS: dict[str, Any] = {
-    "<": lambda a, b: a < b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b, "==": lambda a, b: a == b, "!=": lambda a, b: a != b,
-}  # fmt: skip
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+}
 
 
 class Environment:
     """What an expression may read: numbers of the block, tiles with their axes, index ranges, named tensors.
 
-    `double` evaluates floating arithmetic in float64, as the judge's reference does; else it is float32, as in registers.
+    `double` evaluates floating arithmetic in float64, as the judge's reference does; else it is float32, as in
+    registers.
     """
 
     def __init__(
@@ -214,9 +226,7 @@ class Environment:
 
 
 def _is_float(v: Value) -> bool:
-    return isinstance(v.data, float) or (
-        hasattr(v.data, "dtype") and np.issubdtype(v.data.dtype, np.floating)
-    )
+    return isinstance(v.data, float) or (hasattr(v.data, "dtype") and np.issubdtype(v.data.dtype, np.floating))
 
 
 def _safe_division(op: str) -> Any:
@@ -269,9 +279,17 @@ def _double(function: str, x: Array) -> Array:
     """Evaluate a function in float64, for the reference."""
     with np.errstate(all="ignore"):
         meanings: dict[str, Any] = {
-            "exp": np.exp, "exp2": np.exp2, "ln": np.log, "log2": np.log2, "tanh": np.tanh, "sqrt": np.sqrt,
-            "sigmoid": lambda t: np.where(t >= 0, 1 / (1 + np.exp(-np.abs(t))), np.exp(-np.abs(t)) / (1 + np.exp(-np.abs(t)))),
-            "softplus": lambda t: np.logaddexp(0, t), "rsqrt": lambda t: 1 / np.sqrt(t),
-        }  # fmt: skip
+            "exp": np.exp,
+            "exp2": np.exp2,
+            "ln": np.log,
+            "log2": np.log2,
+            "tanh": np.tanh,
+            "sqrt": np.sqrt,
+            "sigmoid": lambda t: np.where(
+                t >= 0, 1 / (1 + np.exp(-np.abs(t))), np.exp(-np.abs(t)) / (1 + np.exp(-np.abs(t)))
+            ),
+            "softplus": lambda t: np.logaddexp(0, t),
+            "rsqrt": lambda t: 1 / np.sqrt(t),
+        }
         result: Array = meanings[function](x)
     return result

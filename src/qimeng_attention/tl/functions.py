@@ -53,9 +53,7 @@ def _ceildiv(a: Any, b: Any) -> Any:
 
 _TABLE = [
     Function("exp", (1, 1), _f32(np.exp), "float", "e to the x"),
-    Function(
-        "exp2", (1, 1), _f32(np.exp2), "float", "2 to the x: one instruction of the special-function unit"
-    ),
+    Function("exp2", (1, 1), _f32(np.exp2), "float", "2 to the x: one instruction of the special-function unit"),
     Function("ln", (1, 1), _f32(np.log), "float", "natural logarithm; -inf at 0"),
     Function("log2", (1, 1), _f32(np.log2), "float", "logarithm to base 2; -inf at 0"),
     Function("tanh", (1, 1), _f32(_tanh), "float", "hyperbolic tangent"),
@@ -98,6 +96,4 @@ FUNCTIONS: dict[str, Function] = {f.name: f for f in _TABLE}
 REDUCTIONS = frozenset({"RowMax", "RowSum", "LaneSum"})
 CONSTANTS: dict[str, float] = {"log2e": float(np.log2(np.e)), "ln2": float(np.log(2.0)), "inf": float("inf")}
 WORD_OPERATORS = {"Add": "+", "Subtract": "-", "Multiply": "*", "Divide": "/"}  # the paper's word forms
-LANES_A_ROW = (
-    4  # lanes of a warp that share a row of an MMA accumulator (PTX ISA, mma.m16n8 and wgmma fragments)
-)
+LANES_A_ROW = 4  # lanes of a warp that share a row of an MMA accumulator (PTX ISA, mma.m16n8 and wgmma fragments)

@@ -20,14 +20,23 @@ from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
 
 
-def interpret(checked: Checked, sizes: Mapping[str, int], inputs: Mapping[str, Array], scalars: Mapping[str, float] | None = None,
-              *, seed: int = 0, source: str = "", file: str = "<tl>") -> dict[str, Array]:  # fmt: skip
+def interpret(
+    checked: Checked,
+    sizes: Mapping[str, int],
+    inputs: Mapping[str, Array],
+    scalars: Mapping[str, float] | None = None,
+    *,
+    seed: int = 0,
+    source: str = "",
+    file: str = "<tl>",
+) -> dict[str, Array]:
     """Run a program on one set of inputs.
 
     Args:
         checked: the program.
         sizes: a value for each run-time size.
-        inputs: a float32 (or integer) array for each input tensor, in its declared shape; values are rounded to its type.
+        inputs: a float32 (or integer) array for each input tensor, in its declared shape; values are rounded to its
+        type.
         scalars: a value for each Scalar.
         seed: of the order in which roles interleave and copies complete.
 
@@ -137,7 +146,14 @@ def check_written(machine: Machine) -> None:
             continue
         if np.any(counts == 0):
             where = ", ".join(str(int(i)) for i in np.argwhere(counts == 0)[0])
-            stores = [n for n in statements(machine.checked.kernel.body)
-                      if isinstance(n, s.Copy) and n.target == "global" and copy_tensor(n) == name]  # fmt: skip
-            raise Fault("TL301", stores[-1].span, f"{name}[{where}] is never written",
-                        "let the Grid and the coordinates cover the whole output")  # fmt: skip
+            stores = [
+                n
+                for n in statements(machine.checked.kernel.body)
+                if isinstance(n, s.Copy) and n.target == "global" and copy_tensor(n) == name
+            ]
+            raise Fault(
+                "TL301",
+                stores[-1].span,
+                f"{name}[{where}] is never written",
+                "let the Grid and the coordinates cover the whole output",
+            )

@@ -1,4 +1,5 @@
-"""Lists of blocks (rule 8): an index of -1 in a list skips the iteration. Written out as `if` before anything else looks.
+"""Lists of blocks (rule 8): an index of -1 in a list skips the iteration. Written out as `if` before anything else
+looks.
 
 A list is an element of a tensor that the loop's variable picks and that says where a Copy starts, directly or through a
 Let: `Copy K (BN, D) in coordinate [batch, k = Idx[batch, j] * BN]` in a loop over j. An element behind `at` is no list:

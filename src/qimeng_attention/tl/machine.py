@@ -132,7 +132,9 @@ class Strand:
                     raise
                 return read(self.environment().evaluate(e).data)  # it reads an element of a tensor
         except KeyError as missing:
-            raise Fault("TL101", place, f"{missing.args[0]} has no value here", "give it one on every path to this line") from None
+            raise Fault(
+                "TL101", place, f"{missing.args[0]} has no value here", "give it one on every path to this line"
+            ) from None
         except ZeroDivisionError:
             raise Fault("TL107", place, "division by zero", "guard the divisor, as with max(x, 1)") from None
         except (TooLarge, OverflowError):
@@ -154,11 +156,20 @@ class Strand:
                     start = register.origin[axis.name]
                     known = indices.get(axis.name)
                     if known is not None and (len(known) == 0 or known[0] != start):
-                        raise Fault("TL105", span or Span(), f"axis {axis.name} begins at {known[0]} in " "one operand and at " f"{start} in another",
-                                    "combine tiles that lie at the same place")  # fmt: skip
+                        raise Fault(
+                            "TL105",
+                            span or Span(),
+                            f"axis {axis.name} begins at {known[0]} in one operand and at {start} in another",
+                            "combine tiles that lie at the same place",
+                        )
                     indices[axis.name] = start + np.arange(axis.size)
-        for axis in {a for n in sorted(names or ()) if n in self.machine.checked.tiles
-                     for a in self.machine.checked.tiles[n].axes if a.name not in indices}:  # fmt: skip
+        for axis in {
+            a
+            for n in sorted(names or ())
+            if n in self.machine.checked.tiles
+            for a in self.machine.checked.tiles[n].axes
+            if a.name not in indices
+        }:
             place = self._place_of(axis)
             if place is not None:
                 indices[axis.name] = place + np.arange(axis.size)
@@ -167,7 +178,8 @@ class Strand:
         return environment
 
     def _place_of(self, axis: Axis) -> int | None:
-        """Find where an axis begins from a shared tile that lies whole along it: a loop that never ran gave no place."""
+        """Find where an axis begins from a shared tile that lies whole along it: a loop that never ran gave no
+        place."""
         starts = {
             slot.origin[axis.name]
             for name, slots in self.block.shared.items()
@@ -192,11 +204,19 @@ class Strand:
         """Give a register tile, whose GEMM must be over."""
         register = self.registers.get(name)
         if register is None:
-            raise Fault("TL204", span, f"tile {name} is read, but no line has filled it on this path",
-                        f"give {name} an initial value in its Allocate, or fill it before the loop or branch")  # fmt: skip
+            raise Fault(
+                "TL204",
+                span,
+                f"tile {name} is read, but no line has filled it on this path",
+                f"give {name} an initial value in its Allocate, or fill it before the loop or branch",
+            )
         if register.pending:
-            raise Fault("TL406", span, f"{name} is read while the asynchronous GEMM that makes it may " "still run",
-                        "put `Wait gemm pending ...` before this line")  # fmt: skip
+            raise Fault(
+                "TL406",
+                span,
+                f"{name} is read while the asynchronous GEMM that makes it may still run",
+                "put `Wait gemm pending ...` before this line",
+            )
         return register
 
     def write_register(
@@ -214,8 +234,12 @@ class Strand:
         pending = name in self.registers and self.registers[name].pending
         if pending or any(name in g.operands for g in self.gemms):
             verb = "write" if pending else "read"
-            raise Fault("TL406", span, f"{name} is overwritten while an asynchronous GEMM may still {verb} it",
-                        "put `Wait gemm pending ...` before this line")  # fmt: skip
+            raise Fault(
+                "TL406",
+                span,
+                f"{name} is overwritten while an asynchronous GEMM may still {verb} it",
+                "put `Wait gemm pending ...` before this line",
+            )
 
     # -------------------------------------------------------------- shared memory
     def slot(self, name: str, e: s.Expr | None, span: Span, end: str = "consumer") -> Slot:
@@ -225,8 +249,12 @@ class Strand:
         if e is not None:
             n = self.integer(e, span)
             if not 0 <= n < len(slots):
-                raise Fault("TL408", span, f"slot {n} of {name} does not exist, it has {len(slots)} stage(s)",
-                            f"take the slot modulo {len(slots)}")  # fmt: skip
+                raise Fault(
+                    "TL408",
+                    span,
+                    f"slot {n} of {name} does not exist, it has {len(slots)} stage(s)",
+                    f"take the slot modulo {len(slots)}",
+                )
             return slots[n]
         return slots[self.cursor.get((kind.view or name, end), 0) % len(slots)]
 
@@ -291,18 +319,26 @@ class Machine:
             who = f"{t.name} {t.instance}".strip() if t.name else "the block"
             if t.stores:
                 name, _, place = t.stores[-1]
-                raise Fault("TL404", place, f"{who} ends while an asynchronous store may still read {name}",
-                            "put `Wait stores pending 0` behind the last store")  # fmt: skip
+                raise Fault(
+                    "TL404",
+                    place,
+                    f"{who} ends while an asynchronous store may still read {name}",
+                    "put `Wait stores pending 0` behind the last store",
+                )
             for ring in sorted(t.consumes & self.rings):
                 fills = max(x.cursor.get((ring, "producer"), 0) for x in strands)
                 uses = t.cursor.get((ring, "consumer"), 0)
                 if uses != fills:
-                    raise Fault("TL404", t.places.get(ring, Span()),
-                                f"{ring} was filled {fills} time(s), but {who} released it {uses} time(s)",
-                                f"pair each fill with one `Wait {ring}.full` and one `Release {ring}`")  # fmt: skip
+                    raise Fault(
+                        "TL404",
+                        t.places.get(ring, Span()),
+                        f"{ring} was filled {fills} time(s), but {who} released it {uses} time(s)",
+                        f"pair each fill with one `Wait {ring}.full` and one `Release {ring}`",
+                    )
 
     def persistent_tiles(self, _: dict[str, int]) -> Iterator[dict[str, int]]:
-        """Give the points of the grid that a persistent block visits; here one block visits all, in the grid's order."""
+        """Give the points of the grid that a persistent block visits; here one block visits all, in the grid's
+        order."""
         ints = {**self.sizes, **self.checked.fixed}
         dims = self.checked.grid.dims[::-1]  # the first index varies fastest
         ranges = [range(integer(d.start, ints), integer(d.stop, ints)) for d in dims]
@@ -312,11 +348,7 @@ class Machine:
 
     def _instances(self, role: s.Role, main: Strand) -> list[Strand]:
         span = role.range
-        numbers = (
-            range(main.integer(span.start, role.span), main.integer(span.stop, role.span))
-            if span
-            else range(1)
-        )
+        numbers = range(main.integer(span.start, role.span), main.integer(span.stop, role.span)) if span else range(1)
         ends = [n for n in _inside(role.body) if isinstance(n, s.Release | s.Wait)]
         rings = frozenset(n.ring for n in ends if n.ring and not (isinstance(n, s.Wait) and n.kind == "empty"))
         strands = []
@@ -358,8 +390,12 @@ class Machine:
             if idle > STEPS_BETWEEN_PROGRESS or (idle > 0 and len(alive) == 1 and not block.arrivals):
                 where = waiting.get(pick, Span())
                 others = ", ".join(f"line {waiting[n].line}" for n in alive if n in waiting)
-                raise Fault("TL409", where, f"deadlock: every strand waits ({others})",
-                            "signal or release what is waited for, on every path")  # fmt: skip
+                raise Fault(
+                    "TL409",
+                    where,
+                    f"deadlock: every strand waits ({others})",
+                    "signal or release what is waited for, on every path",
+                )
 
 
 def _inside(body: tuple[s.Statement, ...]) -> list[s.Statement]:

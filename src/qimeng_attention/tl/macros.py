@@ -77,8 +77,12 @@ class _Expansion:
         """Report the use of a macro that is still there: it uses itself."""
         if not isinstance(n, s.Apply) or not self.knows(n):
             return n
-        self.report("TL109", f"{n.operator} uses itself, or lies in more than {MAX_DEPTH} macros",
-                    "a macro may use only macros that end", n.span)  # fmt: skip
+        self.report(
+            "TL109",
+            f"{n.operator} uses itself, or lies in more than {MAX_DEPTH} macros",
+            "a macro may use only macros that end",
+            n.span,
+        )
         return ()
 
     def written_out(self, n: s.Statement) -> s.Statement | tuple[s.Statement, ...]:
@@ -94,8 +98,12 @@ class _Expansion:
         tiles |= {name: self._fresh(name) for name in _locals(define)}
         body = _put_in(with_span(define.body, n.span), tiles, dict(zip(define.params, n.params, strict=True)))
         if depth(body) > MAX_EXPRESSION:
-            self.report("TL005", f"an expression that {n.operator} writes out is more than {MAX_EXPRESSION} "
-                        "operations deep", "compute a part of it first", n.span)  # fmt: skip
+            self.report(
+                "TL005",
+                f"an expression that {n.operator} writes out is more than {MAX_EXPRESSION} operations deep",
+                "compute a part of it first",
+                n.span,
+            )
             return ()
         if body and (n.above or n.comment):
             body = (replace(body[0], above=(*n.above, *([n.comment] if n.comment else []))), *body[1:])
@@ -114,13 +122,18 @@ class _Expansion:
             )
             return False
         if n.out is not None:
-            self.report("TL108", f"{define.name} changes its tiles in place, found `and get {n.out}`",
-                        f"write `{form}`", n.span)  # fmt: skip
+            self.report(
+                "TL108", f"{define.name} changes its tiles in place, found `and get {n.out}`", f"write `{form}`", n.span
+            )
             return False
         for formal, actual in zip(define.args, n.args, strict=True):
             if not isinstance(actual, s.Name):
-                self.report("TL108", f"{define.name} takes the name of a tile for {formal}, found an expression",
-                            "compute it into a tile first, and name that", n.span)  # fmt: skip
+                self.report(
+                    "TL108",
+                    f"{define.name} takes the name of a tile for {formal}, found an expression",
+                    "compute it into a tile first, and name that",
+                    n.span,
+                )
                 return False
         return True
 
@@ -128,8 +141,9 @@ class _Expansion:
         values = sum(1 for _ in expressions(n.params))
         self.left -= sum(1 + values * sum(1 for _ in expressions(x)) for x in statements(define.body))
         if self.left < 0 and not any(f.code == "TL005" for f in self.findings):
-            self.report("TL005", "the kernel is too long once its macros are written out",
-                        "use fewer or smaller macros", n.span)  # fmt: skip
+            self.report(
+                "TL005", "the kernel is too long once its macros are written out", "use fewer or smaller macros", n.span
+            )
         return self.left >= 0
 
     def _fresh(self, name: str) -> str:
@@ -169,13 +183,17 @@ def _put_in(body: tuple[s.Statement, ...], tiles: dict[str, str], values: dict[s
 
 def _word_operator(n: s.Apply, findings: list[Diagnostic]) -> s.Statement | tuple[s.Statement, ...]:
     if len(n.args) != 2 or n.params:
-        findings.append(Diagnostic("TL108", f"{n.operator} takes two operands, found {len(n.args)}",
-                                   f"write `Compute {n.operator} A, x and get new A`", n.span))  # fmt: skip
+        findings.append(
+            Diagnostic(
+                "TL108",
+                f"{n.operator} takes two operands, found {len(n.args)}",
+                f"write `Compute {n.operator} A, x and get new A`",
+                n.span,
+            )
+        )
         return ()
     if n.out is None:
-        findings.append(
-            Diagnostic("TL108", f"{n.operator} gives its result to nothing", "add `and get new A`", n.span)
-        )
+        findings.append(Diagnostic("TL108", f"{n.operator} gives its result to nothing", "add `and get new A`", n.span))
         return ()
     value = s.Binary(WORD_OPERATORS[n.operator], n.args[0], n.args[1], span=n.span)
     return s.Compute(value, n.out, n.new, span=n.span, above=n.above, comment=n.comment)

@@ -28,17 +28,55 @@ MAX_NESTING = 60  # brackets in a line and blocks in a file; Python's recursion 
 MAX_DEPTH = 60  # of an expression's tree: a sum of so many terms
 
 KEYWORDS = (
-    "Kernel", "Size", "Scalar", "Tile", "Grid", "Warps", "Let", "Allocate", "Copy", "Compute", "Reshape", "for", "if",
-    "else", "end", "role", "Wait", "Release", "Pass", "Commit", "Barrier", "Fence", "Define", "Schedule",
-)  # fmt: skip
+    "Kernel",
+    "Size",
+    "Scalar",
+    "Tile",
+    "Grid",
+    "Warps",
+    "Let",
+    "Allocate",
+    "Copy",
+    "Compute",
+    "Reshape",
+    "for",
+    "if",
+    "else",
+    "end",
+    "role",
+    "Wait",
+    "Release",
+    "Pass",
+    "Commit",
+    "Barrier",
+    "Fence",
+    "Define",
+    "Schedule",
+)
 
 _READABLE = {
-    "NAME": "a name", "INT": "a number", "FLOAT": "a number", "COMPARE": "a comparison", "SIGN": "'+' or '-'",
-    "FACTOR": "'*', '/', '//' or '%'", "COMMA": "','", "COLON": "':'", "LPAR": "'('", "RPAR": "')'", "LSQB": "'['",
-    "RSQB": "']'", "EQUAL": "'='", "SEMICOLON": "';'", "$END": "the end of the line", "AND_GET": "'and get'",
-    "AND_ACCUMULATE": "'and accumulate'", "SPACE": "global, shared or register", "TRANSPOSE": "'.T'", "DOT": "'.'",
+    "NAME": "a name",
+    "INT": "a number",
+    "FLOAT": "a number",
+    "COMPARE": "a comparison",
+    "SIGN": "'+' or '-'",
+    "FACTOR": "'*', '/', '//' or '%'",
+    "COMMA": "','",
+    "COLON": "':'",
+    "LPAR": "'('",
+    "RPAR": "')'",
+    "LSQB": "'['",
+    "RSQB": "']'",
+    "EQUAL": "'='",
+    "SEMICOLON": "';'",
+    "$END": "the end of the line",
+    "AND_GET": "'and get'",
+    "AND_ACCUMULATE": "'and accumulate'",
+    "SPACE": "global, shared or register",
+    "TRANSPOSE": "'.T'",
+    "DOT": "'.'",
     "QUEUE": "gemm, copies or stores",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +111,7 @@ class _Reader:
         comments, self.waiting = tuple(self.waiting), []
         return comments
 
-    def report(
-        self, code: str, line: int, message: str, hint: str, column: int = 1, end: int | None = None
-    ) -> None:
+    def report(self, code: str, line: int, message: str, hint: str, column: int = 1, end: int | None = None) -> None:
         span = Span(line, column, column + 1 if end is None else end)
         self.findings.append(Diagnostic(code, message, hint, span))
 
@@ -83,8 +119,13 @@ class _Reader:
 @cache
 def _lark() -> Lark:
     grammar = resources.files("qimeng_attention.tl").joinpath("grammar.lark").read_text("utf-8")
-    return Lark(grammar, parser="lalr", start=["line", "choice", "expression"], propagate_positions=True,
-                maybe_placeholders=True)  # fmt: skip
+    return Lark(
+        grammar,
+        parser="lalr",
+        start=["line", "choice", "expression"],
+        propagate_positions=True,
+        maybe_placeholders=True,
+    )
 
 
 def parse(text: str, file: str = "<tl>") -> s.Program:
@@ -189,17 +230,21 @@ def _kernel(reader: _Reader, head: s.Kernel, indent: int) -> s.Kernel:
         if line.text.strip() == "Schedule":
             reader.position += 1
             if schedule:
-                reader.report("TL003", line.number, "the kernel has a Schedule already, found a second one",
-                              "put all choices below one Schedule line", line.indent + 1, len(line.text) + 1)  # fmt: skip
+                reader.report(
+                    "TL003",
+                    line.number,
+                    "the kernel has a Schedule already, found a second one",
+                    "put all choices below one Schedule line",
+                    line.indent + 1,
+                    len(line.text) + 1,
+                )
             note = line.comment
             schedule += _choices(reader, line)
             continue
         before = reader.position
         body += _block(reader, line.indent, 1, top=True)
         if reader.position == before:  # a line indented less than the kernel's first: read it on its own
-            reader.report(
-                "TL002", line.number, "this line's indentation matches no block", "align it with its block"
-            )
+            reader.report("TL002", line.number, "this line's indentation matches no block", "align it with its block")
             reader.position += 1
     return replace(head, body=tuple(body), schedule=schedule, schedule_comment=note)
 
@@ -264,8 +309,9 @@ def _block(reader: _Reader, indent: int, depth: int, *, top: bool = False) -> li
     return body
 
 
-def _accept(reader: _Reader, body: list[s.Statement], item: Any, line: _Line, depth: int,
-            above: tuple[str, ...], comment: str) -> None:  # fmt: skip
+def _accept(
+    reader: _Reader, body: list[s.Statement], item: Any, line: _Line, depth: int, above: tuple[str, ...], comment: str
+) -> None:
     """Put one parsed item where it belongs, with the block below it if it opens one."""
     if item == "end":
         if not body or not isinstance(body[-1], s.For | s.If | s.Role):
@@ -284,9 +330,7 @@ def _accept(reader: _Reader, body: list[s.Statement], item: Any, line: _Line, de
         if body and isinstance(body[-1], s.If) and not body[-1].orelse:
             body[-1] = replace(body[-1], orelse=orelse)
         else:
-            reader.report(
-                "TL003", line.number, "`else` follows no `if`", "align it with its `if`", line.indent + 1
-            )
+            reader.report("TL003", line.number, "`else` follows no `if`", "align it with its `if`", line.indent + 1)
         return
     if isinstance(item, s.Kernel | s.Define | str):
         reader.report(
@@ -355,8 +399,13 @@ def _parse_line(reader: _Reader, line: _Line, start: str) -> Any:
     except RecursionError:
         items = None
     if items is None or depth(items) > MAX_DEPTH:
-        reader.report("TL005", line.number, f"an expression here is more than {MAX_DEPTH} operations deep",
-                      "compute a part of it on a line of its own", *whole)  # fmt: skip
+        reader.report(
+            "TL005",
+            line.number,
+            f"an expression here is more than {MAX_DEPTH} operations deep",
+            "compute a part of it on a line of its own",
+            *whole,
+        )
         return None
     return items
 
@@ -377,10 +426,7 @@ def _explain(text: str, error: UnexpectedInput, start: str) -> tuple[str, str, i
         hint = f"did you mean '{near[0]}'?" if near else f"begin the line with one of {', '.join(KEYWORDS)}"
         return f"'{word}' begins no statement", hint, column, column + len(word)
     expected = sorted(
-        getattr(error, "accepts", None)
-        or getattr(error, "allowed", None)
-        or getattr(error, "expected", None)
-        or []
+        getattr(error, "accepts", None) or getattr(error, "allowed", None) or getattr(error, "expected", None) or []
     )
     words = sorted({_READABLE.get(e, f"'{e.lower()}'") for e in expected})
     return f"expected {_either(words)}, found {found}", _form_of(word), column, end

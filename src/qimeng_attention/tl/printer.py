@@ -42,9 +42,7 @@ def _expr(e: s.Expr) -> tuple[str, int]:
             return f"not {_wrap(x, _PRECEDENCE['not'])}", _PRECEDENCE["not"]
         case s.Unary(_, x):
             inner = _wrap(x, _PRECEDENCE["neg"])
-            return (f"-({inner})" if inner[0].isdigit() and inner[0] != "0" else f"-{inner}"), _PRECEDENCE[
-                "neg"
-            ]
+            return (f"-({inner})" if inner[0].isdigit() and inner[0] != "0" else f"-{inner}"), _PRECEDENCE["neg"]
         case s.Binary(op, left, right):
             level = _PRECEDENCE[op]
             return f"{_wrap(left, level)} {op} {_wrap(right, level + 1)}", level
@@ -237,9 +235,7 @@ def _define(d: s.Define) -> list[str]:
 def _kernel(k: s.Kernel) -> list[str]:
     lines: list[str] = []
     if k.name:
-        lines += _with_comments(
-            f"Kernel {k.name}" + (f" for {k.target}" if k.target else ""), 0, k.above, k.comment
-        )
+        lines += _with_comments(f"Kernel {k.name}" + (f" for {k.target}" if k.target else ""), 0, k.above, k.comment)
     for child in k.body:
         lines += statement_lines(child)
     if k.schedule:

@@ -103,8 +103,12 @@ class Scope:
         value = self.constant(e)
         if value is None or not 1 <= value <= most:
             found = f"found {_text(e)}, which is not known at compile time" if value is None else f"found {value}"
-            self.report("TL103", place, f"{what} must be a number from 1 to {most:,} known at compile time, {found}",
-                        "use numbers, and names that Tile or Size gives a value")  # fmt: skip
+            self.report(
+                "TL103",
+                place,
+                f"{what} must be a number from 1 to {most:,} known at compile time, {found}",
+                "use numbers, and names that Tile or Size gives a value",
+            )
             return 0
         return value
 
@@ -112,11 +116,19 @@ class Scope:
         """Report an expression that is no integer, or on which the threads of the block do not agree."""
         t = self.type_of(e, span)
         if t.kind not in ("int", UNKNOWN.kind):
-            self.report("TL107", _at(e, span), f"{what} must be an integer, found {_text(e)}",
-                        "use sizes, indices, `//` and ceildiv")  # fmt: skip
+            self.report(
+                "TL107",
+                _at(e, span),
+                f"{what} must be an integer, found {_text(e)}",
+                "use sizes, indices, `//` and ceildiv",
+            )
         elif not t.uniform or t.axes:
-            self.report("TL208", _at(e, span), f"{what} differs within the block: {_text(e)}",
-                        "use an integer that the whole block agrees on")  # fmt: skip
+            self.report(
+                "TL208",
+                _at(e, span),
+                f"{what} differs within the block: {_text(e)}",
+                "use an integer that the whole block agrees on",
+            )
 
     def at_top(self, n: s.Statement, what: str) -> None:
         """Report a declaration inside a block."""
@@ -130,14 +142,19 @@ class Scope:
             self.report("TL107", _at(e, span), f"{what} is no integer: {_text(e)}", "use `//` or ceildiv")
         elif names := sorted(_names(e) - set(self.sizes) - set(self.fixed) - set(CONSTANTS)):
             if t.kind != UNKNOWN.kind:
-                self.report("TL103", _at(e, span), f"{what} must be made of sizes, found {names[0]}",
-                            "declare it with Size")  # fmt: skip
+                self.report(
+                    "TL103", _at(e, span), f"{what} must be made of sizes, found {names[0]}", "declare it with Size"
+                )
 
     def claim(self, name: str, span: Span) -> None:
         """Report a tile or tensor whose name means a number already."""
         if name in self.fixed or name in self.sizes or name in self.scalars or name in self.ints or name in CONSTANTS:
-            self.report("TL102", span, f"'{name}' is a number already, it cannot name a tile or tensor too",
-                        "choose another name")  # fmt: skip
+            self.report(
+                "TL102",
+                span,
+                f"'{name}' is a number already, it cannot name a tile or tensor too",
+                "choose another name",
+            )
 
     # -------------------------------------------------------------- types of expressions
     def type_of(self, e: s.Expr, span: Span, axes: dict[str, int] | None = None) -> Type:
@@ -175,7 +192,9 @@ class Scope:
 
     def _integers(self, what: str, types: list[Type], place: Span) -> None:
         if any(t.kind == "float" for t in types):
-            self.report("TL107", place, f"{what} is for integers, found a floating value", "use '/' for floating values")
+            self.report(
+                "TL107", place, f"{what} is for integers, found a floating value", "use '/' for floating values"
+            )
 
     def _unary(self, op: str, t: Type, place: Span) -> Type:
         if op == "not":
@@ -190,8 +209,12 @@ class Scope:
             self.unknown(e.tile, place, list(self.tiles), "tile")
         elif e.axis not in self.tiles[e.tile].axis_names:
             kind = self.tiles[e.tile]
-            self.report("TL105", place, f"tile {e.tile} is {kind.describe()}, it has no axis '{e.axis}'",
-                        f"scan along one of {', '.join(kind.axis_names)}")  # fmt: skip
+            self.report(
+                "TL105",
+                place,
+                f"tile {e.tile} is {kind.describe()}, it has no axis '{e.axis}'",
+                f"scan along one of {', '.join(kind.axis_names)}",
+            )
         return t
 
     def _name(self, name: str, span: Span, axes: dict[str, int]) -> Type:
@@ -200,11 +223,19 @@ class Scope:
         if name in self.tiles:
             tile = self.tiles[name]
             if tile.space != "register":
-                self.report("TL207", span, f"tile {name} lies in {tile.space} memory, expected a register tile",
-                            "Compute works on registers: Copy the tile to register first (GEMM reads shared memory)")  # fmt: skip
+                self.report(
+                    "TL207",
+                    span,
+                    f"tile {name} lies in {tile.space} memory, expected a register tile",
+                    "Compute works on registers: Copy the tile to register first (GEMM reads shared memory)",
+                )
             elif name not in self.filled:
-                self.report("TL204", span, f"tile {name} is read before anything fills it",
-                            f"give {name} an initial value in its Allocate, or compute it first")  # fmt: skip
+                self.report(
+                    "TL204",
+                    span,
+                    f"tile {name} is read before anything fills it",
+                    f"give {name} an initial value in its Allocate, or compute it first",
+                )
             return Type("float", tile.axes, False)
         if name in self.fixed or name in self.sizes or name in self.ints:
             return Type("int")
@@ -213,8 +244,12 @@ class Scope:
         if name in CONSTANTS:
             return Type("float")
         if name in self.tensors:
-            self.report("TL207", span, f"{name} lies in global memory, expected a tile or a number",
-                        f"Copy a tile of {name} to register first, or read one element as {name}[...]")  # fmt: skip
+            self.report(
+                "TL207",
+                span,
+                f"{name} lies in global memory, expected a tile or a number",
+                f"Copy a tile of {name} to register first, or read one element as {name}[...]",
+            )
             return UNKNOWN
         self.unknown(name, span, [*self.known_names(), *axes])
         return UNKNOWN
@@ -239,8 +274,9 @@ class Scope:
         f = FUNCTIONS[e.function]
         if not f.arity[0] <= len(e.args) <= f.arity[1]:
             wanted = str(f.arity[0]) if f.arity[0] == f.arity[1] else f"{f.arity[0]} to {f.arity[1]}"
-            self.report("TL108", place, f"{f.name} takes {wanted} argument(s), found {len(e.args)}",
-                        f"{f.name} gives {f.doc}")  # fmt: skip
+            self.report(
+                "TL108", place, f"{f.name} takes {wanted} argument(s), found {len(e.args)}", f"{f.name} gives {f.doc}"
+            )
             return UNKNOWN
         types = [self.type_of(a, span, axes) for a in e.args]
         values = types[1:] if f.name == "where" else types
@@ -257,12 +293,20 @@ class Scope:
         if t.kind == UNKNOWN.kind:
             return UNKNOWN
         if len(t.axes) != 2:
-            self.report("TL106", place, f"{e.function} reduces the rows of a tile with two axes, found {len(t.axes)}",
-                        "give it a matrix; a vector needs no row reduction")  # fmt: skip
+            self.report(
+                "TL106",
+                place,
+                f"{e.function} reduces the rows of a tile with two axes, found {len(t.axes)}",
+                "give it a matrix; a vector needs no row reduction",
+            )
             return Type("float", t.axes[:1], False)
         if e.function == "LaneSum" and t.axes[1].size % (2 * LANES_A_ROW):
-            self.report("TL106", place, f"LaneSum spreads a row over {LANES_A_ROW} lanes in pairs, found a row of "
-                        f"{t.axes[1].size} elements", f"take a multiple of {2 * LANES_A_ROW}, or use RowSum")  # fmt: skip
+            self.report(
+                "TL106",
+                place,
+                f"LaneSum spreads a row over {LANES_A_ROW} lanes in pairs, found a row of {t.axes[1].size} elements",
+                f"take a multiple of {2 * LANES_A_ROW}, or use RowSum",
+            )
         kept = (t.axes[0], Axis(LANE, LANES_A_ROW)) if e.function == "LaneSum" else (t.axes[0],)
         return Type("float", kept, False)
 
@@ -284,8 +328,12 @@ class Scope:
         types = [self.type_of(i, span, axes) for i in e.indices]
         for index, t in zip(e.indices, types, strict=True):
             if t.kind not in ("int", UNKNOWN.kind):
-                self.report("TL107", _at(index, place), f"an index of {e.tensor} must be an integer, found {_text(index)}",
-                            "use sizes, indices and `//`")  # fmt: skip
+                self.report(
+                    "TL107",
+                    _at(index, place),
+                    f"an index of {e.tensor} must be an integer, found {_text(index)}",
+                    "use sizes, indices and `//`",
+                )
         kind = "int" if tensor.dtype in INTEGER_TYPES else "float"
         return self._join(kind, types, place)
 
@@ -296,12 +344,20 @@ class Scope:
             for a in t.axes:
                 known = order.setdefault(a.name, a)
                 if 0 not in (known.size, a.size) and known.size != a.size:
-                    self.report("TL106", span, f"axis {a.name} has {known.size} elements in one operand " f"and {a.size} in " "another",
-                                "give both tiles the same extent along it")  # fmt: skip
+                    self.report(
+                        "TL106",
+                        span,
+                        f"axis {a.name} has {known.size} elements in one operand and {a.size} in another",
+                        "give both tiles the same extent along it",
+                    )
         if len(order) > 2:
             names = ", ".join(order)
-            self.report("TL105", span, f"the operands' axes clash: together they have the axes {names}, " "a tile has two",
-                        "check the axes that each operand's Copy or Allocate gave it")  # fmt: skip
+            self.report(
+                "TL105",
+                span,
+                f"the operands' axes clash: together they have the axes {names}, a tile has two",
+                "check the axes that each operand's Copy or Allocate gave it",
+            )
         if kind != "bool" and any(t.kind == UNKNOWN.kind for t in types):
             kind = UNKNOWN.kind
         axes = list(order.values())[:2]
@@ -326,19 +382,13 @@ class Scope:
             *self.sizes,
         }  # an axis named after a size is whole: the name means the size
         return {
-            a.name: a.size
-            for n in sorted(names)
-            if n in self.tiles
-            for a in self.tiles[n].axes
-            if a.name not in sizes
+            a.name: a.size for n in sorted(names) if n in self.tiles for a in self.tiles[n].axes if a.name not in sizes
         }
 
     def merge_origins(self, out: str, names: set[str]) -> None:
         """Let a computed tile begin where its operands begin."""
         kept = {a.name for a in self.tiles[out].axes} if out in self.tiles else set()
-        self.origins[out] = {
-            a: o for n in sorted(names) for a, o in self.origins.get(n, {}).items() if a in kept
-        }
+        self.origins[out] = {a: o for n in sorted(names) for a, o in self.origins.get(n, {}).items() if a in kept}
 
 
 def _kind(types: list[Type]) -> str:

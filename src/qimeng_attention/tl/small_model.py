@@ -1,6 +1,7 @@
 """Properties tried on every small size: what symbolic arithmetic would have to prove, decided by trying.
 
-Sizes near the tile sizes (0, 1, one tile less or more by one, two tiles and one) are where bounds go wrong: a bound that
+Sizes near the tile sizes (0, 1, one tile less or more by one, two tiles and one) are where bounds go wrong: a bound
+that
 is right on all of them, being piecewise linear with breaks at multiples of the tile sizes, is right. Not a proof for
 conditions of another kind; the judge runs those at full size.
 """

@@ -179,7 +179,8 @@ class Tile(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Grid(Statement):
-    """`Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq`: one block of threads for each index, or `persistent` blocks."""
+    """`Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq`: one block of threads for each index, or `persistent`
+    blocks."""
 
     dims: tuple[GridDim, ...]
     persistent: bool = False

@@ -105,8 +105,9 @@ def substitute(node: T, values: Mapping[str, s.Expr]) -> T:
     return map_expressions(node, lambda e: values.get(e.id, e) if isinstance(e, s.Name) else e)
 
 
-def map_blocks(body: tuple[s.Statement, ...], f: Callable[[s.Statement], s.Statement | tuple[s.Statement, ...] | None]
-               ) -> tuple[s.Statement, ...]:  # fmt: skip
+def map_blocks(
+    body: tuple[s.Statement, ...], f: Callable[[s.Statement], s.Statement | tuple[s.Statement, ...] | None]
+) -> tuple[s.Statement, ...]:
     """Rebuild a body with `f` applied to each statement, inner first; `f` gives a statement, several, or None."""
     out: list[s.Statement] = []
     for n in body:
@@ -212,13 +213,7 @@ def _fold(op: str, a: s.Expr, b: s.Expr) -> s.Expr:
         return a
     if isinstance(a, s.Num) and a.value == (1 if op == "*" else 0) and op != "-":
         return b
-    if (
-        isinstance(b, s.Num)
-        and op in "+-"
-        and isinstance(a, s.Binary)
-        and a.op in "+-"
-        and isinstance(a.right, s.Num)
-    ):
+    if isinstance(b, s.Num) and op in "+-" and isinstance(a, s.Binary) and a.op in "+-" and isinstance(a.right, s.Num):
         inner = a.right.value if a.op == "+" else -a.right.value
         total = inner + (b.value if op == "+" else -b.value)
         return a.left if total == 0 else s.Binary("+" if total > 0 else "-", a.left, s.Num(abs(total)))

@@ -95,8 +95,7 @@ def softcap(x, scale, cap):
 
 
 def window_and_sinks(x, scale, window, first):
-    return attention(x, lambda i, h, s, q, k: s * scale,
-                     lambda i, q, k: (k <= q) & ((k < first) | (q - k < window)))  # fmt: skip
+    return attention(x, lambda i, h, s, q, k: s * scale, lambda i, q, k: (k <= q) & ((k < first) | (q - k < window)))
 
 
 def forgetting(x, scale):

@@ -135,9 +135,7 @@ def _bounds(spec: AttentionSpec, t: Tiling) -> s.Range:
     if condition is None:
         return s.Range(num(0), end)
     origins = {"q": mul(s.Name("block"), s.Name("BM")), "k": mul(s.Name("i"), s.Name("BN"))}
-    stretch = any_true(
-        condition, origins, {"q": s.Name("BM"), "k": s.Name("BN")}, "i", {"BM": t.rows, "BN": t.columns}
-    )
+    stretch = any_true(condition, origins, {"q": s.Name("BM"), "k": s.Name("BN")}, "i", {"BM": t.rows, "BN": t.columns})
     start = num(0) if stretch.start is None else call("max", num(0), stretch.start)
     stop = end if stretch.stop is None else call("min", end, stretch.stop)
     return s.Range(start, stop)

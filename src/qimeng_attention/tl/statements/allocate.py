@@ -24,9 +24,7 @@ def axis_name(d: s.Dim) -> str:
 def _check(n: s.Allocate, scope: Scope) -> None:
     dtype = n.dtype
     if dtype is None:
-        scope.report(
-            "TL104", n.span, f"{n.name} has no type", f"write one behind its shape: {', '.join(BYTES)}"
-        )
+        scope.report("TL104", n.span, f"{n.name} has no type", f"write one behind its shape: {', '.join(BYTES)}")
         dtype = "f32" if n.space == "register" else "bf16"  # the likely one, so that the rest can be checked
     elif dtype not in BYTES:
         scope.unknown(dtype, n.span, list(BYTES), "type")
@@ -44,14 +42,26 @@ def _check_tensor(n: s.Allocate, dtype: str, scope: Scope) -> None:
     for d in n.dims:
         scope.of_sizes(d.size, n.span, f"the dimension {expression(d.size)} of {n.name}")
     if n.offset is not None:
-        scope.report("TL110", n.span, f"{n.name} has an offset, expected the whole tensor with all its dimensions",
-                     "write `(B, Sq, Hq, D)`; the Copy's coordinate selects: `[batch, q = block * BM, head]`")  # fmt: skip
+        scope.report(
+            "TL110",
+            n.span,
+            f"{n.name} has an offset, expected the whole tensor with all its dimensions",
+            "write `(B, Sq, Hq, D)`; the Copy's coordinate selects: `[batch, q = block * BM, head]`",
+        )
     if n.init is not None:
-        scope.report("TL207", n.span, f"{n.name} lies in global memory, which takes no initial value",
-                     "give the value to a register tile and store it with Copy")  # fmt: skip
+        scope.report(
+            "TL207",
+            n.span,
+            f"{n.name} lies in global memory, which takes no initial value",
+            "give the value to a register tile and store it with Copy",
+        )
     if n.stages or n.swizzle or n.view or n.over or n.contiguous:
-        scope.report("TL207", n.span, f"{n.name} lies in global memory, which has no stages, swizzle or views",
-                     "stages belong to tiles in shared memory")  # fmt: skip
+        scope.report(
+            "TL207",
+            n.span,
+            f"{n.name} lies in global memory, which has no stages, swizzle or views",
+            "stages belong to tiles in shared memory",
+        )
     if not n.dims:
         scope.report("TL110", n.span, f"tensor {n.name} has no dimension", "use Scalar for a single number")
     dims = tuple(d.size for d in n.dims)
@@ -60,37 +70,45 @@ def _check_tensor(n: s.Allocate, dtype: str, scope: Scope) -> None:
 
 def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
     axes = tuple(
-        Axis(axis_name(d), scope.extent(d.size, n.span, f"extent {expression(d.size)} of {n.name}"))
-        for d in n.dims
+        Axis(axis_name(d), scope.extent(d.size, n.span, f"extent {expression(d.size)} of {n.name}")) for d in n.dims
     )
     scope.claim(n.name, n.span)
     if len({a.name for a in axes}) != len(axes):
         scope.report("TL105", n.span, f"two axes of {n.name} have the same name", "name each: `(BM q, BN k)`")
     if not 1 <= len(axes) <= 2:
-        scope.report("TL106", n.span, f"tile {n.name} has {len(axes)} axes, expected one or two",
-                     "make it a vector or a matrix")  # fmt: skip
+        scope.report(
+            "TL106", n.span, f"tile {n.name} has {len(axes)} axes, expected one or two", "make it a vector or a matrix"
+        )
         return
     known = scope.tiles.get(n.name)
     what = f"the number of stages of {n.name}"
     stages = 1 if n.stages is None else scope.extent(n.stages, n.span, what, MOST_STAGES)
     if n.space == "register" and (n.stages or n.swizzle or n.view or n.over):
-        scope.report("TL207", n.span, f"{n.name} lies in registers, which have no stages, swizzle or views",
-                     "remove them, or allocate it in shared")  # fmt: skip
+        scope.report(
+            "TL207",
+            n.span,
+            f"{n.name} lies in registers, which have no stages, swizzle or views",
+            "remove them, or allocate it in shared",
+        )
     if n.offset is not None:
         scope.report("TL207", n.span, f"{n.name} is a tile, only a tensor in global memory has an offset", "remove it")
     if n.swizzle is not None and n.swizzle not in SWIZZLES:
         scope.report("TL503", n.span, f"swizzle {n.swizzle} is unknown, expected one of {SWIZZLES}", "take 128")
-    bases = [t.name for t in scope.tiles.values() if t.space == "shared" and not (t.view or t.over) and t.name != n.name]
+    bases = [
+        t.name for t in scope.tiles.values() if t.space == "shared" and not (t.view or t.over) and t.name != n.name
+    ]
     for other in (n.view, n.over):
         if other is not None and other not in bases:
             scope.unknown(other, n.span, bases, "shared tile with memory of its own")
             return
     if n.contiguous is not None and (n.space != "shared" or n.contiguous not in {a.name for a in axes}):
-        scope.report("TL503", n.span, f"{n.name} is no shared tile with an axis {n.contiguous} to lie along",
-                     "name an axis of a tile in shared memory, as `contiguous k`")  # fmt: skip
-    tile = TileType(
-        n.name, n.space, dtype, axes, "MMA_C", stages, n.swizzle, n.view, n.over, n.init, n.contiguous
-    )
+        scope.report(
+            "TL503",
+            n.span,
+            f"{n.name} is no shared tile with an axis {n.contiguous} to lie along",
+            "name an axis of a tile in shared memory, as `contiguous k`",
+        )
+    tile = TileType(n.name, n.space, dtype, axes, "MMA_C", stages, n.swizzle, n.view, n.over, n.init, n.contiguous)
     if known is not None and (
         (known.space, known.dtype) != (tile.space, tile.dtype) or not same_axes(known.axes, tile.axes)
     ):
@@ -107,8 +125,12 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
         _check_view(n, tile, scope.tiles[n.view], scope)
     if n.over is not None and tile.bytes > scope.tiles[n.over].bytes:
         under = scope.tiles[n.over]
-        scope.report("TL106", n.span, f"{n.name} takes {tile.bytes:,} bytes, expected at most the {under.bytes:,} of {n.over}",
-                     "put it over a larger tile")  # fmt: skip
+        scope.report(
+            "TL106",
+            n.span,
+            f"{n.name} takes {tile.bytes:,} bytes, expected at most the {under.bytes:,} of {n.over}",
+            "put it over a larger tile",
+        )
 
 
 def _check_init(n: s.Allocate, dtype: str, scope: Scope) -> None:
@@ -116,11 +138,19 @@ def _check_init(n: s.Allocate, dtype: str, scope: Scope) -> None:
         return
     t = scope.type_of(n.init, n.span)
     if t.axes or t.kind == "bool":
-        scope.report("TL106", n.span, f"the initial value of {n.name} must be one number, found {expression(n.init)}",
-                     "compute the tile instead")  # fmt: skip
+        scope.report(
+            "TL106",
+            n.span,
+            f"the initial value of {n.name} must be one number, found {expression(n.init)}",
+            "compute the tile instead",
+        )
     if n.space != "register" or dtype not in FLOAT_TYPES:
-        scope.report("TL207", n.span, f"only floating register tiles take an initial value, {n.name} is {dtype} in {n.space} memory",
-                     "fill it with Copy")  # fmt: skip
+        scope.report(
+            "TL207",
+            n.span,
+            f"only floating register tiles take an initial value, {n.name} is {dtype} in {n.space} memory",
+            "fill it with Copy",
+        )
     scope.filled.add(n.name)
 
 
@@ -129,8 +159,12 @@ def _check_view(n: s.Allocate, tile: TileType, whole: TileType, scope: Scope) ->
         a.size <= b.size or not b.size for a, b in zip(tile.axes, whole.axes, strict=True)
     )
     if not fits or tile.dtype != whole.dtype:
-        scope.report("TL106", n.span, f"{n.name} {tile.describe()} is no part of {n.view} {whole.describe()}",
-                     "a view takes the first rows and columns, in the same type")  # fmt: skip
+        scope.report(
+            "TL106",
+            n.span,
+            f"{n.name} {tile.describe()} is no part of {n.view} {whole.describe()}",
+            "a view takes the first rows and columns, in the same type",
+        )
     if n.view in scope.filled:
         scope.filled.add(n.name)
 
@@ -150,9 +184,12 @@ def _run(n: s.Allocate, t: Strand) -> None:
 
 RULES = {
     s.Allocate: Rule(
-        "Allocate", "Allocate", "Allocate K in global (B, Sk, Hk, D) bf16",
+        "Allocate",
+        "Allocate",
+        "Allocate K in global (B, Sk, Hk, D) bf16",
         "Names a tensor in global memory, or a tile in shared memory (with stages, swizzle, the axis that lies "
         "contiguous) or in registers (with an initial value).",
-        _check, _run,
+        _check,
+        _run,
     ),
-}  # fmt: skip
+}

@@ -22,17 +22,19 @@ def _check(n: s.Compute, scope: Scope) -> None:
     context = names | ({n.out} if n.new and n.out in scope.filled else set())
     kind = scope.type_of(n.value, n.span, scope.axes_of_tiles(context))
     if kind.kind == "bool":
-        scope.report(
-            "TL104", n.span, "Compute makes numbers, found a condition", "use where(condition, a, b)"
-        )
+        scope.report("TL104", n.span, "Compute makes numbers, found a condition", "use where(condition, a, b)")
     known = scope.tiles.get(n.out)
     if known is None and n.new:
         scope.unknown(n.out, n.span, list(scope.tiles), "tile")
     if known is None:
         scope.claim(n.out, n.span)
         if not kind.axes and kind.kind != "any":
-            scope.report("TL106", n.span, f"{n.out} would be a single number, Compute makes tiles",
-                         "use Let for an integer of the block, or allocate the tile first")  # fmt: skip
+            scope.report(
+                "TL106",
+                n.span,
+                f"{n.out} would be a single number, Compute makes tiles",
+                "use Let for an integer of the block, or allocate the tile first",
+            )
         if kind.axes and kind.kind != "any":
             scope.tiles[n.out] = TileType(n.out, "register", "f32", kind.axes)
             scope.merge_origins(n.out, names)
@@ -106,8 +108,7 @@ def _check_apply(n: s.Apply, scope: Scope) -> None:
             "TL109",
             n.span,
             "Softmax over a whole row cannot be computed tile by tile",
-            "write `Compute OnlineSoftmax S, O, m, l with scale * log2e`, which keeps the "
-            "running maximum and sum",
+            "write `Compute OnlineSoftmax S, O, m, l with scale * log2e`, which keeps the running maximum and sum",
         )
         return
     near = difflib.get_close_matches(n.operator, scope.macros, n=1, cutoff=0.4)
@@ -125,13 +126,26 @@ def _run_apply(n: s.Apply, t: Strand) -> None:
 
 RULES = {
     s.Compute: Rule(
-        "Compute", "Compute", "Compute exp2(S * c - m * c) and get new S",
-        "Computes an elementwise expression or a row reduction of register tiles; vectors broadcast " "along the axis " "they " "lack, by name.",
-        _check, _run, "sketch",
+        "Compute",
+        "Compute",
+        "Compute exp2(S * c - m * c) and get new S",
+        "Computes an elementwise expression or a row reduction of register tiles; vectors broadcast "
+        "along the axis "
+        "they "
+        "lack, by name.",
+        _check,
+        _run,
+        "sketch",
     ),
     s.Apply: Rule(
-        "Apply", "Compute", "Compute OnlineSoftmax S, O, m, l with scale * log2e",
-        "Uses a macro that is itself defined in TL (Define), or an operator in its word form (Add, " "Subtract, Multiply, " "Divide).",
-        _check_apply, _run_apply, "sketch",
+        "Apply",
+        "Compute",
+        "Compute OnlineSoftmax S, O, m, l with scale * log2e",
+        "Uses a macro that is itself defined in TL (Define), or an operator in its word form (Add, "
+        "Subtract, Multiply, "
+        "Divide).",
+        _check_apply,
+        _run_apply,
+        "sketch",
     ),
-}  # fmt: skip
+}

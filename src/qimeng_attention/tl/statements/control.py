@@ -40,8 +40,12 @@ def _check_for(n: s.For, scope: Scope) -> None:
         for e in (r.start, r.stop):
             scope.uniform_integer(e, n.span, f"a bound of the loop over {n.var}")
     if not n.ranges and (scope.grid is None or not scope.grid.persistent):
-        scope.report("TL603", n.span, "`for ... in tiles` needs a persistent Grid, found one that is not",
-                     "end the Grid statement with `persistent`")  # fmt: skip
+        scope.report(
+            "TL603",
+            n.span,
+            "`for ... in tiles` needs a persistent Grid, found one that is not",
+            "end the Grid statement with `persistent`",
+        )
     fresh = declare(scope, n.var, n)
     scope.ints.add(n.var)
     check_block(n.body, scope)
@@ -75,11 +79,19 @@ def _check_if(n: s.If, scope: Scope) -> None:
     kind = scope.type_of(n.condition, n.span)
     place = n.condition.span if n.condition.span.line else n.span
     if kind.kind in ("int", "float"):
-        scope.report("TL104", place, f"`if` takes a condition, found the number {expression(n.condition)}",
-                     "write a comparison, as `first < last`")  # fmt: skip
+        scope.report(
+            "TL104",
+            place,
+            f"`if` takes a condition, found the number {expression(n.condition)}",
+            "write a comparison, as `first < last`",
+        )
     elif not kind.uniform or kind.axes:
-        scope.report("TL208", place, "the condition of `if` differs within the block, expected one that all threads agree on",
-                     "use Mask, or where(...), for elements")  # fmt: skip
+        scope.report(
+            "TL208",
+            place,
+            "the condition of `if` differs within the block, expected one that all threads agree on",
+            "use Mask, or where(...), for elements",
+        )
     check_block(n.body, scope)
     check_block(n.orelse, scope)
 
@@ -96,14 +108,22 @@ def _check_role(n: s.Role, scope: Scope) -> None:
         start, stop = (scope.constant(e) for e in (n.range.start, n.range.stop))
         if start is None or stop is None or not 0 < stop - start <= MOST_INSTANCES:
             shown = f"{expression(n.range.start)} : {expression(n.range.stop)}"
-            scope.report("TL103", n.span, f"role {n.name} must have 1 to {MOST_INSTANCES} instances known at compile time, "
-                         f"found {shown}", "write numbers, as `w = 0 : 2`")  # fmt: skip
+            scope.report(
+                "TL103",
+                n.span,
+                f"role {n.name} must have 1 to {MOST_INSTANCES} instances known at compile time, found {shown}",
+                "write numbers, as `w = 0 : 2`",
+            )
     if n.registers is not None:
         scope.require("setmaxnreg", n.span, "a role with registers of its own", "leave `registers` out")
         count = scope.extent(n.registers, n.span, f"the registers of role {n.name}")
         if count % 8 or not 24 <= count <= 240:
-            scope.report("TL502", n.span, f"{count} registers a thread is no legal budget of a role",
-                         "take a multiple of 8 from 24 to 240")  # fmt: skip
+            scope.report(
+                "TL502",
+                n.span,
+                f"{count} registers a thread is no legal budget of a role",
+                "take a multiple of 8 from 24 to 240",
+            )
     if n.var is not None:
         declare(scope, n.var, n)
         scope.ints.add(n.var)
@@ -118,11 +138,33 @@ def _run_role(n: s.Role, t: Strand) -> None:
 
 
 RULES = {
-    s.For: Rule("for", "for", "for i = 0 : ceildiv(Sk, BN)",
-                "Repeats its body for each index; `a : b` leaves b out, `down` runs backwards, several " "ranges follow " "each " "other.",
-                _check_for, _run_for, "sketch"),
-    s.If: Rule("if", "if", "if first < last", "Runs its body where a condition holds that the whole role " "agrees on.",
-               _check_if, _run_if),
-    s.Role: Rule("role", "role", "role consumer w = 0 : 2 registers 240",
-                 "Warps that run their own statements beside the other roles and meet them at rings.", _check_role, _run_role, "scheduled"),
-}  # fmt: skip
+    s.For: Rule(
+        "for",
+        "for",
+        "for i = 0 : ceildiv(Sk, BN)",
+        "Repeats its body for each index; `a : b` leaves b out, `down` runs backwards, several "
+        "ranges follow "
+        "each "
+        "other.",
+        _check_for,
+        _run_for,
+        "sketch",
+    ),
+    s.If: Rule(
+        "if",
+        "if",
+        "if first < last",
+        "Runs its body where a condition holds that the whole role agrees on.",
+        _check_if,
+        _run_if,
+    ),
+    s.Role: Rule(
+        "role",
+        "role",
+        "role consumer w = 0 : 2 registers 240",
+        "Warps that run their own statements beside the other roles and meet them at rings.",
+        _check_role,
+        _run_role,
+        "scheduled",
+    ),
+}

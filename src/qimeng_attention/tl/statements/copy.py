@@ -1,4 +1,5 @@
-"""Copy: moves a tile between memories. A tile past its tensor's end is filled with 0 and never written there (rule 4)."""
+"""Copy: moves a tile between memories. A tile past its tensor's end is filled with 0 and never written there (rule
+4)."""
 
 from __future__ import annotations
 
@@ -16,8 +17,14 @@ from qimeng_attention.tl.statements.gemm import check_readable
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.types import Axis, Origin, TensorType, TileType, same_axes
 
-LEGAL = {("global", "shared"), ("global", "register"), ("shared", "register"), ("register", "shared"),
-         ("register", "global"), ("shared", "global")}  # fmt: skip
+LEGAL = {
+    ("global", "shared"),
+    ("global", "register"),
+    ("shared", "register"),
+    ("register", "shared"),
+    ("register", "global"),
+    ("shared", "global"),
+}
 
 
 # ------------------------------------------------------------------ legality
@@ -25,14 +32,22 @@ LEGAL = {("global", "shared"), ("global", "register"), ("shared", "register"), (
 
 def _check(n: s.Copy, scope: Scope) -> None:
     if (n.source, n.target) not in LEGAL:
-        scope.report("TL207", n.span, f"no Copy goes from {n.source} to {n.target} memory, expected two different memories",
-                     "write `from global to shared`, or another pair")  # fmt: skip
+        scope.report(
+            "TL207",
+            n.span,
+            f"no Copy goes from {n.source} to {n.target} memory, expected two different memories",
+            "write `from global to shared`, or another pair",
+        )
         return
     if n.slot is not None:
         scope.uniform_integer(n.slot, n.span, f"the slot of {n.name}")
     if n.accumulate and n.target != "global":
-        scope.report("TL207", n.span, f"`accumulate` adds to global memory, this Copy goes to {n.target}",
-                     "remove it, or accumulate with Compute")  # fmt: skip
+        scope.report(
+            "TL207",
+            n.span,
+            f"`accumulate` adds to global memory, this Copy goes to {n.target}",
+            "remove it, or accumulate with Compute",
+        )
     _check_asynchronous(n, scope)
     if n.source == "global":
         _check_load(n, scope)
@@ -59,8 +74,12 @@ def _check_asynchronous(n: s.Copy, scope: Scope) -> None:
         scope.rings.add(ring)
         base = scope.tiles[copy_target(n)].view if copy_target(n) in scope.tiles else None
         if (ring, end) != (base or copy_target(n), "full"):
-            scope.report("TL207", n.span, f"a Copy into {copy_target(n)} signals {copy_target(n)}.full, found {n.signals}",
-                         f"write `async signals {base or copy_target(n)}.full`")  # fmt: skip
+            scope.report(
+                "TL207",
+                n.span,
+                f"a Copy into {copy_target(n)} signals {copy_target(n)}.full, found {n.signals}",
+                f"write `async signals {base or copy_target(n)}.full`",
+            )
 
 
 def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | None:
@@ -84,12 +103,20 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
             if e is not None:
                 scope.uniform_integer(e, n.span, f"the coordinate {p.axis or expression(e)} of {n.name}")
         if p.at is not None and scope.type_of(p.at, n.span, {p.axis: p.size}).kind not in ("int", "any"):
-            scope.report("TL107", n.span, f"the place behind `at` must be an integer, found {expression(p.at)}",
-                         "use sizes, indices and elements of integer tensors")  # fmt: skip
+            scope.report(
+                "TL107",
+                n.span,
+                f"the place behind `at` must be an integer, found {expression(p.at)}",
+                "use sizes, indices and elements of integer tensors",
+            )
         whole = scope.constant(dim)
         if p.kind == "whole" and whole is not None and p.size and whole != p.size:
-            scope.report("TL106", n.span, f"{tensor.name} has {whole} elements along {p.axis}, the Copy takes {p.size}",
-                         "take the whole axis, or name it in the coordinate; a tile lies as its tensor does: `.T` is symbolic")  # fmt: skip
+            scope.report(
+                "TL106",
+                n.span,
+                f"{tensor.name} has {whole} elements along {p.axis}, the Copy takes {p.size}",
+                "take the whole axis, or name it in the coordinate; a tile lies as its tensor does: `.T` is symbolic",
+            )
             found = [replace(x, size=0) for x in found]  # what follows from the wrong shape is not told
     return found
 
@@ -97,8 +124,12 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
 def _check_shape(n: s.Copy, axes: tuple[Axis, ...], scope: Scope) -> bool:
     """Report a tile that is neither a vector nor a matrix."""
     if not 1 <= len(axes) <= 2:
-        scope.report("TL106", n.span, f"this Copy moves a tile with {len(axes)} axes, expected one or two",
-                     "give the other dimensions a single index, as `[batch, q = block * BM, head]`")  # fmt: skip
+        scope.report(
+            "TL106",
+            n.span,
+            f"this Copy moves a tile with {len(axes)} axes, expected one or two",
+            "give the other dimensions a single index, as `[batch, q = block * BM, head]`",
+        )
     elif len({a.name for a in axes}) != len(axes):
         scope.report("TL105", n.span, f"both axes of this tile are named {axes[0].name}", "name them apart")
     else:
@@ -136,11 +167,19 @@ def _loads(n: s.Copy, scope: Scope) -> bool:
     elif not same_axes(tile.axes, axes) or tile.space != n.target:
         code = "TL105" if tile.axis_names != tuple(a.name for a in axes) else "TL106"
         shape = f"({', '.join(f'{a.size} {a.name}' for a in axes)})"
-        scope.report(code, n.span, f"this Copy brings {shape} to {n.target}, but {name} is " f"{tile.describe()} in " f"{tile.space} " "memory",
-                     "allocate the tile as its tensor lies in memory; `.T` at the GEMM turns it")  # fmt: skip
+        scope.report(
+            code,
+            n.span,
+            f"this Copy brings {shape} to {n.target}, but {name} is {tile.describe()} in {tile.space} memory",
+            "allocate the tile as its tensor lies in memory; `.T` at the GEMM turns it",
+        )
     elif tile.dtype != tensor.dtype:
-        scope.report("TL104", n.span, f"{tensor.name} is {tensor.dtype}, the tile {name} is {tile.dtype}",
-                     "only Reshape and a Copy out of registers change type")  # fmt: skip
+        scope.report(
+            "TL104",
+            n.span,
+            f"{tensor.name} is {tensor.dtype}, the tile {name} is {tile.dtype}",
+            "only Reshape and a Copy out of registers change type",
+        )
     scope.filled.add(name)
     for view in [t.name for t in scope.tiles.values() if t.view == name]:
         scope.filled.add(view)
@@ -157,8 +196,12 @@ def _check_source(n: s.Copy, scope: Scope) -> TileType | None:
         if tile is None:
             scope.unknown(n.name, n.span, held, f"tile in {n.source} memory")
         else:
-            scope.report("TL207", n.span, f"tile {n.name} lies in {tile.space} memory, this Copy reads {n.source}",
-                         f"write `from {tile.space}`")  # fmt: skip
+            scope.report(
+                "TL207",
+                n.span,
+                f"tile {n.name} lies in {tile.space} memory, this Copy reads {n.source}",
+                f"write `from {tile.space}`",
+            )
         return None
     if n.name not in scope.filled:
         scope.report(
@@ -174,8 +217,13 @@ def _check_store(n: s.Copy, scope: Scope) -> None:
     tile, tensor = _check_source(n, scope), scope.tensors.get(copy_tensor(n))
     if tensor is None:
         if n.to_name is None:
-            scope.report("TL101", n.span, f"{n.name} names no tensor to store to", "name it behind `to global`, as "
-                         f"`to global {next((x for x in scope.tensors if x not in scope.read), 'Out')}`")  # fmt: skip
+            scope.report(
+                "TL101",
+                n.span,
+                f"{n.name} names no tensor to store to",
+                "name it behind `to global`, as "
+                f"`to global {next((x for x in scope.tensors if x not in scope.read), 'Out')}`",
+            )
         else:
             scope.unknown(n.to_name, n.span, list(scope.tensors), "tensor")
         return
@@ -195,8 +243,12 @@ def _check_store(n: s.Copy, scope: Scope) -> None:
             "store the tile with its own axes",
         )
     if n.source == "shared" and tile.dtype != tensor.dtype:
-        scope.report("TL104", n.span, f"{n.name} is {tile.dtype} in shared memory, {tensor.name} is " f"{tensor.dtype}",
-                     "stage it in the tensor's type")  # fmt: skip
+        scope.report(
+            "TL104",
+            n.span,
+            f"{n.name} is {tile.dtype} in shared memory, {tensor.name} is {tensor.dtype}",
+            "stage it in the tensor's type",
+        )
     _check_place(n, found, scope)
 
 
@@ -257,8 +309,12 @@ def _check_on_chip(n: s.Copy, scope: Scope) -> None:
         scope.claim(name, n.span)
         target = scope.tiles[name] = TileType(name, n.target, source.dtype, source.axes, role)
     elif not same_axes(target.axes, source.axes) or target.space != n.target:
-        scope.report("TL106", n.span, f"{n.name} is {source.describe()}, but {name} is " f"{target.describe()} in " f"{target.space} " "memory",
-                     "give both the same shape")  # fmt: skip
+        scope.report(
+            "TL106",
+            n.span,
+            f"{n.name} is {source.describe()}, but {name} is {target.describe()} in {target.space} memory",
+            "give both the same shape",
+        )
     elif n.source == "shared" and source.dtype != target.dtype:
         scope.report(
             "TL104",
@@ -326,8 +382,11 @@ def _run(n: s.Copy, t: Strand) -> None:
 def _load(n: s.Copy, t: Strand) -> None:
     tensor = t.machine.checked.tensors[n.name]
     indices, found, origin = resolve(n, tensor, t)
-    ends = {p.axis: frozenset((origin[p.axis] + np.flatnonzero(i < 0)).tolist())
-            for p, i in zip(found, indices, strict=True) if p.kind == "axis" and np.any(i < 0)}  # fmt: skip
+    ends = {
+        p.axis: frozenset((origin[p.axis] + np.flatnonzero(i < 0)).tolist())
+        for p, i in zip(found, indices, strict=True)
+        if p.kind == "axis" and np.any(i < 0)
+    }
     data = None
     if t.machine.numeric:
         source = t.machine.tensors[n.name]
@@ -335,9 +394,7 @@ def _load(n: s.Copy, t: Strand) -> None:
         for d, i in enumerate(indices):
             mask = mask & (i >= 0).reshape([-1 if e == d else 1 for e in range(len(indices))])
         picked = (
-            source[np.ix_(*[np.maximum(i, 0) for i in indices])]
-            if source.size
-            else np.zeros(mask.shape, np.float32)
+            source[np.ix_(*[np.maximum(i, 0) for i in indices])] if source.size else np.zeros(mask.shape, np.float32)
         )
         axes = tuple(d for d, p in enumerate(found) if p.kind == "index")
         data = np.where(mask, picked, 0).squeeze(axis=axes).astype(np.float32)
@@ -365,20 +422,36 @@ def begin_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
                 "wait for that copy first",
             )
         if victim.state == "landed":
-            raise Fault("TL405", n.span, f"{name} is refilled while other warps may still write its last content",
-                        "put `Barrier` between the last fill and this line")  # fmt: skip
+            raise Fault(
+                "TL405",
+                n.span,
+                f"{name} is refilled while other warps may still write its last content",
+                "put `Barrier` between the last fill and this line",
+            )
         if victim.reading:
-            raise Fault("TL404", n.span, f"{name} is refilled while an asynchronous GEMM or store still reads it",
-                        "put `Wait gemm pending ...`, or `Wait stores pending ...`, before it")  # fmt: skip
+            raise Fault(
+                "TL404",
+                n.span,
+                f"{name} is refilled while an asynchronous GEMM or store still reads it",
+                "put `Wait gemm pending ...`, or `Wait stores pending ...`, before it",
+            )
         if victim.read and n.signals is None and kind.name not in t.block.consumers:
-            raise Fault("TL404", n.span, f"{name} is refilled while other warps may still read it",
-                        "put `Barrier` between the last read and this line")  # fmt: skip
+            raise Fault(
+                "TL404",
+                n.span,
+                f"{name} is refilled while other warps may still read it",
+                "put `Barrier` between the last read and this line",
+            )
     ring = kind.view or name
     if n.signals is not None:
         use, stages = t.cursor.get((ring, "producer"), 0), len(t.block.shared[ring])
         if use >= stages and t.emptied.get(ring, 0) <= use:  # the first fill of each stage finds it fresh
-            raise Fault("TL404", n.span, f"{name} is refilled without having waited for an empty slot",
-                        f"put `Wait {ring}.empty` before this line")  # fmt: skip
+            raise Fault(
+                "TL404",
+                n.span,
+                f"{name} is refilled without having waited for an empty slot",
+                f"put `Wait {ring}.empty` before this line",
+            )
     if ring in t.block.consumers:
         needed = slot.fills * t.block.consumers[ring]
         if slot.releases < needed:
@@ -391,9 +464,7 @@ def begin_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
     for other in t.machine.checked.tiles.values():
         if other.over == name or kind.over == other.name:
             for victim in t.block.shared.get(other.name, []):
-                victim.state, victim.data = (
-                    ("empty", None) if victim is not slot else (victim.state, victim.data)
-                )
+                victim.state, victim.data = ("empty", None) if victim is not slot else (victim.state, victim.data)
 
 
 def _finish_fill(name: str, slot: Slot, n: s.Copy, t: Strand) -> None:
@@ -435,8 +506,12 @@ def _stage(n: s.Copy, t: Strand) -> None:
 def _issue_store(n: s.Copy, slot: Slot, t: Strand) -> None:
     """An asynchronous store reads its stage until it is waited for."""
     if not slot.fenced:
-        raise Fault("TL412", n.span, f"the copy engine may not see what the threads wrote to {n.name}",
-                    "put `Fence async` and `Barrier` between the write and this line")  # fmt: skip
+        raise Fault(
+            "TL412",
+            n.span,
+            f"the copy engine may not see what the threads wrote to {n.name}",
+            "put `Fence async` and `Barrier` between the write and this line",
+        )
     slot.reading += 1
     t.stores.append((n.name, slot, n.span))
 
@@ -473,8 +548,16 @@ def _store(n: s.Copy, t: Strand) -> None:
 
 RULES = {
     s.Copy: Rule(
-        "Copy", "Copy", "Copy K (BN, D) in coordinate [batch, k = i * BN, head // (Hq // Hk)] from " "global to shared",
-        "Moves a tile between memories. Past the tensor's end it reads 0 and writes nothing; out of " "registers it " "rounds " "to the " "type it meets.",
-        _check, _run, "sketch",
+        "Copy",
+        "Copy",
+        "Copy K (BN, D) in coordinate [batch, k = i * BN, head // (Hq // Hk)] from global to shared",
+        "Moves a tile between memories. Past the tensor's end it reads 0 and writes nothing; out of "
+        "registers it "
+        "rounds "
+        "to the "
+        "type it meets.",
+        _check,
+        _run,
+        "sketch",
     ),
-}  # fmt: skip
+}

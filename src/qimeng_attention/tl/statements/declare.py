@@ -70,9 +70,7 @@ def _check_warps(n: s.Warps, scope: Scope) -> None:
     count = scope.extent(n.count, n.span, "the number of warps")
     if count not in LEGAL_WARPS:
         allowed = ", ".join(str(w) for w in LEGAL_WARPS)
-        scope.report(
-            "TL506", n.span, f"{count} warps cannot divide a tile, expected one of {allowed}", "take 4 or 8"
-        )
+        scope.report("TL506", n.span, f"{count} warps cannot divide a tile, expected one of {allowed}", "take 4 or 8")
     if n.blocks is not None:
         scope.extent(n.blocks, n.span, "the number of blocks an SM")
     scope.warps = n
@@ -89,15 +87,53 @@ def _run_let(n: s.Let, t: Strand) -> None:
 
 
 RULES = {
-    s.Size: Rule("Size", "Size", "Size B, Sq, Sk, D = 128", "Names sizes. One without a value is an " "argument of " "each " "call.",
-                 _check_size, no_value),
-    s.Tile: Rule("Tile", "Tile", "Tile BM = 128, BN = 64", "Names the tile sizes that the author reasoned.", _check_tile, no_value),
-    s.Scalar: Rule("Scalar", "Scalar", "Scalar scale f32 > 0",
-                   "Names a number given at each call, and what the launcher must find true of it.", _check_scalar, no_value),
-    s.Grid: Rule("Grid", "Grid", "Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B",
-                 "Gives each block of threads its indices; the first varies fastest, `down` counts " "backwards.", _check_grid, no_value),
-    s.Warps: Rule("Warps", "Warps", "Warps 4 along q, 2 blocks an SM",
-                  "Divides the rows of the register tiles among warps, and says how many blocks an SM " "should hold.",
-                  _check_warps, no_value, "scheduled"),
-    s.Let: Rule("Let", "Let", "Let last = ceildiv(Sk, BN)", "Names an integer that the whole block " "agrees on.", _check_let, _run_let),
-}  # fmt: skip
+    s.Size: Rule(
+        "Size",
+        "Size",
+        "Size B, Sq, Sk, D = 128",
+        "Names sizes. One without a value is an argument of each call.",
+        _check_size,
+        no_value,
+    ),
+    s.Tile: Rule(
+        "Tile",
+        "Tile",
+        "Tile BM = 128, BN = 64",
+        "Names the tile sizes that the author reasoned.",
+        _check_tile,
+        no_value,
+    ),
+    s.Scalar: Rule(
+        "Scalar",
+        "Scalar",
+        "Scalar scale f32 > 0",
+        "Names a number given at each call, and what the launcher must find true of it.",
+        _check_scalar,
+        no_value,
+    ),
+    s.Grid: Rule(
+        "Grid",
+        "Grid",
+        "Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B",
+        "Gives each block of threads its indices; the first varies fastest, `down` counts backwards.",
+        _check_grid,
+        no_value,
+    ),
+    s.Warps: Rule(
+        "Warps",
+        "Warps",
+        "Warps 4 along q, 2 blocks an SM",
+        "Divides the rows of the register tiles among warps, and says how many blocks an SM should hold.",
+        _check_warps,
+        no_value,
+        "scheduled",
+    ),
+    s.Let: Rule(
+        "Let",
+        "Let",
+        "Let last = ceildiv(Sk, BN)",
+        "Names an integer that the whole block agrees on.",
+        _check_let,
+        _run_let,
+    ),
+}

@@ -1,4 +1,5 @@
-"""Compute GEMM: a matrix product of two tiles on the tensor cores. `.T` is symbolic: it says which index is contracted."""
+"""Compute GEMM: a matrix product of two tiles on the tensor cores. `.T` is symbolic: it says which index is
+contracted."""
 
 from __future__ import annotations
 
@@ -28,8 +29,12 @@ def _operand(o: s.Operand, n: s.Gemm, scope: Scope, side: str) -> tuple[Axis, Ax
         return None
     if tile is None:
         if o.name in scope.tensors:
-            scope.report("TL207", span, f"{o.name} lies in global memory, GEMM reads shared memory or " "registers",
-                         f"Copy {o.name} to shared first")  # fmt: skip
+            scope.report(
+                "TL207",
+                span,
+                f"{o.name} lies in global memory, GEMM reads shared memory or registers",
+                f"Copy {o.name} to shared first",
+            )
         else:
             scope.unknown(o.name, span, [*scope.tiles, *scope.tensors], "tile")
         return None
@@ -66,9 +71,13 @@ def _operand(o: s.Operand, n: s.Gemm, scope: Scope, side: str) -> tuple[Axis, Ax
             scope.uniform_integer(e, span, f"a row of {o.name}")
         size = _extent(o.rows, scope)
         if axes[0].size and (size is None or not 1 <= size <= axes[0].size):
-            scope.report("TL106", span, f"the rows of {o.name} must be a stretch of fixed length within {axes[0].size}, "
-                         f"found {expression(o.rows.start)} : {expression(o.rows.stop)}",
-                         "write `[w * 64 : (w + 1) * 64]`")  # fmt: skip
+            scope.report(
+                "TL106",
+                span,
+                f"the rows of {o.name} must be a stretch of fixed length within {axes[0].size}, "
+                f"found {expression(o.rows.start)} : {expression(o.rows.stop)}",
+                "write `[w * 64 : (w + 1) * 64]`",
+            )
         axes = (Axis(axes[0].name, size or 0), axes[1])
     if o.slot is not None:
         scope.uniform_integer(o.slot, span, f"the slot of {o.name}")
@@ -86,8 +95,10 @@ def _extent(r: s.Range, scope: Scope) -> int | None:
 
     free = sorted((names_in(r.start) | names_in(r.stop)) - set(scope.fixed))
     try:
-        lengths = {integer(r.stop, v) - integer(r.start, v)
-                   for v in ({**scope.fixed, **dict.fromkeys(free, x)} for x in (0, 1, 5))}  # fmt: skip
+        lengths = {
+            integer(r.stop, v) - integer(r.start, v)
+            for v in ({**scope.fixed, **dict.fromkeys(free, x)} for x in (0, 1, 5))
+        }
     except (KeyError, ValueError, ZeroDivisionError):
         return None
     return lengths.pop() if len(lengths) == 1 else None
@@ -95,12 +106,21 @@ def _extent(r: s.Range, scope: Scope) -> int | None:
 
 def _check_register_operand(o: s.Operand, tile: TileType, scope: Scope, side: str) -> None:
     if side == "B":
-        scope.report("TL207", o.span, f"the second operand of GEMM comes from shared memory, {o.name} " "lies in registers",
-                     "exchange the operands, or Copy it to shared")  # fmt: skip
+        scope.report(
+            "TL207",
+            o.span,
+            f"the second operand of GEMM comes from shared memory, {o.name} lies in registers",
+            "exchange the operands, or Copy it to shared",
+        )
     elif tile.role != "MMA_A":
-        scope.report("TL201", o.span, f"{o.name} has the role {tile.role} of a result, GEMM reads the " "role MMA_A of an " "operand",
-                     f"put `Reshape {o.name} from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as " "bf16 and get P` "
-                     "just before this line and multiply P")  # fmt: skip
+        scope.report(
+            "TL201",
+            o.span,
+            f"{o.name} has the role {tile.role} of a result, GEMM reads the role MMA_A of an operand",
+            f"put `Reshape {o.name} from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as "
+            "bf16 and get P` "
+            "just before this line and multiply P",
+        )
 
 
 def _check(n: s.Gemm, scope: Scope) -> None:
@@ -115,19 +135,25 @@ def _check(n: s.Gemm, scope: Scope) -> None:
         return
     ta, tb = scope.tiles[n.a.name], scope.tiles[n.b.name]
     if ta.dtype != tb.dtype and BYTES[ta.dtype] <= 2 and BYTES[tb.dtype] <= 2:
-        scope.report("TL104", n.span, f"the operands' types differ: {n.a.name} is {ta.dtype}, {n.b.name} " f"is {tb.dtype}",
-                     f"give the Reshape of {n.a.name} `as {tb.dtype}`")  # fmt: skip
+        scope.report(
+            "TL104",
+            n.span,
+            f"the operands' types differ: {n.a.name} is {ta.dtype}, {n.b.name} is {tb.dtype}",
+            f"give the Reshape of {n.a.name} `as {tb.dtype}`",
+        )
     if a[1].name != b[0].name:
         a, b = _report_contraction(n, a, b, scope)
         _result(n, (a[0], b[1]), scope)
         return
     if not same_sizes(a[1:], b[:1]):
-        scope.report("TL106", n.span, f"GEMM sums over {a[1].name}, which has {a[1].size} elements in " f"{n.a.name} and " f"{b[0].size} " f"in {n.b.name}",
-                     "give both tiles the same extent along it")  # fmt: skip
-    if a[0].name == b[1].name:
         scope.report(
-            "TL105", n.span, f"both axes of the result are named {a[0].name}", "name the operands' axes apart"
+            "TL106",
+            n.span,
+            f"GEMM sums over {a[1].name}, which has {a[1].size} elements in {n.a.name} and {b[0].size} in {n.b.name}",
+            "give both tiles the same extent along it",
         )
+    if a[0].name == b[1].name:
+        scope.report("TL105", n.span, f"both axes of the result are named {a[0].name}", "name the operands' axes apart")
     _check_atom(n, ta.dtype, (a[0], b[1], a[1]), scope)
     _result(n, (a[0], b[1]), scope)
 
@@ -142,13 +168,19 @@ def _check_atom(n: s.Gemm, dtype: str, axes: tuple[Axis, Axis, Axis], scope: Sco
     atoms = [a for a in mma_atoms(scope.target) if a.dtype == kind]
     if not atoms:
         return  # the type is refused at the operand
-    for axis, what, step in zip(axes, ("rows", "columns", "summed elements"),
-                                (min(a.m for a in atoms), min(a.n for a in atoms), min(a.k for a in atoms)),
-                                strict=True):  # fmt: skip
+    for axis, what, step in zip(
+        axes,
+        ("rows", "columns", "summed elements"),
+        (min(a.m for a in atoms), min(a.n for a in atoms), min(a.k for a in atoms)),
+        strict=True,
+    ):
         if axis.size % step:
-            scope.report("TL503", n.span, f"the product has {axis.size} {what} along {axis.name}, "
-                         f"{atoms[0].name} takes multiples of {step}",
-                         f"take a tile of {-(-axis.size // step) * step} along {axis.name}: what lies past the end reads as 0")  # fmt: skip
+            scope.report(
+                "TL503",
+                n.span,
+                f"the product has {axis.size} {what} along {axis.name}, {atoms[0].name} takes multiples of {step}",
+                f"take a tile of {-(-axis.size // step) * step} along {axis.name}: what lies past the end reads as 0",
+            )
 
 
 def _report_contraction(
@@ -164,21 +196,31 @@ def _report_contraction(
         scope.report(
             code,
             n.b.span,
-            f"GEMM sums over {a[1].name} of {n.a.name}, but {_shown(n.b)} "
-            f"begins with {b[0].name}: `.T` {why}",
+            f"GEMM sums over {a[1].name} of {n.a.name}, but {_shown(n.b)} begins with {b[0].name}: `.T` {why}",
             f"write {_shown(turned)}; `.T` is symbolic and says which index is summed, memory stays as it is",
         )
         return a, (b[1], b[0])
     if a[0].name == b[0].name:
         other = replace(n.a, transposed=not n.a.transposed)
-        scope.report("TL202" if other.transposed else "TL203", n.a.span,
-                     f"GEMM sums over {b[0].name} of {_shown(n.b)}, but {_shown(n.a)} ends with {a[1].name}",
-                     f"write {_shown(other)}; `.T` is symbolic and says which index is summed")  # fmt: skip
+        scope.report(
+            "TL202" if other.transposed else "TL203",
+            n.a.span,
+            f"GEMM sums over {b[0].name} of {_shown(n.b)}, but {_shown(n.a)} ends with {a[1].name}",
+            f"write {_shown(other)}; `.T` is symbolic and says which index is summed",
+        )
         return (a[1], a[0]), b
     if not {x.name for x in (*a, *b)} & scope.broken:
-        scope.report("TL105", n.span, f"the operands' axes clash: {_shown(n.a)} has ({a[0].name}, " f"{a[1].name}), "
-                     f"{_shown(n.b)} has ({b[0].name}, {b[1].name}), expected the last of the first to " "be the first of " "the " "second",
-                     "check the axes that each operand's Copy gave it")  # fmt: skip
+        scope.report(
+            "TL105",
+            n.span,
+            f"the operands' axes clash: {_shown(n.a)} has ({a[0].name}, "
+            f"{a[1].name}), "
+            f"{_shown(n.b)} has ({b[0].name}, {b[1].name}), expected the last of the first to "
+            "be the first of "
+            "the "
+            "second",
+            "check the axes that each operand's Copy gave it",
+        )
     return a, b
 
 
@@ -194,8 +236,12 @@ def _result(n: s.Gemm, axes: tuple[Axis, Axis], scope: Scope) -> None:
         scope.claim(n.out, n.span)
         out = scope.tiles[n.out] = TileType(n.out, "register", "f32", axes)
     elif out.space != "register" or out.dtype != "f32" or out.role != "MMA_C":
-        scope.report("TL207", n.span, f"GEMM writes an f32 accumulator in registers, {n.out} is " f"{out.describe()} in " f"{out.space} " "memory",
-                     "allocate the result as f32 in register")  # fmt: skip
+        scope.report(
+            "TL207",
+            n.span,
+            f"GEMM writes an f32 accumulator in registers, {n.out} is {out.describe()} in {out.space} memory",
+            "allocate the result as f32 in register",
+        )
     elif not same_axes(out.axes, axes):
         found = f"({axes[0].size} {axes[0].name}, {axes[1].size} {axes[1].name})"
         code = "TL105" if out.axis_names != (axes[0].name, axes[1].name) else "TL106"
@@ -231,9 +277,7 @@ def _result(n: s.Gemm, axes: tuple[Axis, Axis], scope: Scope) -> None:
 # ------------------------------------------------------------------ meaning
 
 
-def _fetch(
-    o: s.Operand, n: s.Gemm, t: Strand
-) -> tuple[Array | None, dict[str, int], Slot | None, dict[str, Outside]]:
+def _fetch(o: s.Operand, n: s.Gemm, t: Strand) -> tuple[Array | None, dict[str, int], Slot | None, dict[str, Outside]]:
     """Give an operand's elements as the product sees them, where they lie, the slot read, and where they end."""
     kind = t.machine.checked.tiles[o.name]
     span = o.span if o.span.line else n.span
@@ -258,8 +302,12 @@ def _fetch(
     if o.rows is not None:
         start, stop = t.integer(o.rows.start, span), t.integer(o.rows.stop, span)
         if not 0 <= start < stop <= kind.axes[0].size:
-            raise Fault("TL408", span, f"{o.name} has {kind.axes[0].size} rows, this line reads {start} : {stop}",
-                        "keep the stretch within the tile")  # fmt: skip
+            raise Fault(
+                "TL408",
+                span,
+                f"{o.name} has {kind.axes[0].size} rows, this line reads {start} : {stop}",
+                "keep the stretch within the tile",
+            )
         data = None if data is None else data[start:stop]
         first = kind.axes[0].name
         if first in origin:
@@ -273,8 +321,12 @@ def check_readable(slot: Slot, name: str, place: Span, t: Strand) -> None:
     ring = kind.view or name
     waited = t.waited.get(ring, 0) > t.cursor.get((ring, "consumer"), 0)
     if t.machine.concurrent and not waited and (slot.state == "in flight" or ring in t.machine.rings):
-        raise Fault("TL402", place, f"{name} is read while its copy may still be in flight",
-                    "put `Wait copies pending ...`, or `Wait ring.full`, before this line")  # fmt: skip
+        raise Fault(
+            "TL402",
+            place,
+            f"{name} is read while its copy may still be in flight",
+            "put `Wait copies pending ...`, or `Wait ring.full`, before this line",
+        )
     if slot.state == "empty":
         raise Fault(
             "TL401",
@@ -310,9 +362,7 @@ def _run(n: s.Gemm, t: Strand) -> None:
         with np.errstate(all="ignore"):
             result = np.matmul(a.astype(np.float32), b.astype(np.float32))
     if n.accumulate:
-        before = (
-            t.registers[n.out] if n.asynchronous and _in_flight(n.out, t) else t.read_register(n.out, n.span)
-        )
+        before = t.registers[n.out] if n.asynchronous and _in_flight(n.out, t) else t.read_register(n.out, n.span)
         if result is not None and before.data is not None:
             result = before.data + result
         origin = before.origin or origin
@@ -329,8 +379,12 @@ def _issue(n: s.Gemm, slots: list[Slot], t: Strand) -> None:
     if any(n.out in g.operands for g in t.gemms):
         t.check_free(n.out, n.span)
     if not all(slot.fenced for slot in slots):
-        raise Fault("TL412", n.span, "the tensor cores may not see what the threads wrote to shared memory",
-                    "put `Fence async` and `Barrier` between the write and this line")  # fmt: skip
+        raise Fault(
+            "TL412",
+            n.span,
+            "the tensor cores may not see what the threads wrote to shared memory",
+            "put `Fence async` and `Barrier` between the write and this line",
+        )
     for slot in slots:
         slot.reading += 1
     held = tuple(o.name for o in (n.a, n.b) if t.machine.checked.tiles[o.name].space == "register")
@@ -339,8 +393,12 @@ def _issue(n: s.Gemm, slots: list[Slot], t: Strand) -> None:
 
 def unmasked(name: str, axis: str, what: str, span: Span, t: Strand) -> None:
     """Raise TL205: columns past the tensor's end reach something that sums or compares them."""
-    raise Fault("TL205", span, f"{name} holds columns past the end along {axis} that no mask removes " f"before {what}",
-                f"add `{axis} < {_limit(axis, t)}` to a Mask above this line")  # fmt: skip
+    raise Fault(
+        "TL205",
+        span,
+        f"{name} holds columns past the end along {axis} that no mask removes before {what}",
+        f"add `{axis} < {_limit(axis, t)}` to a Mask above this line",
+    )
 
 
 def _limit(axis: str, t: Strand) -> str:
@@ -383,8 +441,16 @@ def _note_contraction(n: s.Gemm, t: Strand, where_a: dict[str, int], where_b: di
 
 RULES = {
     s.Gemm: Rule(
-        "GEMM", "Compute", "Compute GEMM Q, K.T and get S",
-        "Multiplies two tiles on the tensor cores into an f32 accumulator; sums over the last axis of " "the first and " "the " "first of " "the second.",
-        _check, _run, "sketch",
+        "GEMM",
+        "Compute",
+        "Compute GEMM Q, K.T and get S",
+        "Multiplies two tiles on the tensor cores into an f32 accumulator; sums over the last axis of "
+        "the first and "
+        "the "
+        "first of "
+        "the second.",
+        _check,
+        _run,
+        "sketch",
     ),
-}  # fmt: skip
+}

@@ -17,16 +17,12 @@ ROLES = ("MMA_A", "MMA_B", "MMA_C")
 def _check(n: s.Reshape, scope: Scope) -> None:
     tile = scope.tiles.get(n.name)
     if tile is None or tile.space != "register":
-        scope.unknown(
-            n.name, n.span, [t.name for t in scope.tiles.values() if t.space == "register"], "register tile"
-        )
+        scope.unknown(n.name, n.span, [t.name for t in scope.tiles.values() if t.space == "register"], "register tile")
         if n.out is not None and n.out not in scope.tiles:
             scope.broken.add(n.out)
         return
     if n.name not in scope.filled:
-        scope.report(
-            "TL204", n.span, f"tile {n.name} is read before anything fills it", "compute it before this line"
-        )
+        scope.report("TL204", n.span, f"tile {n.name} is read before anything fills it", "compute it before this line")
     for role in (n.source[0], n.target[0]):
         if role not in ROLES:
             scope.unknown(role, n.span, list(ROLES), "role")
@@ -39,8 +35,12 @@ def _check(n: s.Reshape, scope: Scope) -> None:
             f"write `from ({tile.role}, ...)`",
         )
     if n.target[0] != "MMA_A":
-        scope.report("TL503", n.span, "registers hold operand A or the accumulator C, no target reads " f"the role {n.target[0]} " "from them",
-                     "Reshape to (MMA_A, MMA_M, MMA_N_new)")  # fmt: skip
+        scope.report(
+            "TL503",
+            n.span,
+            f"registers hold operand A or the accumulator C, no target reads the role {n.target[0]} from them",
+            "Reshape to (MMA_A, MMA_M, MMA_N_new)",
+        )
     dtype = n.dtype or tile.dtype
     if dtype not in FLOAT_TYPES:
         scope.unknown(dtype, n.span, list(FLOAT_TYPES), "floating type")
@@ -81,8 +81,11 @@ def _run(n: s.Reshape, t: Strand) -> None:
 
 RULES = {
     s.Reshape: Rule(
-        "Reshape", "Reshape", "Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as bf16 " "and get P",
+        "Reshape",
+        "Reshape",
+        "Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as bf16 and get P",
         "Turns an accumulator into the first operand of the next GEMM; with `as` it rounds to nearest even.",
-        _check, _run,
+        _check,
+        _run,
     ),
-}  # fmt: skip
+}

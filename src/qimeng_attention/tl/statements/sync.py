@@ -1,4 +1,5 @@
-"""What scheduled code needs to be correct when many warps run it: waits, releases, groups of copies, barriers, fences."""
+"""What scheduled code needs to be correct when many warps run it: waits, releases, groups of copies, barriers,
+fences."""
 
 from __future__ import annotations
 
@@ -22,8 +23,12 @@ def _check_wait(n: s.Wait, scope: Scope) -> None:
     if n.count is not None:
         scope.uniform_integer(n.count, n.span, "the count of a Wait")
         if (scope.constant(n.count) or 0) < 0:
-            scope.report("TL103", n.span, f"a Wait leaves {scope.constant(n.count)} in flight, expected 0 or more",
-                         "write `pending 0` to wait for all")  # fmt: skip
+            scope.report(
+                "TL103",
+                n.span,
+                f"a Wait leaves {scope.constant(n.count)} in flight, expected 0 or more",
+                "write `pending 0` to wait for all",
+            )
 
 
 def _check_ring(ring: str, n: s.Statement, scope: Scope) -> None:
@@ -55,8 +60,12 @@ def _wait_full(n: s.Wait, t: Strand) -> Generator[Span | None, None, None]:
     use = t.cursor.get((n.ring, "consumer"), 0)
     slot = slots[use % len(slots)]
     if t.waited.get(n.ring, 0) > use:
-        raise Fault("TL404", n.span, f"{n.ring}.full is waited for again before this role released {n.ring}",
-                    f"pair each `Wait {n.ring}.full` with one `Release {n.ring}`")  # fmt: skip
+        raise Fault(
+            "TL404",
+            n.span,
+            f"{n.ring}.full is waited for again before this role released {n.ring}",
+            f"pair each `Wait {n.ring}.full` with one `Release {n.ring}`",
+        )
     t.places[n.ring] = n.span
     while slot.fills <= use // len(slots):
         yield n.span
@@ -114,8 +123,12 @@ def _run_release(n: s.Release, t: Strand) -> None:
     use = t.cursor.get((n.ring, "consumer"), 0)
     slot = slots[use % len(slots)]
     if any(slot in g.slots for g in t.gemms):
-        raise Fault("TL404", n.span, f"{n.ring} is released while this role's asynchronous GEMM may " "still read it",
-                    "put `Wait gemm pending ...` before this line")  # fmt: skip
+        raise Fault(
+            "TL404",
+            n.span,
+            f"{n.ring} is released while this role's asynchronous GEMM may still read it",
+            "put `Wait gemm pending ...` before this line",
+        )
     if t.waited.get(n.ring, 0) <= use:
         raise Fault(
             "TL404",
@@ -129,8 +142,12 @@ def _run_release(n: s.Release, t: Strand) -> None:
 
 def _run_pass(n: s.PassTurn, t: Strand) -> None:
     if t.block.turn != t.instance:
-        raise Fault("TL411", n.span, f"{t.name} {t.instance} passes on a turn that it does not have",
-                    "put `Wait turn ...` before this line")  # fmt: skip
+        raise Fault(
+            "TL411",
+            n.span,
+            f"{t.name} {t.instance} passes on a turn that it does not have",
+            "put `Wait turn ...` before this line",
+        )
     t.block.turn = (t.block.turn + 1) % t.block.turns
 
 
@@ -166,24 +183,63 @@ def _no_check(n: s.Statement, scope: Scope) -> None:
     return None
 
 
-
-
-
 RULES = {
-    s.Wait: Rule("Wait", "Wait", "Wait copies pending 1",
-                 "Blocks until a ring's slot is full or empty, a turn comes, or at most so many GEMMs or " "groups of copies " "are " "in flight.",
-                 _check_wait, _run_wait, "scheduled"),
-    s.Release: Rule("Release", "Release", "Release K", "Says that this role has read the ring's slot for " "the last time.",
-                    _check_release, _run_release, "scheduled"),
-    s.PassTurn: Rule("Pass", "Pass", "Pass turn", "Lets the next instance of the role issue its GEMMs.", _no_check, _run_pass, "scheduled"),
-    s.Commit: Rule("Commit", "Commit", "Commit", "Closes a group of asynchronous copies; an empty group " "counts too.",
-                   _no_check, _run_commit, "scheduled"),
-    s.Barrier: Rule("Barrier", "Barrier", "Barrier",
-                    "The threads of the block, or of one instance of a role, meet and see each other's writes to "
-                    "shared memory.",
-                    _no_check, _run_barrier, "scheduled"),
-    s.Fence: Rule("Fence", "Fence", "Fence async",
-                  "Shows each thread's writes to shared memory to the copy engine and the tensor cores; a Barrier "
-                  "stands behind it.",
-                  _check_fence, _run_fence, "scheduled"),
-}  # fmt: skip
+    s.Wait: Rule(
+        "Wait",
+        "Wait",
+        "Wait copies pending 1",
+        "Blocks until a ring's slot is full or empty, a turn comes, or at most so many GEMMs or "
+        "groups of copies "
+        "are "
+        "in flight.",
+        _check_wait,
+        _run_wait,
+        "scheduled",
+    ),
+    s.Release: Rule(
+        "Release",
+        "Release",
+        "Release K",
+        "Says that this role has read the ring's slot for the last time.",
+        _check_release,
+        _run_release,
+        "scheduled",
+    ),
+    s.PassTurn: Rule(
+        "Pass",
+        "Pass",
+        "Pass turn",
+        "Lets the next instance of the role issue its GEMMs.",
+        _no_check,
+        _run_pass,
+        "scheduled",
+    ),
+    s.Commit: Rule(
+        "Commit",
+        "Commit",
+        "Commit",
+        "Closes a group of asynchronous copies; an empty group counts too.",
+        _no_check,
+        _run_commit,
+        "scheduled",
+    ),
+    s.Barrier: Rule(
+        "Barrier",
+        "Barrier",
+        "Barrier",
+        "The threads of the block, or of one instance of a role, meet and see each other's writes to shared memory.",
+        _no_check,
+        _run_barrier,
+        "scheduled",
+    ),
+    s.Fence: Rule(
+        "Fence",
+        "Fence",
+        "Fence async",
+        "Shows each thread's writes to shared memory to the copy engine and the tensor cores; a Barrier "
+        "stands behind it.",
+        _check_fence,
+        _run_fence,
+        "scheduled",
+    ),
+}
