@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -58,6 +59,16 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
                 ),
                 as_json,
             )
+            raise typer.Exit(3) from None
+        except typer.Exit:
+            raise
+        except Exception as error:  # our own fault: said in a line, with what a report needs
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            fault = QimengError(
+                f"internal error at {where}: {type(error).__name__}: {error}", hint="please report it with the input"
+            )
+            terminal.print_error(fault, as_json)
             raise typer.Exit(3) from None
 
     return run

@@ -182,6 +182,12 @@ def test_an_expression_that_makes_no_sense_is_a_spec_error(fields: dict[str, str
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
+def test_a_scale_that_weighs_nothing_is_a_spec_error(scale: float) -> None:
+    with pytest.raises(SpecError, match="scale"):
+        Operator.of(AttentionSpec.make(Hq=2, scale=scale))
+
+
 def test_the_nearest_name_is_told() -> None:
     with pytest.raises(SpecError) as caught:
         Operator.of(AttentionSpec.make(Hq=2, mask="kv_id <= q_idx"))

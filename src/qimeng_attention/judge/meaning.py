@@ -80,8 +80,12 @@ class Operator:
         """Read a spec's mask and score.
 
         Raises:
-            SpecError: an expression that does not parse, reads an unknown name, or is of the wrong kind.
+            SpecError: an expression that does not parse, reads an unknown name, or is of the wrong kind;
+                a default scale of 0.
         """
+        if not np.isfinite(spec.default_scale) or spec.default_scale == 0:
+            given = _Text("scale", str(spec.scale), ())
+            raise given.wrong("leaves nothing to weigh keys by", "give a number other than 0")
         condition = _read(_Text("mask", spec.condition, MASK_NAMES), "bool", spec)
         score = _read(_Text("score", spec.score_expression, SCORE_NAMES), "number", spec)
         return Operator(condition, score, spec.default_scale)

@@ -13,7 +13,7 @@ import numpy as np
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
-from qimeng_attention.tl.small_model import small_sizes
+from qimeng_attention.tl.small_model import small_sizes, tile_of_size
 from qimeng_attention.tl.types import Checked
 
 Family: TypeAlias = Callable[[np.random.Generator, str, tuple[int, ...], str], Array]
@@ -24,6 +24,13 @@ HEADS = {
     "Hk": 2,
 }  # sizes that no tile steps along and that divide each other in every program
 OTHER = 2
+GROUPS = (  # query heads a key head: 2, 1, 3, 4
+    {"Hq": 4, "Hk": 2},
+    {"Hq": 2, "Hk": 2},
+    {"Hq": 3, "Hk": 1},
+    {"Hq": 8, "Hk": 2},
+)
+NEGATIVE = 0.5  # of the scalars that may have either sign
 
 
 def _real(make: Callable[[np.random.Generator, str, tuple[int, ...]], Array]) -> Family:
@@ -58,9 +65,9 @@ def sizes_to_try(kernels: Sequence[Checked]) -> list[dict[str, int]]:
     names = list(dict.fromkeys(n for k in kernels for n in k.sizes))
     tried = [sizes for k in kernels for sizes in small_sizes(k)]
     stepped = {n for n in names if len({sizes.get(n, 1) for sizes in tried}) > 1}
-    longest = {n: max(sizes.get(n, 1) for sizes in tried) for n in stepped}
+    widest = [tile_of_size(k) for k in kernels]
     rest = {n: HEADS.get(n, OTHER) for n in names if n not in stepped}
-    tiles = {n: (longest[n] - 1) // 2 for n in stepped}
+    tiles = {n: max(t.get(n, 1) for t in widest) for n in stepped}
     steps: list[Callable[[int], int]] = [
         lambda t: t + 1,
         lambda t: 2 * t + 1,
@@ -74,7 +81,8 @@ def sizes_to_try(kernels: Sequence[Checked]) -> list[dict[str, int]]:
             n: steps[(number + i * (1 + number // len(steps))) % len(steps)](tiles[n])
             for i, n in enumerate(sorted(stepped))
         }
-        found.append({**rest, **lengths})
+        groups = GROUPS[number % len(GROUPS)] if set(HEADS) <= set(rest) else {}
+        found.append({**rest, **groups, **lengths})
     found.append({**rest, **{n: tiles[n] + 1 for n in stepped}})
     return [dict(t) for t in dict.fromkeys(tuple(sizes.items()) for sizes in found)]
 
@@ -94,6 +102,8 @@ def scalar_values(
             value = bound - value
         elif declared.op == "==":
             value = bound
+        elif random.random() < NEGATIVE:  # nothing forbids it
+            value = -value
         found[name] = value
     return found
 

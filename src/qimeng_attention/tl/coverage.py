@@ -139,7 +139,7 @@ def _check_coverage(machine: Machine, index: dict[str, int]) -> None:
                 "TL302",
                 _place_of_sum(checked),
                 f"{axis} = {missed[0]} is never summed over, but no mask hides it from the block at {_point(index)}",
-                "widen the loop's bounds, or the mask",
+                f"mask what no row may see (`Compute Mask ... where ...`), or let the loop visit {axis} = {missed[0]}",
             )
 
 

@@ -23,7 +23,7 @@ def small_sizes(checked: Checked, limit: int = 36) -> list[dict[str, int]]:
         checked: the program.
         limit: how many combinations to give at most.
     """
-    tiles = _tile_of_size(checked)
+    tiles = tile_of_size(checked)
     sequence = [name for name in checked.sizes if name in tiles]
     stages = max((t.stages for t in checked.tiles.values()), default=1)
     around = {}
@@ -53,7 +53,7 @@ def _combination(number: int, around: dict[str, list[int]]) -> dict[str, int]:
     return {name: chosen[name] for name in around}
 
 
-def _tile_of_size(checked: Checked) -> dict[str, int]:
+def tile_of_size(checked: Checked) -> dict[str, int]:
     """Give for each run-time size the largest tile that steps along it."""
     from qimeng_attention.tl.coordinates import CoordinateError, copy_tensor, places
     from qimeng_attention.tl.traverse import statements

@@ -33,7 +33,7 @@ def judge_path(
     """
     entropy = secrets.randbits(32) if seed is None else seed
     if path.is_dir():
-        return _judge_folder(path, spec_file, entropy, progress)
+        return _judge_folder(path, spec_file, reference, entropy, progress)
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -56,8 +56,13 @@ def judge_path(
     return judge_program(programs, AttentionSpec.load(spec_file), seed=entropy, progress=progress)
 
 
-def _judge_folder(path: Path, spec_file: Path | None, entropy: int, progress: Progress | None) -> Verdict:
+def _judge_folder(
+    path: Path, spec_file: Path | None, reference: str | None, entropy: int, progress: Progress | None
+) -> Verdict:
     bundle = load(path)
+    if reference is not None:  # a function knows NumPy alone: the bundle's TL is judged, on the CPU
+        given = check_text(bundle.files["scheduled.tl"].decode(), file=str(path / "scheduled.tl"))
+        return judge_function(given, load_function(reference), seed=entropy, progress=progress)
     spec = AttentionSpec.load(spec_file) if spec_file is not None else _own_spec(bundle.files["spec.json"], path)
     if has_gpu():
         return judge_bundle(path, spec, seed=entropy, progress=progress)
@@ -68,7 +73,12 @@ def _judge_folder(path: Path, spec_file: Path | None, entropy: int, progress: Pr
 def _own_spec(content: bytes, path: Path) -> AttentionSpec:
     fields = json.loads(content)
     if not isinstance(fields, dict):
-        raise SpecError(f"{path} was made from TL without a spec", hint="name --spec FILE", field="spec", value=None)
+        raise SpecError(
+            f"{path} was made from TL without a spec",
+            hint="name --spec FILE, or --reference FILE.py:FUNCTION",
+            field="spec",
+            value=None,
+        )
     return AttentionSpec.make(**{k: v for k, v in fields.items() if k in AttentionSpec.model_fields})
 
 
