@@ -121,26 +121,26 @@ def _changes(n: s.Statement) -> Iterator[tuple[str, str, s.Statement]]:
     if isinstance(n, s.Allocate) and n.space == "register":
         yield from _initial(n)
     if isinstance(n, s.For):
-        for r in n.ranges:
-            for end in ("start", "stop"):
-                for changed_end in _expression_changes(getattr(r, end)):
-                    moved = replace(
-                        n, ranges=tuple(replace(x, **{end: changed_end}) if x is r else x for x in n.ranges)
-                    )
-                    yield "bound", head(moved), moved
-        for r, other in ((x, y) for x in n.ranges for y in _off_by_one(x)):
-            changed = replace(n, ranges=tuple(other if x is r else x for x in n.ranges))
-            yield "bound", head(changed), changed
+        yield from _loop(n)
     if isinstance(n, s.Grid):
         for i, d in enumerate(n.dims):
             for stop in (add(d.stop, num(1)), sub(d.stop, num(1))):
                 changed = replace(n, dims=(*n.dims[:i], replace(d, stop=stop), *n.dims[i + 1 :]))
                 yield "bound", head(changed), changed
-        return
-    if isinstance(n, s.Allocate):
-        return
-    for description, changed in _inside(n):
-        yield "expression", description, changed
+    elif not isinstance(n, s.Allocate):
+        for description, changed in _inside(n):
+            yield "expression", description, changed
+
+
+def _loop(n: s.For) -> Iterator[tuple[str, str, s.Statement]]:
+    for r in n.ranges:
+        for end in ("start", "stop"):
+            for changed_end in _expression_changes(getattr(r, end)):
+                moved = replace(n, ranges=tuple(replace(x, **{end: changed_end}) if x is r else x for x in n.ranges))
+                yield "bound", head(moved), moved
+    for r, other in ((x, y) for x in n.ranges for y in _off_by_one(x)):
+        changed = replace(n, ranges=tuple(other if x is r else x for x in n.ranges))
+        yield "bound", head(changed), changed
 
 
 def _off_by_one(r: s.Range) -> Iterator[s.Range]:

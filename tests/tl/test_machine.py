@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from tl.fuzzing import PROGRAMS
@@ -83,12 +85,12 @@ def test_each_thing_left_out_is_found(change: tuple[str, str], code: str) -> Non
     assert code in codes(edit(ROLES, change))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_the_order_of_roles_and_arrivals_changes_no_number(seed: int) -> None:
-    (checked,) = check_text(H200, model=False)
+    (checked,) = check_text(H200.replace("D = 128", "D = 16"), model=False)
     rng = np.random.default_rng(1)
     sizes = {"B": 1, "Sq": 130, "Sk": 190, "Hq": 2, "Hk": 1}
-    shapes = {"Q": (1, 130, 2, 128), "K": (1, 190, 1, 128), "V": (1, 190, 1, 128)}
+    shapes = {"Q": (1, 130, 2, 16), "K": (1, 190, 1, 16), "V": (1, 190, 1, 16)}
     inputs = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
 
     first = interpret(checked, sizes, inputs, {"scale": 0.1}, seed=1000)
@@ -106,9 +108,10 @@ Grid block = 0 : 1
 Warps 4 along q
 Allocate Q in global (BM, D) bf16
 Allocate K in global (Sk, D) bf16
-Allocate Out in global (BM, D) f32
+Allocate Out in global (BM, D) bf16
 Allocate K in shared (BN k, D) bf16 stages 2
-Allocate Under in shared (BM q, D) f32 over Q
+Allocate Q in shared (BM q, D) bf16
+Allocate Under in shared (BM q, D) bf16 over Q
 Allocate O in register (BM q, D) f32 = 0
 Copy Q (BM, D) in coordinate [q = 0] from global to shared async
 Commit
@@ -128,11 +131,13 @@ Barrier
 Copy O from register to shared Under
 Barrier
 Copy Under (BM, D) in coordinate [q = 0] from shared to global Out
-""".replace("Allocate Under in", "Allocate Q in shared (BM q, D) bf16\nAllocate Under in")
+"""
 
 
 def test_the_copies_as_written_have_no_fault() -> None:
-    text = COPIES.replace("(BM q, D) f32 over Q", "(BM q, D) bf16 over Q").replace("Out in global (BM, D) f32", "Out in global (BM, D) bf16")
+    text = COPIES.replace("(BM q, D) f32 over Q", "(BM q, D) bf16 over Q").replace(
+        "Out in global (BM, D) f32", "Out in global (BM, D) bf16"
+    )
 
     assert codes(text) == set()
 
@@ -154,7 +159,9 @@ def test_the_copies_as_written_have_no_fault() -> None:
     ],
 )
 def test_each_fault_of_copies_is_found(change: tuple[str, str], code: str) -> None:
-    text = COPIES.replace("(BM q, D) f32 over Q", "(BM q, D) bf16 over Q").replace("Out in global (BM, D) f32", "Out in global (BM, D) bf16")
+    text = COPIES.replace("(BM q, D) f32 over Q", "(BM q, D) bf16 over Q").replace(
+        "Out in global (BM, D) f32", "Out in global (BM, D) bf16"
+    )
 
     assert code in codes(edit(text, change))
 
@@ -168,13 +175,16 @@ def test_a_fault_while_interpreting_carries_its_line() -> None:
 
     (found,) = caught.value.diagnostics
     assert found.code == "TL402"
-    assert ROLES.split("\n")[found.span.line].startswith("        Wait gemm")  # the GEMM moved up by one line
+    assert ROLES.split("\n")[found.span.line].startswith("        Compute GEMM")  # it moved up by one line
 
 
 def test_an_output_that_is_not_written_is_a_fault_while_interpreting_too() -> None:
-    text = HEAD.split("Allocate Q in shared")[0] + """Allocate O in register (32 q, BN j) f32 = 0
+    text = (
+        HEAD.split("Allocate Q in shared")[0]
+        + """Allocate O in register (32 q, BN j) f32 = 0
 Copy O (32, BN) in coordinate [q = 0, j = 0] from register to global Out
 """
+    )
     (checked,) = check_text(text, model=False)
 
     with pytest.raises(DiagnosticError) as caught:
@@ -200,9 +210,7 @@ Copy O (32, BN) in coordinate [q = 0, j = 0] from register to global Out
     ],
     ids=["tiles of a million", "a grid of 10^18", "loops of 10^12", "numbers that grow", "many sizes"],
 )
-def test_the_run_on_small_sizes_is_bounded(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import time
-
+def test_the_run_on_small_sizes_is_bounded(text: str) -> None:
     start = time.process_time()
     _, found = check_with_findings(parse("Kernel large\n" + text))
 

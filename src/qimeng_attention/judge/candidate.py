@@ -21,7 +21,7 @@ from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.interpreter import interpret
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.printer import print_program
-from qimeng_attention.tl.small_model import small_sizes
+from qimeng_attention.tl.small_model import tile_of_size
 from qimeng_attention.tl.traverse import expressions, statements
 from qimeng_attention.tl.types import Checked
 
@@ -101,14 +101,9 @@ def run_kernels(
 
 def tiles_of(kernels: Sequence[Checked]) -> tuple[int, int]:
     """Give how many queries and keys the program's tiles hold, 1 where nothing steps along them."""
-    longest = {"Sq": 1, "Sk": 1}
-    for kernel in kernels:
-        for sizes in small_sizes(kernel):
-            for name in longest:
-                longest[name] = max(
-                    longest[name], (sizes.get(name, 1) - 1) // 2
-                )  # the largest tried is two tiles and one
-    return longest["Sq"], longest["Sk"]
+    found = [tile_of_size(kernel) for kernel in kernels]
+    queries, keys = (max((tiles.get(name, 1) for tiles in found), default=1) for name in ("Sq", "Sk"))
+    return queries, keys
 
 
 def numbers_in(kernels: Sequence[Checked]) -> frozenset[int]:

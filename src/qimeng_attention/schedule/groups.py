@@ -88,7 +88,7 @@ def _committed(body: Body) -> Body:
             open_run = False
         out.append(n)
         open_run = open_run or copies
-    return tuple([*out, *[s.Commit()] * open_run])
+    return (*out, s.Commit()) if open_run else tuple(out)
 
 
 # ------------------------------------------------------------------ Waits

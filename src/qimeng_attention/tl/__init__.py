@@ -1,0 +1,1 @@
+"""TL: one language for sketch, code and scheduled code."""

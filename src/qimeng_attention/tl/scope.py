@@ -140,11 +140,12 @@ class Scope:
         t = self.type_of(e, span)
         if t.kind not in ("int", UNKNOWN.kind):
             self.report("TL107", _at(e, span), f"{what} is no integer: {_text(e)}", "use `//` or ceildiv")
-        elif names := sorted(_names(e) - set(self.sizes) - set(self.fixed) - set(CONSTANTS)):
-            if t.kind != UNKNOWN.kind:
-                self.report(
-                    "TL103", _at(e, span), f"{what} must be made of sizes, found {names[0]}", "declare it with Size"
-                )
+            return
+        names = sorted(_names(e) - set(self.sizes) - set(self.fixed) - set(CONSTANTS))
+        if names and t.kind != UNKNOWN.kind:
+            self.report(
+                "TL103", _at(e, span), f"{what} must be made of sizes, found {names[0]}", "declare it with Size"
+            )
 
     def claim(self, name: str, span: Span) -> None:
         """Report a tile or tensor whose name means a number already."""

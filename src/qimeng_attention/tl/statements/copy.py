@@ -526,7 +526,7 @@ def _store(n: s.Copy, t: Strand) -> None:
             _issue_store(n, slot, t)
     else:
         data = t.read_register(n.name, n.span).data
-    indices, found, _ = resolve(n, tensor, t)
+    indices, _, _ = resolve(n, tensor, t)
     where = np.ix_(*[i[i >= 0] for i in indices])
     counts = t.machine.written[tensor.name]
     if not n.accumulate and counts.shape == t.machine.tensors[tensor.name].shape:  # else too many to follow

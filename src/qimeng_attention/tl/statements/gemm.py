@@ -3,6 +3,7 @@ contracted."""
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,19 @@ from qimeng_attention.tl.types import Axis, Origin, TileType, same_axes, same_si
 # ------------------------------------------------------------------ legality
 
 
+def _report_missing(o: s.Operand, span: Span, scope: Scope, side: str) -> None:
+    """Say how to get an operand that is no tile yet: by Copy, by Reshape of a result, or under its right name."""
+    results = [t.name for t in scope.tiles.values() if t.space == "register" and t.role == "MMA_C" and len(t.axes) == 2]
+    if o.name in scope.tensors:
+        message = f"{o.name} lies in global memory, GEMM reads shared memory or registers"
+        scope.report("TL207", span, message, f"Copy {o.name} to shared first")
+    elif side == "A" and results and not difflib.get_close_matches(o.name, scope.tiles, n=1, cutoff=0.6):
+        made = f"Reshape {results[0]} from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as bf16 and get {o.name}"
+        scope.report("TL101", span, f"unknown tile '{o.name}'", f"if it is a result turned into an operand: `{made}`")
+    else:
+        scope.unknown(o.name, span, [*scope.tiles, *scope.tensors], "tile")
+
+
 def _operand(o: s.Operand, n: s.Gemm, scope: Scope, side: str) -> tuple[Axis, Axis] | None:
     """Check one operand and give its axes as the product sees them."""
     span = o.span if o.span.line else n.span
@@ -28,15 +42,7 @@ def _operand(o: s.Operand, n: s.Gemm, scope: Scope, side: str) -> tuple[Axis, Ax
     if tile is None and o.name in scope.broken:
         return None
     if tile is None:
-        if o.name in scope.tensors:
-            scope.report(
-                "TL207",
-                span,
-                f"{o.name} lies in global memory, GEMM reads shared memory or registers",
-                f"Copy {o.name} to shared first",
-            )
-        else:
-            scope.unknown(o.name, span, [*scope.tiles, *scope.tensors], "tile")
+        _report_missing(o, span, scope, side)
         return None
     if o.name not in scope.filled and tile.view not in scope.filled:
         scope.report(
