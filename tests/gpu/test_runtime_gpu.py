@@ -60,7 +60,8 @@ def dtype_of(bundle: Bundle) -> str:
 
 
 def inputs(torch: Any, bundle: Bundle, *, seed: int = 0, **changed: int) -> list[Any]:
-    sizes = {name: {"B": 2, "Sq": 333, "Sk": 401}.get(name, 8) for name in bundle.manifest.sizes} | changed
+    sizes = {name: {"B": 2, "Sq": 333, "Sk": 401}.get(name, 8) for name in bundle.manifest.sizes}
+    sizes |= {r.left: r.right for r in bundle.manifest.requires if r.op == "==" and isinstance(r.right, int)} | changed
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype_of(bundle)]
     generator = torch.Generator(device="cuda").manual_seed(seed)
     return [torch.randn(shape(bundle, name, **sizes), generator=generator, device="cuda").to(dtype) for name in "qkv"]

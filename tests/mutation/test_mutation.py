@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from mutation.equivalent import EQUIVALENT, reason
+from mutation.equivalent import reason
 from mutation.harness import Fate, fate, mutants
 from qimeng_attention import targets
 from qimeng_attention.author.planner import plan
@@ -22,7 +20,6 @@ from qimeng_attention.tl.parser import parse
 from qimeng_attention.tl.printer import print_program
 from qimeng_attention.translate import translate
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "mutation_gqa.json"
 SAMPLE = 5  # of the mutants that are not named equivalent, each fifth runs by default
 LEAST_KILLED = 150
 
@@ -53,17 +50,6 @@ def test_every_mutant_is_killed_or_computes_the_same() -> None:
     alive = [f.name for f in fates if not f.by]
     assert [name for name in alive if reason(name) is None] == []
     assert sum(f.by != "" for f in fates) >= LEAST_KILLED
-
-
-def test_the_recorded_run_is_of_this_program() -> None:
-    recorded = json.loads(RESULTS.read_text())
-
-    assert {f["name"] for f in recorded["fates"]} == {m.name for m in mutants()}
-    killed = [f for f in recorded["fates"] if f["by"]]
-    alive = [f["name"] for f in recorded["fates"] if not f["by"]]
-    assert len(killed) >= LEAST_KILLED
-    assert all(reason(name) for name in alive)
-    assert all(any(reason(name) == why for name in alive) for _, why in EQUIVALENT)
 
 
 CHOICES = {
@@ -101,7 +87,12 @@ def _scheduled(text: str) -> str:
 def _machine_code(text: str) -> bytes:
     t = translate(parse(text))[0]
     built = build(
-        t.source, name=t.name, arch="sm_80", threads=t.threads, shared_bytes=t.shared_bytes, target=t.target,
+        t.source,
+        name=t.name,
+        arch="sm_80",
+        threads=t.threads,
+        shared_bytes=t.shared_bytes,
+        target=t.target,
         cache=Cache.disabled(),
-    )  # fmt: skip
+    )
     return built.cubin

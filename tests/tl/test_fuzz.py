@@ -1,6 +1,8 @@
-"""Two thousand written and two thousand mutated texts: each ends clean or with located findings, soon, and never in a crash.
+"""Two thousand written and two thousand mutated texts: each ends clean or with located findings, soon, and never in a
+crash.
 
-Fixed seeds; a text that once failed is named by its number. What passes the checker is scheduled, printed and checked again.
+Fixed seeds; a text that once failed is named by its number. What passes the checker is scheduled, printed and checked
+again.
 """
 
 from __future__ import annotations
@@ -9,13 +11,13 @@ import time
 from collections import Counter
 
 import pytest
-from tl import fuzzing
 
 from qimeng_attention.errors import Diagnostic, DiagnosticError
 from qimeng_attention.schedule import schedule
 from qimeng_attention.tl.checker import check_with_findings
 from qimeng_attention.tl.parser import parse, parse_with_findings
 from qimeng_attention.tl.printer import print_program
+from tl import fuzzing
 
 TEXTS = 2_000
 CHUNKS = 8  # of each kind, for the workers of pytest-xdist

@@ -1,4 +1,5 @@
-"""The machine's faults: scheduled code that is right runs in any order of its roles, and each thing left out is found."""
+"""The machine's faults: scheduled code that is right runs in any order of its roles, and each thing left out is
+found."""
 
 from __future__ import annotations
 
@@ -6,12 +7,12 @@ import time
 
 import numpy as np
 import pytest
-from tl.fuzzing import PROGRAMS
 
 from qimeng_attention.errors import DiagnosticError
 from qimeng_attention.tl.checker import check_text, check_with_findings
 from qimeng_attention.tl.interpreter import interpret
 from qimeng_attention.tl.parser import parse
+from tl.fuzzing import PROGRAMS
 
 HEAD = """Kernel roles for h200
 Size Sk
@@ -72,15 +73,26 @@ def test_the_roles_as_written_have_no_fault() -> None:
         (("        Wait gemm pending 0\n", ""), "TL404"),
         (("pending 0", "pending 1"), "TL404"),  # wrong pending count
         (("        Release K\n", ""), "TL404"),  # waited for again without release
-        (("        Wait gemm pending 0\n        Release K\n", "        Release K\n        Wait gemm pending 0\n"), "TL404"),
+        (
+            ("        Wait gemm pending 0\n        Release K\n", "        Release K\n        Wait gemm pending 0\n"),
+            "TL404",
+        ),
         (("at [k = i * BN]", "at [k = i * BN + BN]"), "TL407"),  # out of step
-        (("        Wait gemm pending 0\n        Release K\n        Compute Mask S where k < Sk else 0\n",
-          "        Compute Mask S where k < Sk else 0\n        Wait gemm pending 0\n        Release K\n"), "TL406"),
-        (("for i = 0 : ceildiv(Sk, BN)\n        Wait K.empty", "for i = 0 : Sk // BN\n        Wait K.empty"), "TL409"),  # deadlock
+        (
+            (
+                "        Wait gemm pending 0\n        Release K\n        Compute Mask S where k < Sk else 0\n",
+                "        Compute Mask S where k < Sk else 0\n        Wait gemm pending 0\n        Release K\n",
+            ),
+            "TL406",
+        ),
+        (
+            ("for i = 0 : ceildiv(Sk, BN)\n        Wait K.empty", "for i = 0 : Sk // BN\n        Wait K.empty"),
+            "TL409",
+        ),  # deadlock
         (("    Wait Q.full\n", "    Wait Q.full\n    Wait K.full\n    Release K\n"), "TL409"),
         (("signals K.full", ""), "TL409"),
     ],
-)  # fmt: skip
+)
 def test_each_thing_left_out_is_found(change: tuple[str, str], code: str) -> None:
     assert code in codes(edit(ROLES, change))
 
@@ -196,17 +208,23 @@ Copy O (32, BN) in coordinate [q = 0, j = 0] from register to global Out
 @pytest.mark.parametrize(
     "text",
     [
-        "Size N = 1000000\nTile T = 1000000\nGrid b = 0 : 1\nAllocate X in global (N, N) f32\nAllocate x in register (T r, T c) f32 = 0\n"
+        "Size N = 1000000\nTile T = 1000000\nGrid b = 0 : 1\nAllocate X in global "
+        "(N, N) f32\nAllocate x in register (T r, T c) f32 = 0\n"
         "Copy x (T, T) in coordinate [r = 0, c = 0] from register to global X",
-        "Size N = 1000000\nGrid b = 0 : N * N * N\nAllocate X in global (N, N, N) f32\nAllocate x in register (16 c) f32 = 0\n"
+        "Size N = 1000000\nGrid b = 0 : N * N * N\nAllocate X in global (N, "
+        "N, N) f32\nAllocate x in register (16 c) f32 = 0\n"
         "Copy x (16) in coordinate [b, b, c = 0] from register to global X",
-        "Size N\nGrid b = 0 : 1\nAllocate X in global (N * 1000000000000, 16) f32\nAllocate x in register (16 c) f32 = 0\n"
+        "Size N\nGrid b = 0 : 1\nAllocate X in global (N * 1000000000000, "
+        "16) f32\nAllocate x in register (16 c) f32 = 0\n"
         "for i = 0 : 1000000\n    for j = 0 : 1000000\n        Compute x + 1 and get new x\n"
         "Copy x (16) in coordinate [0, c = 0] from register to global X",
         "Size N\nGrid b = 0 : N * 1000000000\nAllocate X in global (N, 16) f32\nAllocate x in register (16 c) f32 = 0\n"
-        "Let a = 4000000000 * N\nLet b2 = a * a\nLet c2 = b2 * b2\nCopy x (16) in coordinate [c2, c = 0] from register to global X",
-        "Size A, B, C, D, E, F, G, H, I, J, N\nGrid b = 0 : N persistent\nAllocate X in global (A, B, C, D, E, F, G, H, I, J, N, 16) f32\n"
-        "Allocate x in register (16 c) f32 = 0\nCopy x (16) in coordinate [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b, c = 0] from register to global X",
+        "Let a = 4000000000 * N\nLet b2 = a * a\nLet c2 = b2 * b2\nCopy x (16) "
+        "in coordinate [c2, c = 0] from register to global X",
+        "Size A, B, C, D, E, F, G, H, I, J, N\nGrid b = 0 : N persistent\nAllocate "
+        "X in global (A, B, C, D, E, F, G, H, I, J, N, 16) f32\n"
+        "Allocate x in register (16 c) f32 = 0\nCopy x (16) in coordinate [0, 0, 0, "
+        "0, 0, 0, 0, 0, 0, 0, b, c = 0] from register to global X",
     ],
     ids=["tiles of a million", "a grid of 10^18", "loops of 10^12", "numbers that grow", "many sizes"],
 )

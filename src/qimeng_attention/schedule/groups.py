@@ -42,7 +42,9 @@ class Tiles:
     """What the search must know of the program's tiles."""
 
     shared: Shared
-    over: Mapping[str, str]  # a tile -> the tile over whose bytes it lies
+    over: Mapping[
+        str, str
+    ]  # a tile -> what its fill meets: the tile over whose bytes it lies, or, with one stage, itself
     ahead: Ahead
 
 

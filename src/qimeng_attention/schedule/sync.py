@@ -55,7 +55,7 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     shared = shared_names(checked)
     out = _Straight(shared, checked, asynchronous).block(body)
     if asynchronous:
-        over = {n: t.over for n, t in checked.tiles.items() if t.over is not None}
+        over = {n: t.over or n for n, t in checked.tiles.items() if n in shared and (t.over or t.stages == 1)}
         out = grouped(out, Tiles(shared, over, lambda loop, tile: _ahead(loop, tile, shared, checked)))
     return with_body(kernel, out)
 
@@ -91,8 +91,9 @@ class _Straight:
 
     def _step(self, n: s.Statement, filled: set[str], seen: set[str]) -> list[s.Statement]:
         under = {self.checked.tiles[t].over for t in filled} - {None}
+        again = self._single(filled) | under  # what lies there must have arrived, and nobody may read it any more
         before: list[s.Statement] = []
-        if seen & self.fresh or (filled | under) & (self.read | (self.fresh if under else set())):
+        if (seen | again) & self.fresh or (filled | again) & self.read:
             before = self._point()
         for tile in filled:
             self.only_if.pop(tile, None)
@@ -101,6 +102,10 @@ class _Straight:
         self.fresh |= filled
         self.read |= seen
         return [*before, n]
+
+    def _single(self, tiles: set[str]) -> set[str]:
+        """Give the tiles that have one stage: a second fill meets the first."""
+        return {t for t in tiles if self.checked.tiles[t].stages == 1}
 
     def _branch(self, n: s.If) -> s.If:
         """Either block runs, or none: what one of them leaves undone is undone."""
@@ -122,7 +127,11 @@ class _Straight:
             self.fresh, self.read = self.fresh | before[0], self.read | before[1]
             return [replace(loop, body=body)]
         region, points = _region(loop), _points(loop, self.shared, self.checked)
-        waiting = [i for i, x in enumerate(region) if reads(x, self.shared) & self.fresh]
+        waiting = [
+            i
+            for i, x in enumerate(region)
+            if (reads(x, self.shared) | self._single(fills(x, self.shared))) & self.fresh
+        ]
         late = bool(waiting) and not any(
             p <= waiting[0] for p in points
         )  # no point of the loop serves the first reader
@@ -184,7 +193,9 @@ def _limit(n: s.If) -> s.Expr | None:
 def _in_rounds(loop: s.For, shared: Shared) -> bool:
     """Tell whether the copies and readers of an iteration stand in one row, so that iterations can be laid end to
     end."""
-    return not any(isinstance(n, s.For | s.If) and reads(n, shared) for n in _region(loop))
+    region = _region(loop)
+    filled = [tile for n in region for tile in fills(n, shared)]
+    return len(filled) == len(set(filled)) and not any(isinstance(n, s.For | s.If) and reads(n, shared) for n in region)
 
 
 def _needs(loop: s.For, shared: Shared, checked: Checked) -> list[_Need]:
