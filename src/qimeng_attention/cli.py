@@ -149,44 +149,26 @@ def generate(
     """Make a verified kernel: every stage, from a description to a bundle."""
     from qimeng_attention.workflow import run
 
-    flags = {
-        "Hq": hq,
-        "Hk": hk,
-        "Dqk": dqk,
-        "Dv": dv,
-        "dtype": dtype,
-        "mask": mask,
-        "score": score,
-        "softcap": softcap,
-        "scale": scale,
-    }
-    from_tl = source is not None and source.suffix == ".tl"
-    code = _read(source) if from_tl and source is not None else None
-    spec = (
-        None
-        if from_tl and spec_file is None and not any(flags.values())
-        else _spec(spec_file if from_tl else source, flags)
-    )
+    names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "scale")
+    given = zip(names, (hq, hk, dqk, dv, dtype, mask, score, softcap, scale), strict=True)
+    code, spec = _source(source, spec_file, {k: v for k, v in given if v is not None})
     verbose = not quiet and not as_json
     if verbose and spec is not None:
         terminal.heading("what is asked for")
         terminal.listing("\n".join(f"  {line}" for line in spec.describe()))
+    where: dict[str, Any] = {"target": target, "arch": arch, "out": out, "overwrite": force, "until": emit}
     with terminal.progress_bar("judging", verbose) as progress:
-        outcome = run(
-            spec,
-            target=target,
-            arch=arch,
-            out=out,
-            judge=judge,
-            overwrite=force,
-            until=emit,
-            code=code,
-            report=_report if verbose else None,
-            progress=progress,
-        )
+        outcome = run(spec, code=code, judge=judge, report=_report if verbose else None, progress=progress, **where)
     for line in outcome.notes:
         terminal.note(line)
     _finish_generate(outcome, emit, as_json, quiet)
+
+
+def _source(source: Path | None, spec_file: Path | None, flags: dict[str, Any]) -> tuple[str | None, Any]:
+    """Read what generate begins with: a TL file and perhaps a spec for the judge, or a spec."""
+    if source is None or source.suffix != ".tl":
+        return None, _spec(source, flags)
+    return _read(source), _spec(spec_file, flags) if spec_file is not None or flags else None
 
 
 def _finish_generate(outcome: Any, emit: str, as_json: bool, quiet: bool) -> None:

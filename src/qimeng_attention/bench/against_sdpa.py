@@ -11,6 +11,16 @@ from qimeng_attention.errors import EnvironmentMissing, SpecError
 from qimeng_attention.runtime import load
 
 
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise EnvironmentMissing("PyTorch is not installed", hint="pip install 'qimeng-attention[gpu]'") from None
+    if not torch.cuda.is_available():
+        raise EnvironmentMissing("no NVIDIA GPU was found", hint="run this on a machine with one")
+    return torch
+
+
 def bench_bundle(path: Path, batch: int, length: int) -> dict[str, Any]:
     """Time one shape: graph replays, interleaved with SDPA's best backend, and a call from Python beside it.
 
@@ -23,12 +33,7 @@ def bench_bundle(path: Path, batch: int, length: int) -> dict[str, Any]:
         EnvironmentMissing: no PyTorch or no GPU.
         SpecError: SDPA cannot do this operator, or the bundle has no spec.
     """
-    try:
-        import torch
-    except ImportError:
-        raise EnvironmentMissing("PyTorch is not installed", hint="pip install 'qimeng-attention[gpu]'") from None
-    if not torch.cuda.is_available():
-        raise EnvironmentMissing("no NVIDIA GPU was found", hint="run this on a machine with one")
+    torch = _torch()
     bundle = load(path)
     spec = json.loads(bundle.files["spec.json"])
     if not spec or spec["mask"] not in ("full", "causal") or spec["softcap"] is not None or spec["score"] != "score":

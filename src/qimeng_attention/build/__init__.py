@@ -116,15 +116,8 @@ def build(
     key = cache_key(source, name=name, prelude=headers, arch=arch, options=chosen.flags(), toolchain=tools.key())
     entry, cached = kept.get_or_build(key, compiled)
     log = entry.facts["log"]
-    resources_used = report(
-        entry.cubin,
-        kernel=name,
-        threads=threads,
-        shared_dynamic_bytes=shared_bytes,
-        target=target,
-        toolchain=tools,
-        log=log,
-    )
+    launch: dict[str, Any] = {"threads": threads, "shared_dynamic_bytes": shared_bytes, "target": target}
+    resources_used = report(entry.cubin, kernel=name, toolchain=tools, log=log, **launch)
     return Built(
         name=name,
         cubin=entry.cubin,

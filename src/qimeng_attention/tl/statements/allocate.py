@@ -123,8 +123,12 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
     _check_init(n, dtype, scope)
     if n.view is not None:
         _check_view(n, tile, scope.tiles[n.view], scope)
-    if n.over is not None and tile.bytes > scope.tiles[n.over].bytes:
-        under = scope.tiles[n.over]
+    if n.over is not None:
+        _check_over(n, tile, scope.tiles[n.over], scope)
+
+
+def _check_over(n: s.Allocate, tile: TileType, under: TileType, scope: Scope) -> None:
+    if tile.bytes > under.bytes:
         scope.report(
             "TL106",
             n.span,
