@@ -17,14 +17,19 @@ _SAME_TEST = (
 _LSE = "where l = 0 the other branch gives -inf too: m = -inf and ln(0) = -inf"
 
 EQUIVALENT: tuple[tuple[str, str], ...] = (
-    (r"bound: Grid .* \+ 1, |bound: Grid .* : B \+ 1$", _EMPTY_BLOCKS),
+    (r"bound: Grid .* \+ 1(, .*)?", _EMPTY_BLOCKS),
     (r"initial: Allocate S .*", "the first GEMM gives S a fresh value before anything reads it"),
     (r"initial: Allocate (O|l) .* = 1$", _FIRST_TILE),
     (r"bound: for i = 0 : .* -> for i = 0 : (max\(.*|ceildiv\(.*|.*Sk \+ Sq.*|.*\) \+ 1)$", _MORE_TILES),
-    (r"duplicate: (Copy|Reshape|Compute GEMM Q|Compute Mask).*", _IDEMPOTENT),
+    (r"duplicate: (Copy [QKV]|Reshape|Compute GEMM Q|Compute Mask).*", _IDEMPOTENT),
     (r"duplicate: Compute .* and get (m_new|m_safe|alpha|lse)$", _IDEMPOTENT),
     (r"duplicate: Compute m_new and get new m$", _IDEMPOTENT),
-    (r"exchange: .*", _INDEPENDENT),
+    (r"exchange: .* and get alpha <-> .* and get new S", _INDEPENDENT),
+    (r"exchange: Compute l \* alpha .* <-> Compute O \* alpha .*", _INDEPENDENT),
+    (r"exchange: Compute O \* alpha .* <-> Compute m_new and get new m", _INDEPENDENT),
+    (r"exchange: Compute m_new and get new m <-> Copy V .*", _INDEPENDENT),
+    (r"exchange: Copy V .* <-> Reshape .*", _INDEPENDENT),
+    (r"exchange: Copy O .* <-> Compute where\(l == 0, -inf, .*", _INDEPENDENT),
     (r"expression: Compute Mask S .* -> Compute Mask S where k <= q \+ Sk - Sq( and k <=? Sk( \+ 1)?)?$", _IMPLIED),
     (r"expression: .* get m_safe -> .*where\(m_new == -inf, -?1, .*", _NO_KEY),
     (r"expression: .* get m_safe -> .*where\((-inf == m_new|m_new == -inf [+-] 1|m_new \* 2\.0 == -inf).*", _SAME_TEST),
