@@ -246,11 +246,16 @@ def _kernel(k: s.Kernel) -> list[str]:
 
 
 def choice_text(c: s.Choice) -> str:
-    """Print a line of the Schedule block; words that a bracket or comma touches stay touched."""
-    text = ""
+    """Print a line of the Schedule block; words that a bracket or comma touches stay touched.
+
+    A dot touches names only: beside a number it would be read as the number's own.
+    """
+    text, last = "", ""
     for word in c.words:
-        glue = not text or word in (",", ")", ".", "]", ".T") or text.endswith(("(", "."))
+        glue = last in ("", "(") or word in (",", ")", "]", ".T")
+        glue |= (last == "." and not word[0].isdigit()) or (word == "." and not last[:1].isdigit())
         text += word if glue else f" {word}"
+        last = word
     return text
 
 
