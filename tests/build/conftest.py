@@ -1,4 +1,4 @@
-"""What the build tests share: the tool chain or a skip, a tiny kernel, and the rule for slow tests."""
+"""What the build tests share: the tool chain or a skip, and a tiny kernel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,6 @@ from qimeng_attention.build import Toolchain, find_toolchain
 from qimeng_attention.errors import EnvironmentMissing
 
 HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave slow tests out unless they are asked for by mark."""
-    if config.option.markexpr:
-        return
-    for item in items:
-        if item.get_closest_marker("slow") and HERE in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
 
 
 @pytest.fixture(scope="session")
