@@ -57,15 +57,17 @@ def scheduled_text(text: str, *choices: str) -> str:
 
 # B, Sq, Sk, Hq, Hk: lengths 0 and 1, one row or key more or less than the tiles, and Sk < Sq among them
 SHAPES = [
-    (1, 0, 0, 1, 1), (1, 1, 0, 1, 1), (1, 0, 5, 1, 1), (1, 1, 1, 1, 1), (1, 1, 16, 1, 1), (1, 1, 17, 2, 1), (1, 1, 70, 1, 1),
-    (1, 31, 15, 1, 1), (1, 32, 16, 1, 1), (1, 33, 17, 1, 1), (1, 32, 32, 1, 1), (1, 33, 31, 2, 2), (1, 40, 9, 1, 1),
+    (1, 0, 0, 1, 1), (1, 1, 0, 1, 1), (1, 0, 5, 1, 1), (1, 1, 1, 1, 1), (1, 1, 16, 1, 1), (1, 1, 17, 2, 1),
+    (1, 1, 70, 1, 1), (1, 31, 15, 1, 1), (1, 32, 16, 1, 1), (1, 33, 17, 1, 1), (1, 32, 32, 1, 1), (1, 33, 31, 2, 2),
+    (1, 40, 9, 1, 1),
     (1, 64, 1, 1, 1), (1, 65, 33, 1, 1), (1, 16, 48, 1, 1), (1, 32, 65, 2, 1), (1, 47, 47, 1, 1), (1, 48, 64, 1, 1),
     (1, 64, 64, 1, 1), (2, 33, 40, 2, 1), (1, 20, 100, 1, 1), (1, 70, 81, 1, 1), (1, 5, 130, 1, 1),
 ]  # fmt: skip
 SIZES = [dict(zip(("B", "Sq", "Sk", "Hq", "Hk"), shape, strict=True)) for shape in SHAPES]
 
 
-# What the integer inputs of the design programs may hold: places in a cache, lengths that their tables cover, block numbers.
+# What the integer inputs of the design programs may hold: places in a cache, lengths that their tables cover,
+# block numbers.
 INTEGERS = {"Table": ("0", "Pages"), "Length": ("0", "Most * Page + 1")}
 
 
@@ -114,8 +116,8 @@ def differences(one: list[Arrays], other: list[Arrays], kind: str) -> list[str]:
             if kind == "exact":
                 same = np.array_equal(a[name], b[name], equal_nan=True)
             else:
-                # Two float32 sums of at most 130 terms differ by 130 * 2^-24 of their size, less than 2^-16; a result that
-                # this moves over a rounding boundary of bf16 moves by one place, 2^-7 of its size.
+                # Two float32 sums of at most 130 terms differ by 130 * 2^-24 of their size, less than 2^-16; a result
+                # that this moves over a rounding boundary of bf16 moves by one place, 2^-7 of its size.
                 same = bool(np.allclose(a[name], b[name], rtol=2.0**-7 + 2.0**-16, atol=2.0**-14, equal_nan=True))
             if not same:
                 found.append(f"{name}: {np.argwhere(a[name] != b[name])[:1].tolist()}")

@@ -41,12 +41,35 @@ def test_unknown_choices_are_all_named_with_the_nearest_form() -> None:
 
 
 MALFORMED = [
-    "ring K stages", "ring K stages two", "ring K 2", "ring", "ring K stages 2,", "ring K stages 2 V stages 2", "prefetch K 1",
-    "prefetch K one ahead", "prefetch", "hold Q", "hold Q in shared", "sums", "sums per row", "store O", "store O through " "shared",
-    "store O through shared over", "copies", "copies fast", "split loop i", "split i where Mask is not all true",
-    "guard Mask of loop i", "warps 4", "warps four along q", "warps 4 along q, two blocks an SM", "grid", "grid longest " "last",
-    "grid first", "warps 4 along q, 2 blocks",
-]  # fmt: skip
+    "ring K stages",
+    "ring K stages two",
+    "ring K 2",
+    "ring",
+    "ring K stages 2,",
+    "ring K stages 2 V stages 2",
+    "prefetch K 1",
+    "prefetch K one ahead",
+    "prefetch",
+    "hold Q",
+    "hold Q in shared",
+    "sums",
+    "sums per row",
+    "store O",
+    "store O through shared",
+    "store O through shared over",
+    "copies",
+    "copies fast",
+    "split loop i",
+    "split i where Mask is not all true",
+    "guard Mask of loop i",
+    "warps 4",
+    "warps four along q",
+    "warps 4 along q, two blocks an SM",
+    "grid",
+    "grid longest last",
+    "grid first",
+    "warps 4 along q, 2 blocks",
+]
 
 
 @pytest.mark.parametrize("choice", MALFORMED)
@@ -94,11 +117,16 @@ def test_a_choice_that_does_not_fit_says_what_would(choice: str) -> None:
     ("choice", "change"),
     [
         ("sums per lane", ("Allocate l in register (BM q) f32 = 0", "Allocate l in register (BM q) f32 = 1")),
-        ("split loop i where Mask is not all true", ("    Compute Mask S where k <= q + Sk - Sq and k < Sk\n",
-                                                    "    Compute where(k < Sk, S, -inf) and get new S\n")),
+        (
+            "split loop i where Mask is not all true",
+            (
+                "    Compute Mask S where k <= q + Sk - Sq and k < Sk\n",
+                "    Compute where(k < Sk, S, -inf) and get new S\n",
+            ),
+        ),
         ("prefetch K 1 ahead", ("0, Sk), BN)\n", "0, Sk), BN) down\n")),
     ],
-)  # fmt: skip
+)
 def test_a_choice_without_its_pattern_is_refused(choice: str, change: tuple[str, str]) -> None:
     text = edit(CAUSAL, change)
     (found,) = refused(choice, text=text)

@@ -13,10 +13,27 @@ from schedule.small import MASKS, edit, scheduled_text
 
 HOLD, STORE, OVER_K = "hold Q in register", "store O through shared over Q", "store O through shared over K"
 SETTINGS = [  # stages of K and V, how far each is copied ahead, further choices
-    (1, 1, 0, 0), (1, 1, 1, 0), (1, 1, 1, 0, STORE), (1, 1, 1, 1), (1, 1, 1, 1, HOLD, STORE), (1, 1, 0, 1), (2, 1, 1, 0),
-    (2, 1, 1, 0, OVER_K), (2, 1, 2, 0), (1, 2, 0, 0), (1, 2, 0, 1, STORE), (1, 2, 1, 2), (2, 2, 0, 0, HOLD), (2, 2, 1, 0),
-    (2, 2, 1, 1, STORE), (2, 2, 2, 1, HOLD), (2, 2, 2, 2), (2, 2, 2, 2, OVER_K), (3, 1, 2, 0), (3, 2, 2, 1),
-]  # fmt: skip
+    (1, 1, 0, 0),
+    (1, 1, 1, 0),
+    (1, 1, 1, 0, STORE),
+    (1, 1, 1, 1),
+    (1, 1, 1, 1, HOLD, STORE),
+    (1, 1, 0, 1),
+    (2, 1, 1, 0),
+    (2, 1, 1, 0, OVER_K),
+    (2, 1, 2, 0),
+    (1, 2, 0, 0),
+    (1, 2, 0, 1, STORE),
+    (1, 2, 1, 2),
+    (2, 2, 0, 0, HOLD),
+    (2, 2, 1, 0),
+    (2, 2, 1, 1, STORE),
+    (2, 2, 2, 1, HOLD),
+    (2, 2, 2, 2),
+    (2, 2, 2, 2, OVER_K),
+    (3, 1, 2, 0),
+    (3, 2, 2, 1),
+]
 IDS = ["-".join(str(x).split()[0] for x in setting) for setting in SETTINGS]
 
 
@@ -96,13 +113,27 @@ def test_a_branch_around_an_iteration_holds_its_waits() -> None:
         assert "        Barrier\n" in text
 
 
-TWICE = ("    Compute GEMM Q, K.T and get S\n", "    Compute GEMM Q, K.T and get S\n    Copy K (BN, D) in " "coordinate [batch, "
-         "k = i * BN, head] from global to shared\n    Compute GEMM Q, K.T and get S\n")  # fmt: skip
-NESTED = ("    Compute GEMM Q, K.T and get S\n", "    for j = 0 : 2\n        Copy K (BN, D) in coordinate [batch, " "k = i * BN, " "head] "
-          "from global to shared\n        Compute GEMM Q, K.T and get S\n")  # fmt: skip
-BRANCH = ("    Compute GEMM Q, K.T and get S\n", "    Compute GEMM Q, K.T and get S\n    if i > 0\n        Compute " "GEMM Q, K.T and " "get S\n"
-          "    else\n        Copy K (BN, D) in coordinate [batch, k = i * BN, head] from global to shared\n"
-          "        Compute GEMM Q, K.T and get S\n")  # fmt: skip
+TWICE = (
+    "    Compute GEMM Q, K.T and get S\n",
+    "    Compute GEMM Q, K.T and get S\n    Copy K (BN, D) in "
+    "coordinate [batch, "
+    "k = i * BN, head] from global to shared\n    Compute GEMM Q, K.T and get S\n",
+)
+NESTED = (
+    "    Compute GEMM Q, K.T and get S\n",
+    "    for j = 0 : 2\n        Copy K (BN, D) in coordinate [batch, "
+    "k = i * BN, "
+    "head] "
+    "from global to shared\n        Compute GEMM Q, K.T and get S\n",
+)
+BRANCH = (
+    "    Compute GEMM Q, K.T and get S\n",
+    "    Compute GEMM Q, K.T and get S\n    if i > 0\n        Compute "
+    "GEMM Q, K.T and "
+    "get S\n"
+    "    else\n        Copy K (BN, D) in coordinate [batch, k = i * BN, head] from global to shared\n"
+    "        Compute GEMM Q, K.T and get S\n",
+)
 
 
 @pytest.mark.parametrize("mode", ["async", "sync"])

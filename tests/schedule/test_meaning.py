@@ -26,9 +26,18 @@ SCHEDULES = {
     "three stages": ["ring K stages 3", "prefetch K 2 ahead", "copies async"],
     "held": ["hold Q in register", "copies async", "sums per lane", SPLIT],
     "stored": ["store O through shared over Q", "copies async", "warps 2 along q", "grid longest first"],
-    "all": ["ring K stages 2, V stages 2", "prefetch K 1 ahead, V 1 ahead", "hold Q in register", "sums per lane",
-            "store O through shared over Q", "copies async", SPLIT, "warps 2 along q, 2 blocks an SM", "grid head fastest"],
-}  # fmt: skip
+    "all": [
+        "ring K stages 2, V stages 2",
+        "prefetch K 1 ahead, V 1 ahead",
+        "hold Q in register",
+        "sums per lane",
+        "store O through shared over Q",
+        "copies async",
+        SPLIT,
+        "warps 2 along q, 2 blocks an SM",
+        "grid head fastest",
+    ],
+}
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -70,13 +79,58 @@ def test_every_rewriting_is_among_the_schedules() -> None:
 # ------------------------------------------------------------------ the design programs
 
 CHOICES = [
-    "hold Q in register", "sums per lane", "copies async", SPLIT, GUARD, "store O through shared over Q", "grid longest " "first",
-    "grid head fastest", "ring K stages 2, V stages 2", "prefetch K 1 ahead, V 0 ahead", "warps 1 along h", "warps 2 along q",
-]  # fmt: skip
-DESIGNS = ["alibi", "block_list", "differential", "forgetting", "gemm_epilogue", "linear", "nsa_selected", "paged", "paged_gather",
-           "sigmoid", "sink", "softcap", "stick_breaking", "varlen", "window_and_sinks"]  # fmt: skip
-LENGTHS = [(0, 0), (1, 0), (0, 3), (1, 1), (1, 40), (5, 5), (15, 16), (16, 15), (16, 16), (17, 17), (17, 33), (31, 8), (32, 32),
-           (33, 31), (33, 64), (40, 3), (47, 48), (64, 20), (65, 65), (20, 90)]  # fmt: skip
+    "hold Q in register",
+    "sums per lane",
+    "copies async",
+    SPLIT,
+    GUARD,
+    "store O through shared over Q",
+    "grid longest first",
+    "grid head fastest",
+    "ring K stages 2, V stages 2",
+    "prefetch K 1 ahead, V 0 ahead",
+    "warps 1 along h",
+    "warps 2 along q",
+]
+DESIGNS = [
+    "alibi",
+    "block_list",
+    "differential",
+    "forgetting",
+    "gemm_epilogue",
+    "linear",
+    "nsa_selected",
+    "paged",
+    "paged_gather",
+    "sigmoid",
+    "sink",
+    "softcap",
+    "stick_breaking",
+    "varlen",
+    "window_and_sinks",
+]
+LENGTHS = [
+    (0, 0),
+    (1, 0),
+    (0, 3),
+    (1, 1),
+    (1, 40),
+    (5, 5),
+    (15, 16),
+    (16, 15),
+    (16, 16),
+    (17, 17),
+    (17, 33),
+    (31, 8),
+    (32, 32),
+    (33, 31),
+    (33, 64),
+    (40, 3),
+    (47, 48),
+    (64, 20),
+    (65, 65),
+    (20, 90),
+]
 
 
 def small(name: str) -> str:
@@ -99,8 +153,17 @@ def sizes_of(names: tuple[str, ...], number: int) -> dict[str, int]:
         "Tq": first,
         "Tk": second,
     }
-    few = {"B": 1 + number % 2, "H": 2, "Hq": 4, "Hk": 2, "n": number % 4, "Most": number % 5, "Pages": 1 + number % 4,
-           "Window": 5, "First": 3}  # fmt: skip
+    few = {
+        "B": 1 + number % 2,
+        "H": 2,
+        "Hq": 4,
+        "Hk": 2,
+        "n": number % 4,
+        "Most": number % 5,
+        "Pages": 1 + number % 4,
+        "Window": 5,
+        "First": 3,
+    }
     return {name: (lengths | few)[name] for name in names}
 
 
