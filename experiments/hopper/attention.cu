@@ -4,8 +4,8 @@
 #include <cute/numeric/integer_sequence.hpp>
 #include <cutlass/bfloat16.h>
 
-#ifndef D
-#define D 128
+#ifndef HEAD
+#define HEAD 128
 #endif
 #ifndef CAUSAL
 #define CAUSAL 1
@@ -46,6 +46,18 @@
 #ifndef PREGS
 #define PREGS (NC == 2 ? 24 : 32)
 #endif
+#ifndef PARTS       // steps of P V before the maximum of the next S, 0: all
+#define PARTS 0
+#endif
+#ifndef HOLD
+#define HOLD 0
+#endif
+#ifndef ABLATE      // 1: no softmax at all; 2: no exponentials; 3: no maximum; 4: no rescale of O; 5: only S; 6: no P V
+#define ABLATE 0
+#endif
+#ifndef RSC          // where the rescale of O stands among the exponentials
+#define RSC 0
+#endif
 #ifndef SPLIT
 #define SPLIT 1
 #endif
@@ -54,8 +66,9 @@
 using bf16 = cutlass::bfloat16_t;
 struct alignas(64) TensorMap { unsigned char bytes[128]; };
 
+constexpr int D = HEAD;
 constexpr int BM = 64 * NC;
-constexpr int kPanels = D / 64;
+constexpr int kPanels = D / 64, kSteps = BN / 16;
 constexpr int kQ = BM * D * 2, kKV = BN * D * 2;
 
 __device__ inline unsigned smem(void const* p) { return (unsigned)__cvta_generic_to_shared(p); }
@@ -126,6 +139,8 @@ __device__ inline Tile tile_of(int t, int blocks, int Hq, int group) {
   int const per = group * blocks, g = t / per, in = t % per;
   int const hb = g * group + in % group;
   r.head = hb % Hq; r.batch = hb / Hq; r.block = blocks - 1 - in / group;
+#elif HEADS_FIRST == 3        // heads fastest, then batch, then blocks
+  r.head = t % Hq; t /= Hq; int const batches = group; r.batch = t % batches; r.block = blocks - 1 - t / batches;
 #else                         // blocks fastest
   r.block = blocks - 1 - t % blocks; t /= blocks; r.head = t % Hq; r.batch = t / Hq;
 #endif
@@ -152,6 +167,7 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
   int const blocks = (Sq + BM - 1) / BM;
   int const tiles = blocks * Hq * B;
   int const wg = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+  long long const began = clock64();
   if (threadIdx.x == 0) {
     bar_init(fullQ, 1); bar_init(emptyQ, NC);
     for (int i = 0; i < STAGES; ++i) { bar_init(fullK + i, 1); bar_init(emptyK + i, NC); bar_init(fullV + i, 1); bar_init(emptyV + i, NC); }
@@ -180,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
         if (t >= tiles) break;
         int const following = atomicAdd(counter, 1) + gridDim.x;
 #endif
-        Tile const at = tile_of(t, blocks, Hq, group);
+        Tile const at = tile_of(t, blocks, Hq, HEADS_FIRST == 3 ? B : group);
         int const head_k = at.head / (Hq / Hk);
 #if CAUSAL
         int const last = max(0, min((at.block + 1) * BM + Sk - Sq, Sk) + BN - 1) / BN;
@@ -222,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
 #endif
     auto turn = [&] { if (PINGPONG) named_sync(2 + w, 256); };
     auto pass = [&] { if (PINGPONG) named_arrive(2 + (w + 1) % NC, 256); };
-    unsigned const aQ = smem(sQ) + w * 64 * 128, aK = smem(sK), aV = smem(sV);
+    uint64_t const dQ = desc(smem(sQ) + w * 64 * 128, 16, 1024), dK = desc(smem(sK), 16, 1024), dV = desc(smem(sV), BN * 128, 1024);
 
 #if ORDER == 0
     { int t = blockIdx.x;
@@ -239,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
       if (tid == 0) bar_arrive(emptyT);
       if (t >= tiles) break;
 #endif
-      Tile const at = tile_of(t, blocks, Hq, group);
+      Tile const at = tile_of(t, blocks, Hq, HEADS_FIRST == 3 ? B : group);
 #if CAUSAL
       int const last = max(0, min((at.block + 1) * BM + Sk - Sq, Sk) + BN - 1) / BN;
       int const masked = max(0, min(min((at.block * BM + Sk - Sq + 1) / BN, Sk / BN), last));
@@ -255,21 +271,24 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
 
       auto gemm_s = [&](int s) {
         hold(S);
+        uint64_t const at_s = dK + s * (kKV >> 4);
         wg_fence();
 #pragma unroll
         for (int k = 0; k < D / 16; ++k) {
-          uint64_t const a = desc(aQ + (k / 4) * BM * 128 + (k % 4) * 32, 16, 1024);
-          uint64_t const b = desc(aK + s * kKV + (k / 4) * BN * 128 + (k % 4) * 32, 16, 1024);
+          uint64_t const a = dQ + (((k / 4) * BM * 128 + (k % 4) * 32) >> 4);
+          uint64_t const b = at_s + (((k / 4) * BN * 128 + (k % 4) * 32) >> 4);
           ss<typename Ops<BN>::SS>(S, a, b, k == 0 ? cute::SM90::GMMA::ScaleOut::Zero : cute::SM90::GMMA::ScaleOut::One, cute::make_integer_sequence<int, BN / 2>{});
         }
         wg_commit();
       };
-      auto gemm_o = [&](int s) {
+      auto gemm_o = [&](int s, int from, int to) {
         hold(O);
+        uint64_t const at_s = dV + s * (kKV >> 4);
         wg_fence();
 #pragma unroll
         for (int k = 0; k < BN / 16; ++k) {
-          uint64_t const b = desc(aV + s * kKV + k * 2048, BN * 128, 1024);
+          if (k < from || k >= to) continue;
+          uint64_t const b = at_s + (k * 2048 >> 4);
           rs<typename Ops<D>::RS>(O, P[k], b, cute::SM90::GMMA::ScaleOut::One, cute::make_integer_sequence<int, D / 2>{});
         }
         wg_commit();
@@ -288,11 +307,13 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
           }
       };
       bool rescale = true;
-      auto statistics = [&](bool first) {
-        float used[2];
+      float used[2];
+      auto maximum = [&] {
+        if (ABLATE == 1) { alpha[0] = alpha[1] = 1; l[0] = l[1] = 1; return; }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float x = S[r * 2];
+          if (ABLATE != 3)
 #pragma unroll
           for (int n = 0; n < BN / 8; ++n)
 #pragma unroll
@@ -311,33 +332,39 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
 #if THRESHOLD
         rescale = __any_sync(0xffffffff, alpha[0] != 1.0f || alpha[1] != 1.0f);
 #endif
+      };
+      float part[2];
+      auto exps = [&](int from, int to) {   // 16 columns a step
+        if (ABLATE == 1) return;
 #pragma unroll
-        for (int n = 0; n < BN / 8; ++n)
+        for (int n = 0; n < BN / 8; ++n) {
+          if (n / 2 < from || n / 2 >= to) continue;
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             float const x = S[n * 4 + e] * c - used[e / 2];
-            S[n * 4 + e] = (POLY && (n * 4 + e) % 8 < POLY) ? ex2_poly(x) : ex2(x);
+            S[n * 4 + e] = ABLATE == 2 ? x : (POLY && (n * 4 + e) % 8 < POLY) ? ex2_poly(x) : ex2(x);
+            part[e / 2] = n == 0 && e % 2 == 0 ? S[n * 4 + e] : part[e / 2] + S[n * 4 + e];
           }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float x = 0;
-#pragma unroll
-          for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) x += S[n * 4 + r * 2 + e];
-          l[r] = l[r] * alpha[r] + x;
         }
       };
-      auto convert = [&] {
+      auto sums = [&] {
+        if (ABLATE == 1) return;
 #pragma unroll
-        for (int k = 0; k < BN / 16; ++k)
+        for (int r = 0; r < 2; ++r) l[r] = l[r] * alpha[r] + part[r];
+      };
+      auto convert = [&](int from, int to) {
+#pragma unroll
+        for (int k = 0; k < BN / 16; ++k) {
+          if (k < from || k >= to) continue;
 #pragma unroll
           for (int i = 0; i < 4; ++i) P[k][i] = pack(S[(2 * k + i / 2) * 4 + i % 2 * 2], S[(2 * k + i / 2) * 4 + i % 2 * 2 + 1]);
+        }
       };
-      auto scale_o = [&] {
-        if (rescale) {
+      auto scale_o = [&](int from, int to) {   // of kSteps
+        if (rescale && ABLATE != 4) {
 #pragma unroll
-          for (int i = 0; i < D / 2; ++i) O[i] *= alpha[i % 4 / 2];
+          for (int i = 0; i < D / 2; ++i)
+            if (i >= from * (D / 2) / kSteps && i < to * (D / 2) / kSteps) O[i] *= alpha[i % 4 / 2];
         }
       };
       auto stage = [&](int n) { return n % STAGES; };
@@ -355,26 +382,49 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
         hold(S);
         release(emptyK + stage(nK));
         if (masked < last) mask(last - 1);
-        statistics(true);
-        convert();
+        maximum();
+        exps(0, kSteps); sums();
+        convert(0, kSteps);
         int n = nK + 1;
         auto body = [&](int i, bool check) {
           bar_wait(fullK + stage(n), phase(n));
           turn();
           gemm_s(stage(n));
           bar_wait(fullV + stage(n - 1), phase(n - 1));
-          gemm_o(stage(n - 1));
+          gemm_o(stage(n - 1), 0, BN / 16);
           pass();
           wg_wait<1>();
           hold(S);
           release(emptyK + stage(n));
           if (check) mask(i);
-          statistics(false);
-          wg_wait<0>();
-          hold(O);
-          release(emptyV + stage(n - 1));
-          scale_o();
-          convert();
+          maximum();
+          auto landed = [&] {
+            wg_wait<0>();
+            hold(O);
+            release(emptyV + stage(n - 1));
+          };
+#if RSC == 0
+          exps(0, kSteps); sums(); landed(); scale_o(0, kSteps); convert(0, kSteps);
+#elif RSC == 1
+          landed(); scale_o(0, kSteps); exps(0, kSteps); sums(); convert(0, kSteps);
+#elif RSC == 2
+          exps(0, kSteps / 2); landed(); scale_o(0, kSteps); exps(kSteps / 2, kSteps); sums(); convert(0, kSteps);
+#elif RSC == 3
+          exps(0, kSteps / 4); landed(); scale_o(0, kSteps); exps(kSteps / 4, kSteps); sums(); convert(0, kSteps);
+#elif RSC == 4
+          exps(0, kSteps / 2); landed(); convert(0, kSteps / 2); scale_o(0, kSteps); exps(kSteps / 2, kSteps); sums(); convert(kSteps / 2, kSteps);
+#elif RSC == 5
+          landed();
+#pragma unroll
+          for (int k = 0; k < kSteps; ++k) { exps(k, k + 1); scale_o(k, k + 1); convert(k, k + 1); }
+          sums();
+#elif RSC == 6   // exactly interleaved: nothing crosses a step
+          landed();
+#pragma unroll
+          for (int k = 0; k < kSteps; ++k) { exps(k, k + 1); scale_o(k, k + 1); if (k) convert(k - 1, k); asm volatile("" ::: "memory"); }
+          convert(kSteps - 1, kSteps);
+          sums();
+#endif
           ++n;
         };
         int i = last - 2;
@@ -389,7 +439,7 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
 #endif
         release_q();
         bar_wait(fullV + stage(n - 1), phase(n - 1));
-        gemm_o(stage(n - 1));
+        gemm_o(stage(n - 1), 0, BN / 16);
         wg_wait<0>();
         hold(O);
         release(emptyV + stage(n - 1));
@@ -404,11 +454,12 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
           pass();
           release(emptyK + stage(n));
           if (check) mask(i);
-          statistics(false);
-          scale_o();
-          convert();
+          maximum();
+          exps(0, kSteps); sums();
+          scale_o(0, kSteps);
+          convert(0, kSteps);
           bar_wait(fullV + stage(n), phase(n));
-          gemm_o(stage(n));
+          gemm_o(stage(n), 0, BN / 16);
           wg_wait<0>();
           hold(O);
           release(emptyV + stage(n));
@@ -462,5 +513,6 @@ extern "C" __global__ void __launch_bounds__(128 * (NC + 1), 1) attention(
       }
     }
     if (tid == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    if (threadIdx.x == 128) counter[16 + blockIdx.x] = int((clock64() - began) >> 4);
   }
 }

@@ -1,5 +1,6 @@
 """Compile variants of attention.cu to cubins: compile.py OUT NAME:KEY=V,KEY=V ..."""
 
+import json
 import re
 import sys
 import time
@@ -28,13 +29,14 @@ def one(item):
         device_as_default_execution_space=True,
         ptxas_options=["-v"],
         include_path=[str(p) for p in tc.includes],
-        define_macro=[*defines, ("_CUDA_STD___TUPLE_STRUCTURED_BINDINGS_H", "1")],
+        define_macro=[*((("HEAD" if k == "D" else k), v) for k, v in defines), ("_CUDA_STD___TUPLE_STRUCTURED_BINDINGS_H", "1")],
     )
     try:
         code = Program((HERE / "attention.cu").read_text(), "c++", opt).compile("cubin", logs=log)
     except Exception as e:
-        return label, f"FAILED {str(e)[:1500]}", time.time() - start
+        return label, f"FAILED {str(e)[:300]}", time.time() - start
     Path(out, label + ".cubin").write_bytes(code.code)
+    Path(out, label + ".json").write_text(json.dumps({k: int(v) for k, v in defines}))
     text = log.getvalue()
     keep = re.findall(r"Used \d+ registers|\d+ bytes spill stores|C7\d+[^\n]*|[^\n]*wgmma[^\n]*|setmaxnreg[^\n]*", text)
     return label, "; ".join(keep), time.time() - start
