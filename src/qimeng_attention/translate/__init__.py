@@ -17,8 +17,8 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.checker import check_text
 from qimeng_attention.tl.printer import print_program
 from qimeng_attention.tl.types import Checked
-from qimeng_attention.translate import sm80
 from qimeng_attention.translate.abi import launch_facts
+from qimeng_attention.translate.emission import emit
 
 # How a source says what its launch needs, so that an edited one can be built again.
 LAUNCH_LINE = r"// launch: (\d+) threads, (\d+) bytes of shared memory, for (\w+)"
@@ -71,7 +71,7 @@ def _translate(checked: Checked, text: str, override: str | None) -> Translation
             "run `qimeng schedule` first",
             text,
         )
-    emitted = sm80.emit(checked, target, hashlib.sha256(text.encode()).hexdigest()[:16], text)
+    emitted = emit(checked, target, hashlib.sha256(text.encode()).hexdigest()[:16], text)
     return Translation(
         checked.kernel.name,
         emitted.source,
@@ -80,7 +80,7 @@ def _translate(checked: Checked, text: str, override: str | None) -> Translation
         target,
         emitted.threads,
         emitted.shared_bytes,
-        launch_facts(checked),
+        launch_facts(checked, emitted.maps),
     )
 
 

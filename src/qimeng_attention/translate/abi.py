@@ -1,12 +1,13 @@
 """What a launcher must know of a kernel: its grid and its arguments, as data without any TL in it.
 
 Arguments in order: for each tensor its pointer and the strides of all dimensions but the last (int64), then the
-run-time
-sizes (int32), then the scalars (float32). Expressions are JSON: an integer, a size's name, or [operator, arguments...].
+run-time sizes (int32), then the scalars (float32), then the tensor maps (128 bytes each). Expressions are JSON: an integer, a size's name, or [operator, arguments...].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qimeng_attention.errors import DiagnosticError
@@ -14,10 +15,23 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.types import Checked
 
+@dataclass(frozen=True)
+class TensorMap:
+    """A tensor as the copy engine sees it: the box of elements that one instruction moves, dimension by dimension."""
+
+    tensor: str
+    box: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Name the kernel's argument."""
+        return f"m{self.tensor}_{'x'.join(map(str, self.box))}"
+
+
 _FUNCTIONS = ("min", "max", "clamp", "ceildiv")
 
 
-def launch_facts(checked: Checked) -> dict[str, Any]:
+def launch_facts(checked: Checked, maps: Sequence[TensorMap] = ()) -> dict[str, Any]:
     """Give grid, tensors, sizes and scalars of a kernel, as its manifest holds them."""
     tensors = [
         {
@@ -45,7 +59,15 @@ def launch_facts(checked: Checked) -> dict[str, Any]:
         }
         for d in checked.grid.dims
     ]
-    return {"grid": grid, "tensors": tensors, "sizes": list(checked.sizes), "scalars": scalars}
+    boxes = [{"tensor": m.tensor, "box": list(m.box)} for m in maps]
+    return {
+        "grid": grid,
+        "persistent": checked.grid.persistent,
+        "tensors": tensors,
+        "sizes": list(checked.sizes),
+        "scalars": scalars,
+        "maps": boxes,
+    }
 
 
 def used_tensors(checked: Checked) -> list[Any]:

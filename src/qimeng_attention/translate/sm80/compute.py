@@ -65,7 +65,7 @@ def _index_line(low: Lowering, n: s.Statement, tiles: set[str], axis: str, along
         some = next(
             t for t in sorted(tiles) if t in low.checked.tiles and low.checked.tiles[t].axes[0].name == low.row_axis
         )
-        at = f"tl::tile_row<{low.warp_rows(low.checked.tiles[some], n)}>(r)"
+        at = low.row_at(low.checked.tiles[some], n)
     else:
         at = "tl::tile_col(c)"
     return (

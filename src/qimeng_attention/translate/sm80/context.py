@@ -122,6 +122,10 @@ class Lowering:
             )
         return rows.size // self.checked.warps
 
+    def row_at(self, tile: TileType, n: s.Statement) -> str:
+        """Write the row of the block's tile that holds fragment row r."""
+        return f"tl::tile_row<{self.warp_rows(tile, n)}>(r)"
+
     def register_type(self, name: str, n: s.Statement) -> str:
         """Write the C++ type of a register tile."""
         tile = self.checked.tiles[name]

@@ -15,7 +15,7 @@ from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 
 
 @dataclass(frozen=True)
-class _Access:
+class Access:
     """Where a Copy touches a tensor: the first element, the step between rows, and which rows exist."""
 
     pointer: str
@@ -24,7 +24,8 @@ class _Access:
     rows: str  # rows from it on do not exist
 
 
-def _access(n: s.Copy, low: Lowering, vector: bool) -> _Access:
+def access(n: s.Copy, low: Lowering, vector: bool) -> Access:
+    """Give where a Copy between global memory and registers, or a tile of whole rows, touches its tensor."""
     tensor = low.checked.tensors[copy_tensor(n)]
     found = places(n, [integer(d.size, low.checked.fixed) for d in n.dims], tensor.axis_names)
     moving = [(d, p) for d, p in enumerate(found) if p.kind != "index"]
@@ -53,7 +54,7 @@ def _access(n: s.Copy, low: Lowering, vector: bool) -> _Access:
     first = "0" if nonnegative(place.start, low) else low.integer(sub(num(0), place.start), n)
     columns = "" if vector else _term(tensor, *moving[1], n, low)
     pointer = " + ".join(x for x in (base, offset, columns) if x)
-    return _Access(pointer, "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row), first, rows)
+    return Access(pointer, "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row), first, rows)
 
 
 def _columns_exist(columns: Place, tensor: TensorType, low: Lowering) -> bool:
@@ -173,6 +174,8 @@ def _nonnegative_name(name: str, low: Lowering) -> bool:
             starts.append(n.value)
         if isinstance(n, s.For) and n.var == name:
             starts += [r.start for r in n.ranges]
+        if isinstance(n, s.Role) and n.var == name and n.range is not None:
+            starts.append(n.range.start)
     return bool(starts) and all(name not in names_in(e) and nonnegative(e, low) for e in starts)
 
 
@@ -202,11 +205,11 @@ def _load(n: s.Copy, low: Lowering) -> None:
                 f"{tile.name} {tile.describe()} would go from global memory straight to registers",
                 "copy matrices to shared memory",
             )
-        a = _access(n, low, vector=True)
+        a = access(n, low, vector=True)
         function = "load_rows" if tile.axes[0].name == low.row_axis else "load_columns"
         low.out.line(f"tl::{function}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
         return
-    a = _access(n, low, vector=False)
+    a = access(n, low, vector=False)
     if tile.axes[0].size % (low.threads // 8):
         raise Refused(
             n,
@@ -225,7 +228,7 @@ def _load(n: s.Copy, low: Lowering) -> None:
 def _store(n: s.Copy, low: Lowering) -> None:
     tile, tensor = low.checked.tiles[n.name], low.checked.tensors[copy_tensor(n)]
     vector = len(tile.axes) == 1
-    a = _access(n, low, vector=vector)
+    a = access(n, low, vector=vector)
     if a.first != "0":
         raise Refused(
             n,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.printer import head
 from qimeng_attention.tl.types import TensorType
@@ -10,7 +12,6 @@ from qimeng_attention.translate.abi import used_tensors
 from qimeng_attention.translate.expressions import Cpp
 from qimeng_attention.translate.sm80.context import ALIGNMENT, FUNCTIONS, Lowering, Lowerings, Refused
 from qimeng_attention.translate.sm80.copy import declare_views
-from qimeng_attention.translate.writer import Writer
 
 _BLOCK_INDEX = ("x", "y", "z")
 
@@ -18,30 +19,36 @@ _BLOCK_INDEX = ("x", "y", "z")
 def emit(low: Lowering, digest: str) -> None:
     """Emit the whole kernel."""
     checked, out = low.checked, low.out
+    title(low, digest, "memory.cuh")
+    blocks = f", {checked.blocks_per_sm}" if checked.blocks_per_sm else ""
+    out.line(f'extern "C" __global__ void __launch_bounds__({low.threads}{blocks}) {checked.kernel.name}(')
+    arguments(low)
+    with out.block(")"):
+        fixed_sizes(low)
+        block_indices(low)
+        shared_tiles(low)
+        low.body(checked.kernel.body, declare_views)
+
+
+def title(low: Lowering, digest: str, header: str) -> None:
+    """Emit what stands above the kernel: where it comes from, what its launch needs, the author's comments."""
+    checked, out = low.checked, low.out
     out.line(f"// {checked.kernel.name}: made from TL {digest} for {low.target.name} ({low.target.arch}).")
     out.line(f"// launch: {low.threads} threads, {low.shared_bytes} bytes of shared memory, for {low.target.name}")
     for comment in checked.kernel.above:
         out.line(f"// {comment}")
-    out.line('#include "memory.cuh"')
+    out.line(f'#include "{header}"')
     out.line()
-    blocks = f", {checked.blocks_per_sm}" if checked.blocks_per_sm else ""
-    out.line(f'extern "C" __global__ void __launch_bounds__({low.threads}{blocks}) {checked.kernel.name}(')
-    _arguments(low, out)
-    with out.block(")"):
-        _fixed(low, out)
-        _indices(low, out)
-        _shared_tiles(low, out)
-        low.body(checked.kernel.body, declare_views)
 
 
-def _arguments(low: Lowering, out: Writer) -> None:
-    """Emit the arguments in the order of translate/abi.py."""
+def arguments(low: Lowering, more: Sequence[str] = ()) -> None:
+    """Emit the arguments in the order of translate/abi.py, and those that the generation adds."""
     lines = [_pointer(t, low) for t in used_tensors(low.checked)]
     sizes = [f"int const {names.variable(n)}" for n in low.checked.sizes]
     scalars = [f"float const {names.variable(n)}" for n in low.checked.scalars]
-    groups = [*lines, *([", ".join(sizes)] if sizes else []), *([", ".join(scalars)] if scalars else [])]
+    groups = [*lines, *([", ".join(sizes)] if sizes else []), *([", ".join(scalars)] if scalars else []), *more]
     for number, group in enumerate(groups):
-        out.line("    " + group + ("," if number < len(groups) - 1 else ""))
+        low.out.line("    " + group + ("," if number < len(groups) - 1 else ""))
 
 
 def _pointer(tensor: TensorType, low: Lowering) -> str:
@@ -51,16 +58,18 @@ def _pointer(tensor: TensorType, low: Lowering) -> str:
     return f"{element}{constant}* __restrict__ const {names.tensor(tensor.name)}{strides}"
 
 
-def _fixed(low: Lowering, out: Writer) -> None:
+def fixed_sizes(low: Lowering) -> None:
+    """Emit the sizes that are compiled in."""
+    out = low.out
     if low.checked.fixed:
         out.line("constexpr int " + ", ".join(f"{names.variable(k)} = {v}" for k, v in low.checked.fixed.items()) + ";")
     out.line(f"constexpr int kThreads = {low.threads};")
     out.line()
 
 
-def _indices(low: Lowering, out: Writer) -> None:
+def block_indices(low: Lowering) -> None:
     """Emit the block's indices; one that counts down begins with the last block."""
-    grid = low.checked.grid
+    grid, out = low.checked.grid, low.out
     if grid.persistent:
         raise Refused(grid, "this generation's lowering has no persistent grid", "remove `persistent`")
     out.mark(grid.span.line, head(grid))
@@ -70,7 +79,9 @@ def _indices(low: Lowering, out: Writer) -> None:
         out.line(f"int const {names.variable(d.name)} = {start}{index};")
 
 
-def _shared_tiles(low: Lowering, out: Writer) -> None:
+def shared_tiles(low: Lowering) -> None:
+    """Emit the tiles in shared memory."""
+    out = low.out
     tiles = [t for t in low.checked.tiles.values() if t.space == "shared"]
     if not tiles:
         return

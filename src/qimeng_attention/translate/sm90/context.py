@@ -1,0 +1,167 @@
+"""What the lowerings for roles share: tiles of warpgroups, the use of rings, and GEMMs under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from qimeng_attention.targets import Target
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.budget import THREADS_A_WARP
+from qimeng_attention.tl.coordinates import copy_tensor, places
+from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.traverse import statements
+from qimeng_attention.tl.types import Checked, TileType
+from qimeng_attention.translate import names
+from qimeng_attention.translate.abi import TensorMap
+from qimeng_attention.translate.sm80.context import Lowering, Refused
+
+GROUP_THREADS = 4 * THREADS_A_WARP
+GROUP_ROWS = 64  # of a register tile: wgmma's m
+PANEL = 64  # 16-bit elements in 128 bytes: the widest box whose rows are swizzled over 128 bytes
+MOST_BOX_ROWS = 256  # of a box; CUDA driver API, cuTensorMapEncodeTiled
+RANK = 4
+RING_BYTES = 16  # of a stage: the barriers that say full and empty
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One warpgroup of a block: which role it runs."""
+
+    role: s.Role
+    first: int  # the role's first warpgroup
+    count: int
+
+
+class GroupLowering(Lowering):
+    """The state of one emission of a kernel made of roles."""
+
+    def __init__(
+        self, checked: Checked, target: Target, lower: Callable[[s.Statement, Lowering], None]
+    ) -> None:
+        super().__init__(checked, target, lower)
+        self.roles = list(self._roles())
+        self.threads = GROUP_THREADS * sum(r.count for r in self.roles)
+        self.role: Instance | None = None
+        self.in_flight: list[str] = []  # results of asynchronous GEMMs, oldest first
+
+    def _roles(self) -> Iterator[Instance]:
+        first = 0
+        for n in self.checked.kernel.body:
+            if isinstance(n, s.Role):
+                ends = (0, 1) if n.range is None else tuple(
+                    integer(e, self.checked.fixed) for e in (n.range.start, n.range.stop)
+                )
+                yield Instance(n, first, ends[1] - ends[0])
+                first += ends[1] - ends[0]
+
+    # -------------------------------------------------------------- tiles
+    @cached_property
+    def row_axis(self) -> str:
+        """Name the axis of the accumulators' rows."""
+        for n in statements(self.checked.kernel.body):
+            if isinstance(n, s.Gemm):
+                return self.checked.tiles[n.out].axes[0].name
+        return ""
+
+    def warp_rows(self, tile: TileType, n: s.Statement) -> int:
+        """Give the rows of a warpgroup's tile that one warp owns."""
+        rows = tile.axes[0]
+        if rows.name != self.row_axis or rows.size != GROUP_ROWS:
+            raise Refused(
+                n,
+                f"{tile.name} has {rows.size} rows along {rows.name}, a warpgroup's tile has {GROUP_ROWS} "
+                f"along {self.row_axis}",
+                f"let each instance of a role own {GROUP_ROWS} rows",
+            )
+        return GROUP_ROWS // 4
+
+    def row_at(self, tile: TileType, n: s.Statement) -> str:
+        """Write the row of the group's tile that holds fragment row r."""
+        self.warp_rows(tile, n)
+        return "tl::group_row(r)"
+
+    def shared_type(self, tile: TileType) -> str:
+        """Write the C++ type of a tile in shared memory."""
+        rows, columns = (a.size for a in tile.axes)
+        return f"tl::PanelTile<{names.ELEMENTS[tile.dtype]}, {rows}, {columns}>"
+
+    def shared_at(self, name: str, slot: s.Expr | None, n: s.Statement) -> str:
+        """Name a stage of a shared tile: the one said, or that of the ring's present use."""
+        if slot is None and name in self.rings and self.checked.tiles[name].stages > 1:
+            return f"tl::stage({names.shared(name)}, {ring(name)}.slot({uses(name)}))"
+        return super().shared_at(name, slot, n)
+
+    # -------------------------------------------------------------- rings
+    @cached_property
+    def rings(self) -> dict[str, int]:
+        """Give the rings, in order of their tiles, with the number of warpgroups that release each."""
+        copies = [n for n in statements(self.checked.kernel.body) if isinstance(n, s.Copy)]
+        signalled = {n.signals.split(".")[0] for n in copies if n.signals is not None}
+        found = {}
+        for tile in self.checked.tiles:
+            if tile in signalled:
+                found[tile] = sum(
+                    r.count
+                    for r in self.roles
+                    if any(isinstance(n, s.Release) and n.ring == tile for n in statements(r.role.body))
+                )
+        return found
+
+    @property
+    def barriers_at(self) -> int:
+        """Give the byte offset of the rings' barriers."""
+        return super().shared_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """Count the bytes of shared memory that a launch must ask for: the tiles, then the barriers."""
+        return self.barriers_at + RING_BYTES * sum(self.checked.tiles[r].stages for r in self.rings)
+
+    # -------------------------------------------------------------- the copy engine
+    @cached_property
+    def maps(self) -> list[TensorMap]:
+        """Give the tensor maps that the kernel takes, in order of first use."""
+        found: dict[TensorMap, None] = {}
+        for n in statements(self.checked.kernel.body):
+            if isinstance(n, s.Copy) and is_bulk(n):
+                found[self.map_of(n)] = None
+        return list(found)
+
+    def map_of(self, n: s.Copy) -> TensorMap:
+        """Give the tensor map of a Copy by the copy engine, or refuse what the engine cannot move."""
+        tensor = self.checked.tensors[copy_tensor(n)]
+        found = places(n, [integer(d.size, self.checked.fixed) for d in n.dims], tensor.axis_names)
+        moving = [d for d, p in enumerate(found) if p.kind != "index"]
+        last = len(tensor.dims) - 1
+        if any(p.at is not None or p.stop is not None for p in found):
+            raise Refused(
+                n, "this generation's lowering has no copy with `at` or an end of its own", "give a plain coordinate"
+            )
+        if len(tensor.dims) != RANK or len(moving) != 2 or moving[1] != last or found[last].kind != "whole":
+            raise Refused(
+                n,
+                f"the copy engine takes whole rows of a tensor with {RANK} dimensions here",
+                "tile one dimension and take the last one whole",
+            )
+        if found[moving[0]].size > MOST_BOX_ROWS:
+            raise Refused(n, f"a tile of {found[moving[0]].size} rows is more than {MOST_BOX_ROWS}", "take a lower tile")
+        box = [1] * RANK
+        box[moving[0]], box[last] = found[moving[0]].size, PANEL
+        return TensorMap(tensor.name, tuple(box))
+
+
+def is_bulk(n: s.Copy) -> bool:
+    """Tell whether a Copy is one of the copy engine's."""
+    return n.signals is not None or (n.asynchronous and n.target == "global")
+
+
+def ring(name: str) -> str:
+    """Name a ring."""
+    return f"{name}_ring"
+
+
+def uses(name: str) -> str:
+    """Name the count of a role's uses of a ring."""
+    return f"{name}_uses"

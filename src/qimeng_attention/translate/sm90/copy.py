@@ -1,0 +1,66 @@
+"""Copies: between global and shared memory by the copy engine, from registers by the threads of a warpgroup."""
+
+from __future__ import annotations
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.coordinates import copy_target, copy_tensor, places
+from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.translate import names
+from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm80.copy import access
+from qimeng_attention.translate.sm90.context import GroupLowering, is_bulk, ring, uses
+
+
+def _copy(n: s.Copy, low: Lowering) -> None:
+    assert isinstance(low, GroupLowering)
+    if n.accumulate:
+        raise Refused(n, "this generation's lowering has no copy that accumulates", "store the tile")
+    if is_bulk(n):
+        _bulk(n, low)
+    elif (n.source, n.target) == ("register", "shared"):
+        low.out.line(f"tl::stage_rows({low.shared_at(copy_target(n), n.slot, n)}, {names.register(n.name)});")
+    elif "global" in (n.source, n.target) and "register" in (n.source, n.target):
+        _vector(n, low)
+    else:
+        raise Refused(
+            n,
+            f"roles have no copy from {n.source} to {n.target} memory that signals nothing",
+            "write `async signals ring.full`",
+        )
+
+
+def _bulk(n: s.Copy, low: GroupLowering) -> None:
+    """The box's coordinates, innermost first; columns are counted by the function."""
+    tensor = low.checked.tensors[copy_tensor(n)]
+    found = places(n, [integer(d.size, low.checked.fixed) for d in n.dims], tensor.axis_names)
+    at = ", ".join(low.integer(p.start, n) for p in reversed(found[:-1]))
+    box = low.map_of(n).name
+    if n.signals is None:
+        low.out.line(f"tl::store_tile({low.shared_at(n.name, n.slot, n)}, {box}, {at});")
+        return
+    name = copy_target(n)
+    full = f"{ring(name)}.full({uses(name)})"
+    low.out.line(f"tl::load_tile({low.shared_at(name, n.slot, n)}, {box}, {full}, {at});")
+    low.out.line(f"++{uses(name)};")
+
+
+def _vector(n: s.Copy, low: GroupLowering) -> None:
+    tile = low.checked.tiles[copy_target(n) if n.source == "global" else n.name]
+    if len(tile.axes) != 1:
+        raise Refused(
+            n, f"{tile.name} {tile.describe()} would go between global memory and registers", "stage it in shared memory"
+        )
+    a = access(n, low, vector=True)
+    register = names.register(tile.name)
+    if n.source == "register":
+        if a.first != "0":
+            raise Refused(
+                n, "a store may begin before the tensor's first row", "begin at a coordinate that is never negative"
+            )
+        low.out.line(f"tl::store_group_vector({a.pointer}, {a.stride}, {register}, {a.rows});")
+        return
+    function = "load_group_rows" if tile.axes[0].name == low.row_axis else "load_columns"
+    low.out.line(f"tl::{function}({register}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+
+
+LOWERINGS: Lowerings = {"Copy": _copy}

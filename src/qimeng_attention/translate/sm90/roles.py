@@ -1,0 +1,168 @@
+"""Roles, the tiles of a persistent block, rings, turns and barriers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.printer import head
+from qimeng_attention.tl.traverse import statements
+from qimeng_attention.translate import names
+from qimeng_attention.translate.sm80 import control
+from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm90.context import GROUP_THREADS, GroupLowering, Instance, ring, uses
+
+_REGISTERS = 65_536  # of a multiprocessor; each role's share is a multiple of 8
+_ISSUING = (s.For, s.If, s.Let, s.Copy, s.Wait)  # what one thread can do alone
+
+
+def emit_role(low: GroupLowering, instance: Instance, first: bool) -> None:
+    """Emit one role: a branch that its warpgroups take."""
+    role, out = instance.role, low.out
+    out.mark(role.span.line, head(role))
+    low.role, low.in_flight = instance, []
+    condition = f"group < {instance.first + instance.count}"
+    last = instance.first + instance.count == low.threads // GROUP_THREADS
+    opening = "else" if last and not first else f"{'' if first else 'else '}if ({condition})"
+    with out.block(opening):
+        _registers(low, role)
+        if role.var is not None and role.range is not None:
+            start = integer(role.range.start, low.checked.fixed) - instance.first
+            offset = "" if start == 0 else f" {'+' if start > 0 else '-'} {abs(start)}"
+            out.line(f"int const {names.variable(role.var)} = group{offset};")
+        _counters(low, role)
+        if any(isinstance(n, s.PassTurn) for n in statements(role.body)):
+            out.line(f"tl::open_turns<{instance.count}>({_number(instance)});")
+        before = set(low.declared)
+        if _issues(role):
+            out.line("// one thread waits and starts copies")
+            with out.block("if (tl::leads_group())"):
+                low.body(role.body)
+        else:
+            low.body(role.body)
+        low.declared = before
+    low.role = None
+
+
+def _number(instance: Instance) -> str:
+    """Write which instance of its role a warpgroup is, from 0."""
+    return "group" if instance.first == 0 else f"group - {instance.first}"
+
+
+def _issues(role: s.Role) -> bool:
+    """Tell whether a role only waits and starts copies by the copy engine: one thread does that."""
+    inside = list(statements(role.body))
+    return all(isinstance(n, _ISSUING) for n in inside) and all(
+        n.signals is not None for n in inside if isinstance(n, s.Copy)
+    )
+
+
+def _registers(low: GroupLowering, role: s.Role) -> None:
+    if role.registers is None:
+        return
+    wanted = integer(role.registers, low.checked.fixed)
+    had = _REGISTERS // low.threads // 8 * 8
+    if wanted != had:
+        low.out.line(f"tl::{'give' if wanted < had else 'take'}_registers<{wanted}>();")
+
+
+def _counters(low: GroupLowering, role: s.Role) -> None:
+    """Declare how often this role has used each ring: from it follow the stage and the barrier's phase."""
+    inside = list(statements(role.body))
+    touched = {n.ring for n in inside if isinstance(n, s.Wait | s.Release) and n.ring is not None}
+    for name in low.rings:
+        if name in touched:
+            low.out.line(f"int {uses(name)} = 0;")
+
+
+# ------------------------------------------------------------------ statements
+
+
+def _for(n: s.For, low: Lowering) -> None:
+    if n.ranges:
+        _settled(n, low, control.LOWERINGS["for"])
+        return
+    out, grid, rest = low.out, low.checked.grid, f"{n.var}_rest"
+    before = set(low.declared)
+    with out.block(f"for (int {n.var} = int(blockIdx.x); {n.var} < tiles; {n.var} = tl::next_tile({n.var}))"):
+        out.line(f"int {rest} = {n.var};")
+        for d in grid.dims:
+            count, last = f"{d.name}_count", d is grid.dims[-1]
+            index = rest if last else f"{rest} % {count}"
+            index = f"{count} - 1 - {index}" if d.down else index
+            start = "" if d.start == s.Num(0) else f"{low.integer(d.start, n)} + "
+            out.line(f"int const {names.variable(d.name)} = {start}{index};")
+            if not last:
+                out.line(f"{rest} /= {count};")
+        low.body(n.body)
+    low.declared = before
+
+
+def _wait(n: s.Wait, low: Lowering) -> None:
+    assert isinstance(low, GroupLowering)
+    if n.ring is not None:
+        low.out.line(f"{ring(n.ring)}.wait_{n.kind}({uses(n.ring)});")
+        return
+    if n.kind == "turn":
+        low.out.line(f"tl::wait_turn({low.integer(n.count or s.Num(0), n)});")
+        return
+    if n.kind == "copies":
+        raise Refused(n, "roles have no groups of copies", "let copies signal a ring")
+    try:
+        pending = integer(n.count or s.Num(0), low.checked.fixed)
+    except (KeyError, ValueError):
+        raise Refused(n, "how many may be left pending must be known at compile time", "write a number") from None
+    low.out.line(f"tl::wait_{n.kind}<{pending}>();")
+    if n.kind == "gemm":
+        _landed(low, pending)
+
+
+def _landed(low: GroupLowering, pending: int) -> None:
+    """Keep uses of the results that are there now behind the wait."""
+    done = low.in_flight[: len(low.in_flight) - pending]
+    low.in_flight = low.in_flight[len(done) :]
+    for name in dict.fromkeys(done):
+        low.out.line(f"tl::landed({names.register(name)});")
+
+
+def _if(n: s.If, low: Lowering) -> None:
+    _settled(n, low, control.LOWERINGS["if"])
+
+
+def _settled(n: s.For | s.If, low: Lowering, lower: Callable[[Any, Lowering], None]) -> None:
+    """A block waits for the GEMMs that it starts, so that what is under way is the same on every path."""
+    assert isinstance(low, GroupLowering)
+    before = list(low.in_flight)
+    lower(n, low)
+    if low.in_flight != before:
+        raise Refused(n, "asynchronous GEMMs are started in this block and waited for outside", "wait in the block")
+
+
+def _release(n: s.Release, low: Lowering) -> None:
+    low.out.line(f"{ring(n.ring)}.release({uses(n.ring)}++);")
+
+
+def _pass(n: s.PassTurn, low: Lowering) -> None:
+    assert isinstance(low, GroupLowering) and low.role is not None
+    low.out.line(f"tl::pass_turn<{low.role.count}>({_number(low.role)});")
+
+
+def _barrier(n: s.Barrier, low: Lowering) -> None:
+    low.out.line("tl::group_sync(group);")
+
+
+def _fence(n: s.Fence, low: Lowering) -> None:
+    low.out.line("tl::fence_async();")
+
+
+LOWERINGS: Lowerings = {
+    "for": _for,
+    "if": _if,
+    "Wait": _wait,
+    "Release": _release,
+    "Pass": _pass,
+    "Barrier": _barrier,
+    "Fence": _fence,
+}
