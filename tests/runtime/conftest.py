@@ -113,10 +113,11 @@ class StandInDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76,
         CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN=97,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=16,
     )
 
     def __init__(self, arguments: int, capability: tuple[int, int] = (9, 0)) -> None:
-        self.attributes = {75: capability[0], 76: capability[1], 97: 232_448}
+        self.attributes = {75: capability[0], 76: capability[1], 97: 232_448, 16: 132}
         self.arguments, self.kernels = arguments, {b"gqa_causal_d64_bf16"}
         self.launches: list[SimpleNamespace] = []
         self.calls: list[str] = []

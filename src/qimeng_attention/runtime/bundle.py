@@ -254,7 +254,7 @@ class Bundle:
             return
         for place, pointer in zip(self._pointers, pointers, strict=True):
             values[place] = pointer
-        self._launcher.launch(plan.device, plan.grid, values, current_stream()(plan.device))
+        self._launcher.launch(plan.device, plan.grid, values, current_stream()(plan.device), plan.boxes, pointers)
 
 
 def _arguments(manifest: Manifest) -> list[str] | None:

@@ -16,6 +16,7 @@ from typing import Any
 from qimeng_attention.errors import BundleError, LaunchError
 from qimeng_attention.runtime.manifest import ARCH, Manifest
 from qimeng_attention.runtime.packing import ArgumentBuffer, form_of
+from qimeng_attention.runtime.tensor_maps import Box, TensorMaps
 
 _DEFAULT_SHARED_BYTES = 48 * 1024  # what a kernel may have without asking; CUDA programming guide
 
@@ -39,6 +40,7 @@ class _Loaded:
     context: Any
     handle: int  # of the context
     function: Any
+    multiprocessors: int
 
 
 class Launcher:
@@ -51,8 +53,16 @@ class Launcher:
         self._lock = threading.Lock()
         self._thread = threading.local()  # another thread may pack while the driver still reads
 
-    def launch(self, device: int, grid: tuple[int, int, int], values: Sequence[int | float], stream: int) -> None:
-        """Launch the kernel.
+    def launch(
+        self,
+        device: int,
+        grid: tuple[int, int, int],
+        values: Sequence[int | float],
+        stream: int,
+        boxes: Sequence[Box] = (),
+        pointers: Sequence[int] = (),
+    ) -> None:
+        """Launch the kernel; `boxes` and the tensors' `pointers` are for its tensor maps.
 
         Raises:
             LaunchError: the device is not the kernel's, or the driver refused.
@@ -62,13 +72,18 @@ class Launcher:
         try:
             arguments: ArgumentBuffer = self._thread.arguments
         except AttributeError:
-            arguments = self._thread.arguments = ArgumentBuffer(self._form)
-        arguments.pack(values)
+            arguments = self._thread.arguments = ArgumentBuffer(self._form, len(manifest.maps))
+            self._thread.maps = TensorMaps(driver)
+        if boxes:
+            arguments.pack(values, self._thread.maps.addresses(boxes, pointers, next(p for p in pointers if p)))
+        else:
+            arguments.pack(values)
+        blocks = (min(grid[0], loaded.multiprocessors), 1, 1) if manifest.persistent else grid
         entered = self._enter(loaded)
         try:
             (result,) = driver.cuLaunchKernel(
                 loaded.function,
-                *grid,
+                *blocks,
                 manifest.threads,
                 1,
                 1,
@@ -111,7 +126,8 @@ class Launcher:
         finally:
             self._call("cuThreadExchangeStreamCaptureMode", mode)
             self._call("cuCtxPopCurrent")
-        return _Loaded(context, int(context), function)
+        count = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        return _Loaded(context, int(context), function, self._call("cuDeviceGetAttribute", count, ordinal))
 
     def _function(self, module: Any) -> Any:
         driver, name = self._driver, self._manifest.kernel

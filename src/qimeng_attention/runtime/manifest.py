@@ -1,8 +1,9 @@
 """The manifest of a bundle: how its kernel is launched, where it comes from, and what each file's digest is.
 
 The kernel's arguments are, in order: for each tensor a pointer and then the strides (int64, in elements) of
-all dimensions but the last, whose stride is 1; each size as an int32; each scalar as a float32. The grid's
-first entry is blockIdx.x.
+all dimensions but the last, whose stride is 1; each size as an int32; each scalar as a float32; each tensor map, 128
+bytes. The grid's first entry is blockIdx.x; a persistent kernel gets at most one block for each multiprocessor along
+x, and takes the grid's points in turn.
 
 On disk a manifest has one form, with the digest of its other fields among them, so that a change of any byte
 shows. Not here: the other files of a bundle (folder.py), checks of a call (checks.py).
@@ -19,11 +20,12 @@ from typing import Any
 
 from qimeng_attention.runtime.expressions import Expression, names
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 ITEM_BYTES = {"fp16": 2, "bf16": 2, "f32": 4, "i32": 4}
 ROLES = ("input", "output")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
+MOST_BOX = 256  # elements along a dimension; CUDA driver API, cuTensorMapEncodeTiled
 CALL = ("q", "k", "v")  # the arguments of Bundle.__call__
 REQUIRED = (
     "spec.json",
@@ -72,6 +74,14 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorMap:
+    """An argument for the copy engine: a tensor with the box of elements that one instruction moves."""
+
+    tensor: str
+    box: tuple[int, ...]  # elements along each dimension
+
+
+@dataclass(frozen=True, slots=True)
 class Scalar:
     """A float32 argument; `op` and `bound` say which values the kernel is right for."""
 
@@ -104,6 +114,8 @@ class Manifest:
     tensors: tuple[Tensor, ...]
     sizes: tuple[str, ...]
     scalars: tuple[Scalar, ...]
+    maps: tuple[TensorMap, ...] = ()
+    persistent: bool = False
     requires: tuple[Requirement, ...] = ()
     call: Mapping[str, str] = field(default_factory=dict)  # q, k, v to tensors; empty: `launch` only
     outputs: tuple[str, ...] = ()  # what a call gives: the output, then the LSE
@@ -151,6 +163,10 @@ def _wrong_argument(manifest: Manifest) -> str | None:
             return f"tensors: {tensor.name} needs dims, a dtype of {', '.join(ITEM_BYTES)} and a role"
         if tensor.align < tensor.item_bytes or tensor.align & (tensor.align - 1):
             return f"tensors: align of {tensor.name} must be a power of two, its items' size or more"
+    ranks = {tensor.name: len(tensor.dims) for tensor in manifest.tensors}
+    for box in manifest.maps:
+        if ranks.get(box.tensor) != len(box.box) or not all(1 <= n <= MOST_BOX for n in box.box):
+            return f"maps: {box.tensor} must be a tensor, its box from 1 to {MOST_BOX} along each dimension"
     for scalar in manifest.scalars:
         if scalar.dtype != "f32" or (scalar.op is not None and scalar.op not in COMPARISONS):
             return f"scalars: {scalar.name} needs the dtype f32 and, if bounded, one of {', '.join(COMPARISONS)}"

@@ -20,6 +20,7 @@ from qimeng_attention.runtime.manifest import (
     Requirement,
     Scalar,
     Tensor,
+    TensorMap,
     problem_with,
     seal,
 )
@@ -98,6 +99,8 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         ],
         "sizes": [{"name": name} for name in manifest.sizes],
         "scalars": [dataclasses.asdict(scalar) for scalar in manifest.scalars],
+        "maps": [{"tensor": m.tensor, "box": list(m.box)} for m in manifest.maps],
+        "persistent": manifest.persistent,
         "requires": [[plain(r.left), r.op, plain(r.right)] for r in manifest.requires],
         "call": dict(manifest.call),
         "outputs": list(manifest.outputs),
@@ -171,6 +174,8 @@ def _manifest(fields: _Fields) -> Manifest:
         tensors=fields.each("tensors", _tensor),
         sizes=fields.each("sizes", lambda f: str(f.take("name", str))),
         scalars=fields.each("scalars", _scalar),
+        maps=fields.each("maps", _map),
+        persistent=fields.take("persistent", bool),
         requires=tuple(_requirement(item) for item in fields.take("requires", list)),
         call=fields.texts("call"),
         outputs=tuple(_text(item, "outputs") for item in fields.take("outputs", list)),
@@ -190,6 +195,13 @@ def _tensor(fields: _Fields) -> Tensor:
         role=fields.take("role", str),
         align=fields.take("align", int),
     )
+
+
+def _map(fields: _Fields) -> TensorMap:
+    name, box = fields.take("tensor", str), fields.take("box", list)
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in box):
+        raise ValueError("maps.box: must hold integers")
+    return TensorMap(name, tuple(box))
 
 
 def _scalar(fields: _Fields) -> Scalar:

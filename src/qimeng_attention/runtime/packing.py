@@ -1,7 +1,7 @@
 """The arguments of one launch in the form that cuLaunchKernel takes: an array of pointers to values.
 
-Each value has eight bytes of its own, the low ones if it is an int32 or a float32. A buffer belongs to one
-thread: the driver has copied the values when the launch returns.
+Each value has eight bytes of its own, the low ones if it is an int32 or a float32; behind them stand the tensor maps. A
+buffer belongs to one thread: the driver has copied the values when the launch returns.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from qimeng_attention.runtime.manifest import Manifest
 
 SLOT_BYTES = 8
+MAP_BYTES = 128  # of a tensor map, which is aligned to 64; CUDA driver API, CUtensorMap
 
 
 def form_of(manifest: Manifest) -> struct.Struct:
@@ -34,14 +35,20 @@ def places_of(manifest: Manifest) -> tuple[list[int], list[int]]:
 class ArgumentBuffer:
     """Memory for the arguments; `address` is what cuLaunchKernel takes as kernelParams."""
 
-    def __init__(self, form: struct.Struct) -> None:
+    def __init__(self, form: struct.Struct, maps: int = 0) -> None:
         self._form = form
-        self._values = ctypes.create_string_buffer(max(form.size, SLOT_BYTES))
+        first = -(-form.size // MAP_BYTES) * MAP_BYTES
+        self._memory = ctypes.create_string_buffer(first + (maps + 1) * MAP_BYTES)
+        base = -(-ctypes.addressof(self._memory) // MAP_BYTES) * MAP_BYTES
         count = form.size // SLOT_BYTES
-        base = ctypes.addressof(self._values)
-        self._pointers = (ctypes.c_void_p * max(count, 1))(*(base + SLOT_BYTES * i for i in range(count)))
+        self._maps = [base + first + MAP_BYTES * i for i in range(maps)]
+        addresses = [*(base + SLOT_BYTES * i for i in range(count)), *self._maps]
+        self._values = (ctypes.c_char * max(form.size, 1)).from_address(base)
+        self._pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
         self.address = ctypes.addressof(self._pointers)
 
-    def pack(self, values: Sequence[int | float]) -> None:
-        """Put the values of the next launch in place."""
+    def pack(self, values: Sequence[int | float], maps: Sequence[int] = ()) -> None:
+        """Put the values of the next launch in place, and copy the tensor maps that lie at these addresses."""
         self._form.pack_into(self._values, 0, *values)
+        for to, start in zip(self._maps, maps, strict=True):
+            ctypes.memmove(to, start, MAP_BYTES)

@@ -8,6 +8,7 @@ Not here: scalars (checks.py), launching and the GPU's own limits (launcher.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -17,6 +18,7 @@ from qimeng_attention.runtime.checks import COMPARE, INT32_MAX
 from qimeng_attention.runtime.expressions import Expression, evaluate, show
 from qimeng_attention.runtime.manifest import Manifest, Requirement, Tensor
 from qimeng_attention.runtime.overlap import extent_of, interleaved, may_overlap
+from qimeng_attention.runtime.tensor_maps import Box, boxes_of
 
 GRID_LIMITS = (INT32_MAX, 65_535, 65_535)  # blocks along x, y, z since 3.0; CUDA programming guide
 TORCH_TYPES = {"fp16": "float16", "bf16": "bfloat16", "f32": "float32", "i32": "int32"}
@@ -54,6 +56,7 @@ class Plan:
     layouts: tuple[Layout, ...]  # of all tensors, contiguous ones for outputs that were not given
     extents: tuple[int, ...]  # bytes from the first element of each tensor to the end of the last
     aligns: tuple[int, ...]  # bytes, of each tensor
+    boxes: tuple[Box, ...]  # of the tensor maps
     given_outputs: tuple[int, ...]  # positions of the outputs that the caller allocated
 
 
@@ -305,6 +308,7 @@ def _finish(
         layouts=tuple(layouts),
         extents=tuple(extent_of(shape, strides) * t.item_bytes for t, (shape, strides, *_) in pairs),
         aligns=tuple(tensor.align for tensor in manifest.tensors),
+        boxes=boxes_of(manifest, layouts),
         given_outputs=given_outputs,
     )
 
@@ -313,6 +317,8 @@ def _grid(manifest: Manifest, sizes: Mapping[str, int]) -> tuple[int, int, int]:
     counts = [1, 1, 1]
     for index, axis in enumerate(manifest.grid):
         counts[index] = max(0, _value(axis.stop, sizes) - _value(axis.start, sizes))
+        if manifest.persistent:
+            continue
         if counts[index] > GRID_LIMITS[index]:
             raise LaunchError(
                 f"{axis.name} needs a grid of {counts[index]} blocks along {'xyz'[index]}, "
@@ -320,4 +326,8 @@ def _grid(manifest: Manifest, sizes: Mapping[str, int]) -> tuple[int, int, int]:
                 hint="split the call",
                 axis=axis.name,
             )
+    if manifest.persistent:
+        counts = [math.prod(counts), 1, 1]
+        if counts[0] > INT32_MAX:
+            raise LaunchError(f"the call has {counts[0]} tiles, the kernel counts to {INT32_MAX}", hint="split the call")
     return counts[0], counts[1], counts[2]

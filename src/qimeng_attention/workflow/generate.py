@@ -21,7 +21,7 @@ from qimeng_attention import __version__
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
 from qimeng_attention.runtime import Bundle, load
-from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor
+from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import write_bundle
 from qimeng_attention.workflow import stages
@@ -238,6 +238,8 @@ def manifest_of(results: Results) -> Manifest:
         scalars=tuple(
             Scalar(name=x["name"], dtype=x["dtype"], op=x["op"], bound=x["bound"] or 0.0) for x in facts["scalars"]
         ),
+        maps=tuple(TensorMap(m["tensor"], tuple(m["box"])) for m in facts["maps"]),
+        persistent=facts["persistent"],
         requires=_envelope(results.spec, facts["sizes"]),
         call={v: k for k, v in _ARGUMENTS.items()} if callable_ else {},
         outputs=tuple(n for n in ("Out", "Lse") if n in names) if callable_ else (),
