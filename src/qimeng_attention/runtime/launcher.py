@@ -15,6 +15,7 @@ from typing import Any
 
 from qimeng_attention.errors import BundleError, LaunchError
 from qimeng_attention.runtime.manifest import ARCH, Manifest
+from qimeng_attention.runtime.counters import Counters
 from qimeng_attention.runtime.packing import ArgumentBuffer, form_of
 from qimeng_attention.runtime.tensor_maps import Box, TensorMaps
 
@@ -41,6 +42,7 @@ class _Loaded:
     handle: int  # of the context
     function: Any
     multiprocessors: int
+    counters: Counters | None
 
 
 class Launcher:
@@ -72,15 +74,13 @@ class Launcher:
         try:
             arguments: ArgumentBuffer = self._thread.arguments
         except AttributeError:
-            arguments = self._thread.arguments = ArgumentBuffer(self._form, len(manifest.maps))
+            arguments = self._thread.arguments = ArgumentBuffer(self._form, len(manifest.maps), manifest.counter)
             self._thread.maps = TensorMaps(driver)
-        if boxes:
-            arguments.pack(values, self._thread.maps.addresses(boxes, pointers, next(p for p in pointers if p)))
-        else:
-            arguments.pack(values)
         blocks = (min(grid[0], loaded.multiprocessors), 1, 1) if manifest.persistent else grid
         entered = self._enter(loaded)
         try:
+            maps = self._thread.maps.addresses(boxes, pointers) if boxes else ()
+            arguments.pack(values, maps, loaded.counters.at(stream) if loaded.counters else 0)
             (result,) = driver.cuLaunchKernel(
                 loaded.function,
                 *blocks,
@@ -123,11 +123,12 @@ class Launcher:
         )
         try:
             function = self._function(self._call("cuModuleLoadData", self._cubin))
+            counters = Counters(self._call, driver) if self._manifest.counter else None
         finally:
             self._call("cuThreadExchangeStreamCaptureMode", mode)
             self._call("cuCtxPopCurrent")
         count = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
-        return _Loaded(context, int(context), function, self._call("cuDeviceGetAttribute", count, ordinal))
+        return _Loaded(context, int(context), function, self._call("cuDeviceGetAttribute", count, ordinal), counters)
 
     def _function(self, module: Any) -> Any:
         driver, name = self._driver, self._manifest.kernel

@@ -2,7 +2,7 @@
 
 The kernel's arguments are, in order: for each tensor a pointer and then the strides (int64, in elements) of
 all dimensions but the last, whose stride is 1; each size as an int32; each scalar as a float32; each tensor map, 128
-bytes. The grid's first entry is blockIdx.x; a persistent kernel gets at most one block for each multiprocessor along
+bytes; the address of the tile counter. The grid's first entry is blockIdx.x; a persistent kernel gets at most one block for each multiprocessor along
 x, and takes the grid's points in turn.
 
 On disk a manifest has one form, with the digest of its other fields among them, so that a change of any byte
@@ -116,6 +116,7 @@ class Manifest:
     scalars: tuple[Scalar, ...]
     maps: tuple[TensorMap, ...] = ()
     persistent: bool = False
+    counter: bool = False  # the last argument: two int32 in global memory, 0 between launches
     requires: tuple[Requirement, ...] = ()
     call: Mapping[str, str] = field(default_factory=dict)  # q, k, v to tensors; empty: `launch` only
     outputs: tuple[str, ...] = ()  # what a call gives: the output, then the LSE

@@ -35,20 +35,23 @@ def places_of(manifest: Manifest) -> tuple[list[int], list[int]]:
 class ArgumentBuffer:
     """Memory for the arguments; `address` is what cuLaunchKernel takes as kernelParams."""
 
-    def __init__(self, form: struct.Struct, maps: int = 0) -> None:
+    def __init__(self, form: struct.Struct, maps: int = 0, counter: bool = False) -> None:
         self._form = form
         first = -(-form.size // MAP_BYTES) * MAP_BYTES
         self._memory = ctypes.create_string_buffer(first + (maps + 1) * MAP_BYTES)
         base = -(-ctypes.addressof(self._memory) // MAP_BYTES) * MAP_BYTES
         count = form.size // SLOT_BYTES
         self._maps = [base + first + MAP_BYTES * i for i in range(maps)]
-        addresses = [*(base + SLOT_BYTES * i for i in range(count)), *self._maps]
+        self._counter = ctypes.c_uint64()
+        last = [ctypes.addressof(self._counter)] if counter else []
+        addresses = [*(base + SLOT_BYTES * i for i in range(count)), *self._maps, *last]
         self._values = (ctypes.c_char * max(form.size, 1)).from_address(base)
         self._pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
         self.address = ctypes.addressof(self._pointers)
 
-    def pack(self, values: Sequence[int | float], maps: Sequence[int] = ()) -> None:
-        """Put the values of the next launch in place, and copy the tensor maps that lie at these addresses."""
+    def pack(self, values: Sequence[int | float], maps: Sequence[int] = (), counter: int = 0) -> None:
+        """Put the next launch's values and counter in place, and copy the tensor maps that lie at these addresses."""
+        self._counter.value = counter
         self._form.pack_into(self._values, 0, *values)
         for to, start in zip(self._maps, maps, strict=True):
             ctypes.memmove(to, start, MAP_BYTES)

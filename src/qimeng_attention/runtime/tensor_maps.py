@@ -54,18 +54,18 @@ class TensorMaps:
         self._driver = driver
         self._kept: dict[tuple[Box, int], Any] = {}
 
-    def addresses(self, boxes: Sequence[Box], pointers: Sequence[int], some: int) -> list[int]:
+    def addresses(self, boxes: Sequence[Box], pointers: Sequence[int]) -> list[int]:
         """Give where the maps lie in memory; valid until the next call.
 
         Args:
             boxes: of a plan.
-            pointers: of the manifest's tensors.
-            some: an address that stands for a tensor without memory, which the kernel never touches.
+            pointers: of the manifest's tensors; one without memory is never touched, any other stands for it.
 
         Raises:
             LaunchError: the driver refused one.
         """
         found = []
+        some = next(p for p in pointers if p)
         for box in boxes:
             key = (box, pointers[box.tensor] or some)
             encoded = self._kept.get(key)

@@ -147,7 +147,8 @@ class LineBuilder(Transformer[Token, Any]):
 
     def grid(self, meta: Any, c: list[Any]) -> s.Statement:
         dims = tuple(d for d in c if isinstance(d, s.GridDim))
-        return s.Grid(dims, any(isinstance(x, Token) for x in c), span=self._span(meta))
+        said = [x.type for x in c if isinstance(x, Token)]
+        return s.Grid(dims, "PERSISTENT" in said, "BY_COUNTER" in said, span=self._span(meta))
 
     def warps(self, meta: Any, c: list[Any]) -> s.Statement:
         return s.Warps(c[0], str(c[1]), c[2], span=self._span(meta))

@@ -104,7 +104,7 @@ def _size(n: s.Size) -> str:
 
 def _grid(n: s.Grid) -> str:
     entries = [f"{d.name} = {expression(d.start)} : {expression(d.stop)}{' down' * d.down}" for d in n.dims]
-    return "Grid " + ", ".join(entries) + " persistent" * n.persistent
+    return "Grid " + ", ".join(entries) + " persistent" * n.persistent + " by counter" * n.counter
 
 
 def _warps(n: s.Warps) -> str:

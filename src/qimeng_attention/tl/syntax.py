@@ -184,6 +184,7 @@ class Grid(Statement):
 
     dims: tuple[GridDim, ...]
     persistent: bool = False
+    counter: bool = False  # a persistent block takes the next tile that nobody has; else they are dealt in rounds
 
 
 @dataclass(frozen=True, slots=True)

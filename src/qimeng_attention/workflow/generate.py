@@ -240,6 +240,7 @@ def manifest_of(results: Results) -> Manifest:
         ),
         maps=tuple(TensorMap(m["tensor"], tuple(m["box"])) for m in facts["maps"]),
         persistent=facts["persistent"],
+        counter=facts["counter"],
         requires=_envelope(results.spec, facts["sizes"]),
         call={v: k for k, v in _ARGUMENTS.items()} if callable_ else {},
         outputs=tuple(n for n in ("Out", "Lse") if n in names) if callable_ else (),

@@ -152,6 +152,39 @@ __device__ inline int next_tile(int tile) {
   return round * int(gridDim.x) + (round % 2 ? int(gridDim.x - 1 - blockIdx.x) : int(blockIdx.x));
 }
 
+/// The next tile that no block has, handed from the role that starts copies to the others of its block.
+///
+/// The counter is two integers in global memory, 0 before the launch: tiles taken behind the first one of each block,
+/// and blocks that have ended. The last block to end sets both to 0 for the next launch.
+struct TileQueue {
+  uint64_t* barriers;  // full, empty
+  int volatile* slot;
+  int* counter;
+
+  __device__ void init(int readers) const {
+    barrier_init(barriers, 1);
+    barrier_init(barriers + 1, readers);
+  }
+  __device__ int take() const { return int(gridDim.x) + atomicAdd(counter, 1); }
+  __device__ void publish(int tile, int uses) const {
+    barrier_wait(barriers + 1, (uses & 1) ^ 1);
+    *slot = tile;
+    barrier_arrive(barriers);
+  }
+  __device__ int read(int uses) const {
+    barrier_wait(barriers, uses & 1);
+    int const tile = __shfl_sync(0xffffffff, *slot, 0);
+    if (lane_index() == 0) barrier_arrive(barriers + 1);
+    return tile;
+  }
+  __device__ void close() const {
+    if (atomicAdd(counter + 1, 1) == int(gridDim.x) - 1) {
+      counter[0] = 0;
+      counter[1] = 0;
+    }
+  }
+};
+
 // ---------------------------------------------------------------------------------------------
 // The copy engine
 // ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ GROUP_ROWS = 64  # of a register tile: wgmma's m
 PANEL = 64  # 16-bit elements in 128 bytes: the widest box whose rows are swizzled over 128 bytes
 MOST_BOX_ROWS = 256  # of a box; CUDA driver API, cuTensorMapEncodeTiled
 RANK = 4
+QUEUE_BYTES = 24  # of the tile queue: two barriers and the tile
 RING_BYTES = 16  # of a stage: the barriers that say full and empty
 
 
@@ -117,7 +118,9 @@ class GroupLowering(Lowering):
     @property
     def shared_bytes(self) -> int:
         """Count the bytes of shared memory that a launch must ask for: the tiles, then the barriers."""
-        return self.barriers_at + RING_BYTES * sum(self.checked.tiles[r].stages for r in self.rings)
+        stages = sum(self.checked.tiles[r].stages for r in self.rings)
+        queue = QUEUE_BYTES if self.checked.grid.counter else 0
+        return self.barriers_at + RING_BYTES * stages + queue
 
     # -------------------------------------------------------------- the copy engine
     @cached_property

@@ -5,9 +5,9 @@ from __future__ import annotations
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.printer import head
 from qimeng_attention.translate.sm80 import kernel as frame
-from qimeng_attention.translate.sm80.context import Lowerings
+from qimeng_attention.translate.sm80.context import Lowerings, Refused
 from qimeng_attention.translate.sm90.context import GroupLowering, ring
-from qimeng_attention.translate.sm90.roles import emit_role
+from qimeng_attention.translate.sm90.roles import emit_role, issues
 
 
 def emit(low: GroupLowering, digest: str) -> None:
@@ -15,7 +15,7 @@ def emit(low: GroupLowering, digest: str) -> None:
     checked, out = low.checked, low.out
     frame.title(low, digest, "sm90.cuh")
     out.line(f'extern "C" __global__ void __launch_bounds__({low.threads}, 1) {checked.kernel.name}(')
-    frame.arguments(low, [f"__grid_constant__ tl::TensorMap const {m.name}" for m in low.maps])
+    frame.arguments(low, _more_arguments(low))
     with out.block(")"):
         frame.fixed_sizes(low)
         _grid(low)
@@ -27,6 +27,11 @@ def emit(low: GroupLowering, digest: str) -> None:
         for number, instance in enumerate(low.roles):
             out.line()
             emit_role(low, instance, first=number == 0)
+
+
+def _more_arguments(low: GroupLowering) -> list[str]:
+    maps = [f"__grid_constant__ tl::TensorMap const {m.name}" for m in low.maps]
+    return [*maps, *(["int* __restrict__ const tile_counter"] if low.checked.grid.counter else [])]
 
 
 def _grid(low: GroupLowering) -> None:
@@ -52,7 +57,18 @@ def _rings(low: GroupLowering) -> None:
         stages = low.checked.tiles[name].stages
         out.line(f"tl::Ring<{stages}> const {ring(name)}{{barriers + {passed}}};")
         passed += 2 * stages
+    readers = 4 * sum(r.count for r in low.roles if not issues(r.role))  # each warp says that it has read
+    if low.checked.grid.counter:
+        if sum(issues(r.role) for r in low.roles) != 1:
+            raise Refused(
+                low.checked.grid, "tiles by counter are handed out by the one role that only starts copies",
+                "let one role start all copies, or write `persistent` alone",
+            )
+        out.line(f"int volatile* const tile_slot = reinterpret_cast<int volatile*>(barriers + {passed + 2});")
+        out.line(f"tl::TileQueue const tile_queue{{barriers + {passed}, tile_slot, tile_counter}};")
     with out.block("if (threadIdx.x == 0)"):
+        if low.checked.grid.counter:
+            out.line(f"tile_queue.init({readers});")
         for name, consumers in low.rings.items():
             out.line(f"{ring(name)}.init({consumers});")
     out.line("tl::rings_are_ready();")

@@ -36,7 +36,7 @@ def emit_role(low: GroupLowering, instance: Instance, first: bool) -> None:
         if any(isinstance(n, s.PassTurn) for n in statements(role.body)):
             out.line(f"tl::open_turns<{instance.count}>({_number(instance)});")
         before = set(low.declared)
-        if _issues(role):
+        if issues(role):
             out.line("// one thread waits and starts copies")
             with out.block("if (tl::leads_group())"):
                 low.body(role.body)
@@ -51,7 +51,7 @@ def _number(instance: Instance) -> str:
     return "group" if instance.first == 0 else f"group - {instance.first}"
 
 
-def _issues(role: s.Role) -> bool:
+def issues(role: s.Role) -> bool:
     """Tell whether a role only waits and starts copies by the copy engine: one thread does that."""
     inside = list(statements(role.body))
     return all(isinstance(n, _ISSUING) for n in inside) and all(
@@ -84,20 +84,41 @@ def _for(n: s.For, low: Lowering) -> None:
     if n.ranges:
         _settled(n, low, control.LOWERINGS["for"])
         return
-    out, grid, rest = low.out, low.checked.grid, f"{n.var}_rest"
-    before = set(low.declared)
-    with out.block(f"for (int {n.var} = int(blockIdx.x); {n.var} < tiles; {n.var} = tl::next_tile({n.var}))"):
-        out.line(f"int {rest} = {n.var};")
-        for d in grid.dims:
-            count, last = f"{d.name}_count", d is grid.dims[-1]
-            index = rest if last else f"{rest} % {count}"
-            index = f"{count} - 1 - {index}" if d.down else index
-            start = "" if d.start == s.Num(0) else f"{low.integer(d.start, n)} + "
-            out.line(f"int const {names.variable(d.name)} = {start}{index};")
-            if not last:
-                out.line(f"{rest} /= {count};")
-        low.body(n.body)
+    assert isinstance(low, GroupLowering) and low.role is not None
+    before, var = set(low.declared), names.variable(n.var)
+    if not low.checked.grid.counter:
+        with low.out.block(f"for (int {var} = int(blockIdx.x); {var} < tiles; {var} = tl::next_tile({var}))"):
+            _tile(n, var, low)
+    elif issues(low.role.role):
+        low.out.line(f"int {var} = int(blockIdx.x);")
+        with low.out.block(f"for (int {var}_uses = 0;; ++{var}_uses)"):
+            low.out.line(f"tile_queue.publish({var}, {var}_uses);")
+            low.out.line(f"if ({var} >= tiles) break;")
+            low.out.line(f"int const {var}_following = tile_queue.take();")
+            _tile(n, var, low)
+            low.out.line(f"{var} = {var}_following;")
+        low.out.line("tile_queue.close();")
+    else:
+        with low.out.block(f"for (int {var}_uses = 0;; ++{var}_uses)"):
+            low.out.line(f"int const {var} = tile_queue.read({var}_uses);")
+            low.out.line(f"if ({var} >= tiles) break;")
+            _tile(n, var, low)
     low.declared = before
+
+
+def _tile(n: s.For, var: str, low: Lowering) -> None:
+    """Emit the indices of one tile, the first of the grid fastest, and what is done with it."""
+    out, grid, rest = low.out, low.checked.grid, f"{var}_rest"
+    out.line(f"int {rest} = {var};")
+    for d in grid.dims:
+        count, last = f"{d.name}_count", d is grid.dims[-1]
+        index = rest if last else f"{rest} % {count}"
+        index = f"{count} - 1 - {index}" if d.down else index
+        start = "" if d.start == s.Num(0) else f"{low.integer(d.start, n)} + "
+        out.line(f"int const {names.variable(d.name)} = {start}{index};")
+        if not last:
+            out.line(f"{rest} /= {count};")
+    low.body(n.body)
 
 
 def _wait(n: s.Wait, low: Lowering) -> None:
