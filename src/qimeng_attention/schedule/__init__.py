@@ -17,11 +17,16 @@ from qimeng_attention.schedule import (
     guard,
     hold,
     lane_sums,
+    overlap,
+    pingpong,
     prefetch,
     ring,
+    roles,
     split,
+    stage,
     store,
     sync,
+    unswitch,
     warps,
 )
 from qimeng_attention.schedule.rewriting import Rewriting, ScheduleError
@@ -32,7 +37,10 @@ from qimeng_attention.tl.types import Checked
 # The order is part of the language: each rewriting may rely on those before it.
 REWRITINGS: dict[str, Rewriting] = {
     m.REWRITING.name: m.REWRITING
-    for m in (explicit, ring, prefetch, hold, lane_sums, store, sync, split, guard, warps, grid)
+    for m in (
+        explicit, ring, prefetch, hold, lane_sums, store, sync, split, guard, roles, overlap, unswitch, pingpong, stage,
+        warps, grid,
+    )  # fmt: skip
 }
 # Written out even where the Schedule says nothing of them.
 DEFAULTS = {"explicit": s.Choice(("explicit",)), "copies": s.Choice(("copies", "sync"))}
@@ -114,9 +122,14 @@ def _ordered(choices: tuple[s.Choice, ...]) -> list[tuple[Rewriting, s.Choice]]:
         raise DiagnosticError(unknown)
     found = [(choice.words[0], choice) for choice in choices]
     given = {name for name, _ in found}
-    found += [(name, choice) for name, choice in DEFAULTS.items() if name not in given]
+    found += [(name, choice) for name, choice in DEFAULTS.items() if name not in given and not _by_rings(name, given)]
     order = list(REWRITINGS)
     return [(REWRITINGS[name], choice) for name, choice in sorted(found, key=lambda pair: order.index(pair[0]))]
+
+
+def _by_rings(name: str, given: set[str]) -> bool:
+    """Roles meet at rings: there are no groups of copies to wait for."""
+    return name == "copies" and "roles" in given
 
 
 def _unknown(choice: s.Choice, names: list[str]) -> Diagnostic:

@@ -16,7 +16,8 @@ from qimeng_attention.tl.types import Checked, TileType
 BANK_ROW_BYTES = 128
 
 
-def _swizzle(tile: TileType) -> int | None:
+def swizzle_of(tile: TileType) -> int | None:
+    """Give the bytes over which a tile's rows are swizzled."""
     if len(tile.axes) < 2:
         return None
     row = tile.axes[-1].size * BYTES[tile.dtype]
@@ -25,7 +26,7 @@ def _swizzle(tile: TileType) -> int | None:
 
 def _allocate(tile: TileType) -> s.Allocate:
     dims = tuple(s.Dim(s.Num(a.size), a.name) for a in tile.axes)
-    return s.Allocate(tile.name, "shared", dims, tile.dtype, swizzle=_swizzle(tile))
+    return s.Allocate(tile.name, "shared", dims, tile.dtype, swizzle=swizzle_of(tile))
 
 
 def _named(kernel: s.Kernel, made: s.Allocate) -> s.Allocate:
@@ -58,7 +59,7 @@ def apply(kernel: s.Kernel, _: s.Choice, checked: Checked) -> s.Kernel:
     body = list(checked.kernel.body)
     declared = {n.name for n in _walk(tuple(body)) if isinstance(n, s.Allocate) and n.space == "shared"}
     body = [
-        replace(n, swizzle=_swizzle(checked.tiles[n.name]))
+        replace(n, swizzle=swizzle_of(checked.tiles[n.name]))
         if isinstance(n, s.Allocate) and n.space == "shared" and n.swizzle is None and n.view is None
         else n
         for n in body

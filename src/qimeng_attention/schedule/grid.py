@@ -1,25 +1,28 @@
-"""`grid longest first` and `grid head fastest`: the order in which blocks start (exact).
+"""`grid longest first`, `grid head fastest`, `grid persistent`: which blocks there are, and in what order (exact).
 
 `longest first` lets the blocks with the longest loops start first, so that the last wave is short ones; found by
-counting the loop's iterations at both ends of each grid index.
+counting the loop's iterations at both ends of each grid index. `persistent` starts as many blocks as the GPU has
+multiprocessors, and each role walks over the tiles that its block takes, dealt in rounds or `by counter`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
+from qimeng_attention.schedule.rewriting import Rewriting, fresh_name, malformed, unfit, with_body
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.types import Checked
 
-FORM = "grid longest first | grid INDEX fastest"
+FORM = "grid longest first | grid INDEX fastest | grid persistent [by counter]"
 SAMPLE = 4096  # a sequence length at which the ends of the grid are compared
 
 
 def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     """Change the order of the grid."""
     words = choice.words
+    if words[1:2] == ("persistent",):
+        return _persistent(kernel, choice)
     if len(words) != 3:
         raise malformed(choice, FORM)
     position = next(i for i, n in enumerate(kernel.body) if isinstance(n, s.Grid))
@@ -39,6 +42,24 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
         raise malformed(choice, FORM)
     body = list(kernel.body)
     body[position] = replace(grid, dims=dims)
+    return with_body(kernel, body)
+
+
+def _persistent(kernel: s.Kernel, choice: s.Choice) -> s.Kernel:
+    """Wrap what each role does for its tile in a loop over tiles; a wait for the last stores stays behind it."""
+    if choice.words[2:] not in ((), ("by", "counter")):
+        raise malformed(choice, FORM)
+    if not any(isinstance(n, s.Role) for n in kernel.body):
+        raise unfit(choice, "tiles are walked over by roles, and the kernel has none", "choose `roles` too")
+    tile = fresh_name("t", kernel)
+    body: list[s.Statement] = []
+    for n in kernel.body:
+        if isinstance(n, s.Grid):
+            n = replace(n, persistent=True, counter=len(choice.words) == 4)
+        elif isinstance(n, s.Role):
+            end = len(n.body) - (isinstance(n.body[-1], s.Wait) and n.body[-1].kind == "stores")
+            n = replace(n, body=(s.For(tile, (), n.body[:end]), *n.body[end:]))
+        body.append(n)
     return with_body(kernel, body)
 
 

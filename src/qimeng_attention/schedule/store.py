@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qimeng_attention.schedule.explicit import _swizzle
+from qimeng_attention.schedule.explicit import swizzle_of
 from qimeng_attention.schedule.rewriting import Rewriting, malformed, shared_names, unfit, with_body
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.types import Checked, TileType
@@ -49,7 +49,7 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     dims = tuple(
         s.Dim(d.size, a.name if s.Name(a.name) != d.size else None) for d, a in zip(copy.dims, source.axes, strict=True)
     )
-    made = s.Allocate(staged.name, "shared", dims, staged.dtype, swizzle=_swizzle(staged), over=under)
+    made = s.Allocate(staged.name, "shared", dims, staged.dtype, swizzle=swizzle_of(staged), over=under)
     out = replace(copy, name=staged.name, source="shared", to_name=copy.to_name or copy.name, above=())
     stage = s.Copy(tile, "register", "shared", to_name=staged.name, above=copy.above)
     body = list(kernel.body)

@@ -1,0 +1,166 @@
+"""`overlap GEMM P, V of the previous tile with the row statistics of this one`: a software pipeline (exact).
+
+In the consumers' loop the first GEMM of an iteration (S) is started before the last one of the iteration before (P V),
+so that the tensor cores have work while the row statistics are computed. The first iteration's first half stands before
+the loop, the last iteration's second half behind it. What needs the second GEMM's result, or overwrites what it still
+reads, moves behind the wait for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.traverse import add, compare, map_blocks, names_in, num, statements, sub, substitute
+from qimeng_attention.tl.types import Checked
+
+FORM = "overlap GEMM TILE, TILE of the previous tile with the row statistics of this one"
+_WORDS = ("of", "the", "previous", "tile", "with", "the", "row", "statistics", "of", "this", "one")
+
+
+@dataclass(frozen=True)
+class _Iteration:
+    """The loop's body in parts; each GEMM with the Wait before it and the Releases behind it."""
+
+    first_wait: tuple[s.Statement, ...]
+    first: s.Gemm
+    first_release: tuple[s.Statement, ...]
+    early: tuple[s.Statement, ...]  # may run while the second GEMM does
+    late: tuple[s.Statement, ...]  # need its result, or overwrite what it reads
+    second_wait: tuple[s.Statement, ...]
+    second: s.Gemm
+    second_release: tuple[s.Statement, ...]
+
+
+def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
+    """Pipeline the loop whose body ends with the named GEMM."""
+    words = choice.words
+    if len(words) != 16 or words[1] != "GEMM" or words[3] != "," or words[5:] != _WORDS:
+        raise malformed(choice, FORM)
+    names = (words[2], words[4])
+    for number, role in enumerate(kernel.body):
+        if not isinstance(role, s.Role):
+            continue
+        for position, n in enumerate(role.body):
+            if isinstance(n, s.For) and len(n.ranges) == 1 and any(_is(x, names) for x in n.body):
+                parts = _parts(n, names, choice)
+                body = (*role.body[:position], *_pipeline(n, parts), *role.body[position + 1 :])
+                roles = (*kernel.body[:number], replace(role, body=body), *kernel.body[number + 1 :])
+                return with_body(kernel, roles)
+    raise unfit(
+        choice,
+        f"no loop of a role has GEMM {names[0]}, {names[1]}",
+        "choose `roles` too, and name the operands of the loop's last GEMM",
+    )
+
+
+def _is(n: s.Statement, names: tuple[str, str]) -> bool:
+    return isinstance(n, s.Gemm) and (n.a.name, n.b.name) == names
+
+
+def _parts(loop: s.For, names: tuple[str, str], choice: s.Choice) -> _Iteration:
+    body = loop.body
+    gemms = [i for i, n in enumerate(body) if isinstance(n, s.Gemm)]
+    if len(gemms) != 2 or not _is(body[gemms[1]], names) or loop.down:
+        raise unfit(
+            choice,
+            f"the loop over {loop.var} has {len(gemms)} GEMMs, or counts down, or ends with another one",
+            "a pipeline takes a loop of two GEMMs, the named one last",
+        )
+    first, second = gemms
+    waits = [i for i in range(first + 1, second) if isinstance(body[i], s.Wait)]
+    releases = first + 1
+    while isinstance(body[releases], s.Release):
+        releases += 1
+    after = body[second + 1 :]
+    if not all(isinstance(n, s.Release) for n in after) or not all(isinstance(n, s.Wait) for n in body[:first]):
+        raise unfit(choice, "something stands before the first GEMM or behind the second", "compute it between the two")
+    middle = tuple(body[i] for i in range(releases, second) if i not in waits)
+    one, two = body[first], body[second]
+    assert isinstance(one, s.Gemm)
+    assert isinstance(two, s.Gemm)
+    busy = {two.out, two.a.name, two.b.name}
+    late = tuple(n for n in middle if _touches(n) & busy)
+    _check_order(middle, late, choice)
+    return _Iteration(
+        body[:first], one, body[first + 1 : releases], tuple(n for n in middle if n not in late), late,
+        tuple(body[i] for i in waits), two, after,
+    )  # fmt: skip
+
+
+def _touches(n: s.Statement) -> set[str]:
+    """Give the register tiles that a statement reads or writes."""
+    found: set[str] = set()
+    for x in statements((n,)):
+        found |= names_in(x) | _written(x)
+        if isinstance(x, s.Reshape):
+            found.add(x.name)
+    return found
+
+
+def _written(n: s.Statement) -> set[str]:
+    match n:
+        case s.Compute():
+            return {n.out}
+        case s.Mask():
+            return {n.tile}
+        case s.Reshape():
+            return {n.out or n.name}
+    return set()
+
+
+def _check_order(middle: tuple[s.Statement, ...], late: tuple[s.Statement, ...], choice: s.Choice) -> None:
+    """Moving statements behind others is right only where none of those others is tied to them."""
+    for i, n in enumerate(middle):
+        for other in middle[i + 1 :]:
+            if n not in late or other in late:
+                continue
+            written = set().union(*[_written(x) for x in statements((n,))])
+            overwritten = set().union(*[_written(x) for x in statements((other,))])
+            if written & _touches(other) or overwritten & _touches(n):
+                raise unfit(
+                    choice,
+                    f"`{_shown(other)}` needs a statement that must wait for the second GEMM",
+                    "leave this choice out",
+                )
+
+
+def _shown(n: s.Statement) -> str:
+    from qimeng_attention.tl.printer import head
+
+    return head(n)
+
+
+def _pipeline(loop: s.For, p: _Iteration) -> tuple[s.Statement, ...]:
+    var, span = loop.var, loop.ranges[0]
+    i = s.Name(var)
+
+    def at(body: tuple[s.Statement, ...], value: s.Expr) -> tuple[s.Statement, ...]:
+        return map_blocks(body, lambda n: substitute(n, {var: value}))
+
+    started = (replace(p.first, asynchronous=True),)
+    second = replace(p.second, asynchronous=True)
+    done, landed = s.Wait("gemm", count=num(0)), s.Wait("gemm", count=num(1))
+    before = (*p.first_wait, *started, done, *p.first_release, *p.early, *p.late)
+    turn = (
+        *p.first_wait, *started, *p.second_wait, *at((second,), sub(i, num(1))), landed, *p.first_release, *p.early,
+        done, *p.second_release, *p.late,
+    )  # fmt: skip
+    behind = (*p.second_wait, *at((second,), sub(span.stop, num(1))), done, *p.second_release)
+    run = compare(span.start, "<", span.stop)
+    inner = replace(loop, ranges=(s.Range(add(span.start, num(1)), span.stop),), body=turn)
+    return (
+        s.If(run, (*at(before, span.start), inner), above=("the first tile's row statistics; no P V yet",)),
+        s.If(run, behind, above=("the last tile's P V",)),
+    )
+
+
+REWRITING = Rewriting(
+    "overlap",
+    FORM,
+    "overlap GEMM P, V of the previous tile with the row statistics of this one",
+    "Starts the next S before the P V of this tile, so that the tensor cores work while the row statistics are computed.",
+    "exact",
+    apply,
+)
