@@ -314,20 +314,18 @@ def _finish(
 
 
 def _grid(manifest: Manifest, sizes: Mapping[str, int]) -> tuple[int, int, int]:
-    counts = [1, 1, 1]
-    for index, axis in enumerate(manifest.grid):
-        counts[index] = max(0, _value(axis.stop, sizes) - _value(axis.start, sizes))
-        if manifest.persistent:
-            continue
-        if counts[index] > GRID_LIMITS[index]:
+    counts = [max(0, _value(axis.stop, sizes) - _value(axis.start, sizes)) for axis in manifest.grid]
+    if manifest.persistent:
+        tiles = math.prod(counts)
+        if tiles > INT32_MAX:
+            raise LaunchError(f"the call has {tiles} tiles, the kernel counts to {INT32_MAX}", hint="split the call")
+        return tiles, 1, 1
+    for axis, count, most, name in zip(manifest.grid, counts, GRID_LIMITS, "xyz", strict=False):
+        if count > most:
             raise LaunchError(
-                f"{axis.name} needs a grid of {counts[index]} blocks along {'xyz'[index]}, "
-                f"GPUs take {GRID_LIMITS[index]}",
+                f"{axis.name} needs a grid of {count} blocks along {name}, GPUs take {most}",
                 hint="split the call",
                 axis=axis.name,
             )
-    if manifest.persistent:
-        counts = [math.prod(counts), 1, 1]
-        if counts[0] > INT32_MAX:
-            raise LaunchError(f"the call has {counts[0]} tiles, the kernel counts to {INT32_MAX}", hint="split the call")
+    counts += [1] * (3 - len(counts))
     return counts[0], counts[1], counts[2]

@@ -14,6 +14,7 @@ from qimeng_attention.errors import Diagnostic, DiagnosticError
 from qimeng_attention.schedule import (
     explicit,
     grid,
+    group,
     guard,
     hold,
     lane_sums,
@@ -39,7 +40,7 @@ REWRITINGS: dict[str, Rewriting] = {
     m.REWRITING.name: m.REWRITING
     for m in (
         explicit, ring, prefetch, hold, lane_sums, store, sync, split, guard, roles, overlap, unswitch, pingpong, stage,
-        warps, grid,
+        warps, grid, group,
     )  # fmt: skip
 }
 # Written out even where the Schedule says nothing of them.

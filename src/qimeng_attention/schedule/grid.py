@@ -12,6 +12,7 @@ from dataclasses import replace
 from qimeng_attention.schedule.rewriting import Rewriting, fresh_name, malformed, unfit, with_body
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
 
 FORM = "grid longest first | grid INDEX fastest | grid persistent [by counter]"
@@ -74,8 +75,9 @@ def _grows(kernel: s.Kernel, dim: s.GridDim, checked: Checked) -> bool:
 
 
 def _iterations(kernel: s.Kernel, ints: dict[str, int]) -> int:
+    """Count the iterations of the kernel's loops, those of its roles too, at one point of the grid."""
     total = 0
-    for n in kernel.body:
+    for n in statements(kernel.body):
         if isinstance(n, s.Let):
             ints[n.name] = integer(n.value, ints)
         if isinstance(n, s.For):

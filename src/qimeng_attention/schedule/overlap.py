@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.traverse import add, compare, map_blocks, names_in, num, statements, sub, substitute
+from qimeng_attention.tl.traverse import add, compare, map_blocks, map_expressions, names_in, num, statements, sub, substitute
 from qimeng_attention.tl.types import Checked
 
 FORM = "overlap GEMM TILE, TILE of the previous tile with the row statistics of this one"
@@ -45,9 +45,11 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
         for position, n in enumerate(role.body):
             if isinstance(n, s.For) and len(n.ranges) == 1 and any(_is(x, names) for x in n.body):
                 parts = _parts(n, names, choice)
-                body = (*role.body[:position], *_pipeline(n, parts), *role.body[position + 1 :])
+                loop, end = _pipeline(n, parts)
+                freed = _released(role.body[position + 1 :], parts)
+                body = (*role.body[:position], loop, *freed, end, *role.body[position + 1 + len(freed) :])
                 roles = (*kernel.body[:number], replace(role, body=body), *kernel.body[number + 1 :])
-                return with_body(kernel, roles)
+                return with_body(kernel, tuple(_ahead(r, n, parts) if isinstance(r, s.Role) else r for r in roles))
     raise unfit(
         choice,
         f"no loop of a role has GEMM {names[0]}, {names[1]}",
@@ -132,12 +134,45 @@ def _shown(n: s.Statement) -> str:
     return head(n)
 
 
-def _pipeline(loop: s.For, p: _Iteration) -> tuple[s.Statement, ...]:
+def _released(rest: tuple[s.Statement, ...], p: _Iteration) -> tuple[s.Statement, ...]:
+    """Give the Releases behind the loop of tiles that the last second half does not read."""
+    found: list[s.Statement] = []
+    for n in rest:
+        if not isinstance(n, s.Release) or n.ring in (p.second.a.name, p.second.b.name):
+            break
+        found.append(n)
+    return tuple(found)
+
+
+def _ahead(role: s.Role, loop: s.For, p: _Iteration) -> s.Role:
+    """Let the role that fills both GEMMs' rings fill the first one's an iteration ahead, as it is read."""
+    return replace(role, body=tuple(_shifted(n, loop, p) if isinstance(n, s.For) else n for n in role.body))
+
+
+def _shifted(n: s.For, loop: s.For, p: _Iteration) -> s.For:
+    """Put the copies of the second GEMM's ring one iteration later than those of the first one's."""
+    rings = [x.ring for x in n.body if isinstance(x, s.Wait)]
+    pairs = len(n.body) == 4 and rings == [p.first.b.name, p.second.b.name] and n.var == loop.var
+    if not pairs or not all(isinstance(x, s.Copy) for x in (n.body[1], n.body[3])) or n.ranges != loop.ranges:
+        return n
+    i, span = s.Name(n.var), n.ranges[0]
+    behind = map_blocks(n.body[2:], lambda x: substitute(x, {n.var: sub(i, num(1))}))
+    body = (s.If(compare(i, "<", span.stop), n.body[:2]), s.If(compare(i, ">", span.start), behind))
+    comment = f"{p.first.b.name} runs one ahead of {p.second.b.name}"
+    return replace(n, ranges=(s.Range(span.start, add(span.stop, num(1))),), body=body, comment=comment)
+
+
+def _fold(e: s.Expr) -> s.Expr:
+    zero = isinstance(e, s.Binary) and e.op == "*" and s.Num(0) in (e.left, e.right)
+    return s.Num(0) if zero else e
+
+
+def _pipeline(loop: s.For, p: _Iteration) -> tuple[s.Statement, s.Statement]:
     var, span = loop.var, loop.ranges[0]
     i = s.Name(var)
 
     def at(body: tuple[s.Statement, ...], value: s.Expr) -> tuple[s.Statement, ...]:
-        return map_blocks(body, lambda n: substitute(n, {var: value}))
+        return map_blocks(body, lambda n: map_expressions(substitute(n, {var: value}), _fold))
 
     started = (replace(p.first, asynchronous=True),)
     second = replace(p.second, asynchronous=True)

@@ -54,7 +54,7 @@ def _check_scalar(n: s.Scalar, scope: Scope) -> None:
 def _check_grid(n: s.Grid, scope: Scope) -> None:
     if scope.grid is not None:
         scope.report("TL102", n.span, "the kernel has two Grid statements", "keep one")
-    if len(n.dims) > 3:
+    if len(n.dims) > 3 and not n.persistent:
         scope.report("TL110", n.span, f"the grid has {len(n.dims)} indices, expected at most three", "join two of them")
     scope.at_top(n, "Grid")
     for d in n.dims:

@@ -165,7 +165,8 @@ struct TileQueue {
     barrier_init(barriers, 1);
     barrier_init(barriers + 1, readers);
   }
-  __device__ int take() const { return int(gridDim.x) + atomicAdd(counter, 1); }
+  /// Tiles taken so far; the next one follows the first tiles of all blocks. Nothing waits here for the answer.
+  __device__ int take() const { return atomicAdd(counter, 1); }
   __device__ void publish(int tile, int uses) const {
     barrier_wait(barriers + 1, (uses & 1) ^ 1);
     *slot = tile;

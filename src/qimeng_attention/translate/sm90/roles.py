@@ -94,9 +94,9 @@ def _for(n: s.For, low: Lowering) -> None:
         with low.out.block(f"for (int {var}_uses = 0;; ++{var}_uses)"):
             low.out.line(f"tile_queue.publish({var}, {var}_uses);")
             low.out.line(f"if ({var} >= tiles) break;")
-            low.out.line(f"int const {var}_following = tile_queue.take();")
+            low.out.line(f"int const {var}_taken = tile_queue.take();")
             _tile(n, var, low)
-            low.out.line(f"{var} = {var}_following;")
+            low.out.line(f"{var} = int(gridDim.x) + {var}_taken;")
         low.out.line("tile_queue.close();")
     else:
         with low.out.block(f"for (int {var}_uses = 0;; ++{var}_uses)"):
