@@ -30,7 +30,7 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     bounds = bounds_of(kernel, found)
     body = map_blocks(found.loop.body, lambda n: _guarded(n, found, bounds))
     outer = list(kernel.body)
-    ends = (s.Range(found.loop.ranges[0].start, bounds.last),)
+    ends = (s.Range(bounds.first, bounds.last),)
     outer[found.position : found.position + 1] = [*bounds.lets, replace(found.loop, ranges=ends, body=body)]
     return with_body(kernel, outer)
 

@@ -2,7 +2,8 @@
 
 One instance's exponentials then run under the other's GEMMs, instead of all instances asking for the tensor cores at
 once. A turn begins before the first of the GEMMs that are started together, and is passed on behind the last of them.
-Where only the last GEMM of a loop is left to do there is nothing to take turns for.
+Where only the last GEMM of a loop is left to do there is nothing to take turns for. `in loops` takes turns in the loop
+over tiles alone, so that one instance may finish a tile while another begins the next.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
 
-FORM = "pingpong ROLE"
+FORM = "pingpong ROLE [in loops]"
 
 
 def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     """Put a turn around the GEMMs that the named role starts."""
-    if len(choice.words) != 2:
+    if len(choice.words) not in (2, 4) or choice.words[2:] not in ((), ("in", "loops")):
         raise malformed(choice, FORM)
+    everywhere = len(choice.words) == 2
     name = choice.words[1]
     body = list(kernel.body)
     for i, n in enumerate(body):
         if isinstance(n, s.Role) and n.name == name and n.var is not None:
-            made = replace(n, body=_turns(n.body, s.Name(n.var)))
+            made = replace(n, body=_turns(n.body, s.Name(n.var), everywhere))
             if made == n:
                 raise unfit(choice, f"{name} starts no asynchronous GEMM that makes a new tile", "choose `overlap` too")
             body[i] = made
@@ -36,16 +38,16 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     )
 
 
-def _turns(body: tuple[s.Statement, ...], instance: s.Expr) -> tuple[s.Statement, ...]:
+def _turns(body: tuple[s.Statement, ...], instance: s.Expr, here: bool) -> tuple[s.Statement, ...]:
     """A turn begins at a GEMM that makes a new tile, and ends behind the last one before a Wait for GEMMs."""
     made: list[s.Statement] = []
     open_at = False
     for position, n in enumerate(body):
         if isinstance(n, s.For):
-            n = replace(n, body=_turns(n.body, instance))
+            n = replace(n, body=_turns(n.body, instance, here or bool(n.ranges)))
         elif isinstance(n, s.If):
-            n = replace(n, body=_turns(n.body, instance), orelse=_turns(n.orelse, instance))
-        starts = isinstance(n, s.Gemm) and n.asynchronous
+            n = replace(n, body=_turns(n.body, instance, here), orelse=_turns(n.orelse, instance, here))
+        starts = here and isinstance(n, s.Gemm) and n.asynchronous
         if starts and not open_at and isinstance(n, s.Gemm) and not n.accumulate:
             made.append(s.Wait("turn", count=instance))
             open_at = True

@@ -71,7 +71,7 @@ def bounds_of(kernel: s.Kernel, found: MaskedLoop) -> Bounds:
         return s.Name(name)
 
     stretch, loop_range = found.stretch, found.loop.ranges[0]
-    first, last = loop_range.start, named("last", loop_range.stop)
+    first, last = named("first", loop_range.start), named("last", loop_range.stop)
     start = first if stretch.start is None else named("unmasked", call("clamp", stretch.start, first, last))
     stop = last if stretch.stop is None else named("masked", call("clamp", stretch.stop, start, last))
     return Bounds(tuple(lets), first, start, stop, last)

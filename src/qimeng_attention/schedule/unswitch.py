@@ -23,8 +23,8 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     if len(words) != 3 or words[1] != "loop":
         raise malformed(choice, FORM)
     made = _blocks(kernel.body, words[2])
-    if made == kernel.body:
-        raise unfit(choice, f"no loop over {words[2]} has a branch on it", "choose `guard` too, or leave this line out")
+    if not any(isinstance(n, s.For) and n.var == words[2] for n in statements(kernel.body)):
+        raise unfit(choice, f"no loop counts {words[2]}", "name the variable of the loop over the keys")
     return with_body(kernel, made)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qimeng_attention.author.planner import roles, warps
 from qimeng_attention.author.planner.code import write_code
-from qimeng_attention.author.planner.model import Tiling, tilings
+from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import compose
 from qimeng_attention.errors import SpecError
 from qimeng_attention.spec import AttentionSpec
@@ -34,17 +35,6 @@ SPECIAL_FUNCTIONS = {
     "sqrt": 1,
     "rsqrt": 1,
 }
-SHOWN_ALTERNATIVES = 4
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a parameter has its value: one sentence, and the model's figures behind it (predictions)."""
-
-    parameter: str
-    value: str
-    why: str
-    figures: dict[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -69,17 +59,11 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
     _refuse(spec, target)
     sketch = compose(spec)
     special = 1 + _special_functions(sketch)
-    choices = tilings(target, spec.Dqk, spec.Dv, special)
-    if not choices:
-        raise SpecError(
-            f"no tile of head dims {spec.Dqk} and {spec.Dv} fits {target.name}",
-            hint="take a smaller head dim",
-            field="Dqk",
-            value=spec.Dqk,
-        )
-    best = choices[0]
-    reasons = _reasons(spec, target, best, choices, special)
-    code = write_code(spec, target, sketch, best, {r.parameter: r.why for r in reasons})
+    if "wgmma" in target.capabilities:
+        best, reasons, schedule = roles.choose(spec, target, sketch, special)
+    else:
+        best, reasons, schedule = warps.choose(spec, target, special)
+    code = write_code(spec, target, sketch, best, reasons[0].why, schedule)
     return Plan(print_program(sketch), print_program(code), tuple(reasons))
 
 
@@ -127,63 +111,6 @@ def _special_functions(sketch: s.Program) -> int:
     ]
     calls = [e for value in scores for e in expressions(value) if isinstance(e, s.Call) and e.function in FUNCTIONS]
     return sum(SPECIAL_FUNCTIONS.get(e.function, 0) for e in calls)
-
-
-def _reasons(spec: AttentionSpec, target: Target, best: Tiling, choices: list[Tiling], special: int) -> list[Reason]:
-    others = [t for t in choices if t != best][:SHOWN_ALTERNATIVES]
-    runner = (
-        f"; next best {others[0].rows} x {others[0].columns} with {others[0].warps} warps: {others[0].clocks_a_key:.0f}"
-        if others
-        else ""
-    )
-    tile = f"{best.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {best.bound}{runner}"
-    warps = (
-        f"{best.rows // best.warps} rows a warp: each fragment of K and V "
-        f"serves {best.rows // best.warps // 16} MMA(s); "
-        f"about {best.registers} of {target.max_registers_per_thread} registers"
-    )
-    kilobytes = best.shared_bytes / 1024
-    ring = (
-        f"{kilobytes:.0f} KB of shared memory with one stage each: {best.blocks} block(s) an SM hide each other's waits"
-    )
-    return [
-        Reason(
-            "tile",
-            f"BM = {best.rows}, BN = {best.columns}",
-            tile,
-            {**_figures(best), **{f"alternative {n}": t.describe() for n, t in enumerate(others, 1)}},
-        ),
-        Reason("warps", f"{best.warps} along q, {best.blocks} blocks an SM", warps, {"registers": best.registers}),
-        Reason("ring", "K stages 1, V stages 1", ring, {"shared_bytes": best.shared_bytes, "blocks": best.blocks}),
-        Reason(
-            "prefetch",
-            "K 1 ahead, V 0 ahead",
-            "K of the next tile arrives during softmax, V of this one during the first GEMM",
-            {},
-        ),
-        Reason("store", "through shared over Q", "whole rows leave in pieces of 16 bytes; Q is no longer needed", {}),
-        Reason("guard", "Mask where it is all true", "only the tiles that the mask touches pay for it", {}),
-        Reason(
-            "grid",
-            "head fastest, longest first",
-            "neighbours share K and V in the L2 cache, and the last wave is short blocks",
-            {},
-        ),
-        Reason("special", str(special), f"{special} special-function result(s) a score", {"special": special}),
-    ]
-
-
-def _figures(t: Tiling) -> dict[str, float | str]:
-    return {
-        "tensor": round(t.tensor, 1),
-        "shared": round(t.shared, 1),
-        "special": round(t.special, 1),
-        "issue": round(t.issue, 1),
-        "blocks": t.blocks,
-        "bound": t.bound,
-        "model": "author/planner/model.py",
-        "kind": "prediction",
-    }
 
 
 __all__ = ["Plan", "Reason", "plan"]

@@ -8,9 +8,10 @@ GEMMs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
-from qimeng_attention.author.planner.model import Tiling
 from qimeng_attention.author.planner.sketch import visible
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -23,8 +24,17 @@ from qimeng_attention.tl.traverse import call, map_blocks, mul, names_in, num, s
 _OPERAND = "P"  # what a result is called once it is an operand
 
 
+class Tiled(Protocol):
+    """What the code needs of a tiling."""
+
+    @property
+    def rows(self) -> int: ...  # noqa: D102
+    @property
+    def columns(self) -> int: ...  # noqa: D102
+
+
 def write_code(
-    spec: AttentionSpec, target: Target, sketch: s.Program, tiling: Tiling, why: dict[str, str]
+    spec: AttentionSpec, target: Target, sketch: s.Program, tiling: Tiled, why: str, schedule: Sequence[str]
 ) -> s.Program:
     """Write the code of a sketch for one tiling.
 
@@ -32,11 +42,12 @@ def write_code(
         spec: sizes and mask.
         target: the GPU the program is for.
         sketch: the composed sketch.
-        tiling: the tile sizes and warps chosen.
-        why: a reason for each parameter, put beside it as a comment.
+        tiling: the tile sizes chosen.
+        why: the reason for them, put beside them as a comment.
+        schedule: the lines of the Schedule block, each with its reason.
     """
     kernel = sketch.kernels[0]
-    frame = parse(_frame(spec, target, tiling, why)).kernels[0]
+    frame = parse(_frame(spec, target, tiling, why, schedule)).kernels[0]
     body = map_blocks(kernel.body, lambda n: _elaborated(n, spec, tiling))
     body = _reshaped(body, spec)
     shapes = _register_tiles(kernel, spec)
@@ -51,7 +62,7 @@ def write_code(
 # ------------------------------------------------------------------ declarations and schedule
 
 
-def _frame(spec: AttentionSpec, target: Target, t: Tiling, why: dict[str, str]) -> str:
+def _frame(spec: AttentionSpec, target: Target, t: Tiled, why: str, schedule: Sequence[str]) -> str:
     free = [n for n in ("B", "Sq", "Sk") if getattr(spec, n) is None] + ["Hq", *(["Hk"] if _grouped(spec) else [])]
     fixed = [f"{n} = {getattr(spec, n)}" for n in ("B", "Sq", "Sk") if getattr(spec, n) is not None]
     fixed += _head_dims(spec)
@@ -65,7 +76,7 @@ def _frame(spec: AttentionSpec, target: Target, t: Tiling, why: dict[str, str]) 
         f"Size {', '.join(free)}  # arguments of each call",
         f"Size {', '.join(fixed)}",
         f"Scalar scale f32{bound}",
-        f"Tile BM = {t.rows}, BN = {t.columns}  # {why['tile']}",
+        f"Tile BM = {t.rows}, BN = {t.columns}  # {why}",
         "Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B",
         f"Allocate Q in global (B, Sq, Hq, {qk}) {spec.dtype}",
         f"Allocate K in global (B, Sk, {heads_k}, {qk}) {spec.dtype}",
@@ -73,14 +84,7 @@ def _frame(spec: AttentionSpec, target: Target, t: Tiling, why: dict[str, str]) 
         f"Allocate Out in global (B, Sq, Hq, {v}) {spec.dtype}",
         *lse,
         "Schedule",
-        f"    ring K stages 1, V stages 1  # {why['ring']}",
-        f"    prefetch K 1 ahead, V 0 ahead  # {why['prefetch']}",
-        *([f"    store O through shared over Q  # {why['store']}"] if spec.Dv <= spec.Dqk else []),
-        "    copies async",
-        f"    guard Mask of loop i where it is all true  # {why['guard']}",
-        f"    warps {t.warps} along q, {t.blocks} blocks an SM  # {why['warps']}",
-        f"    grid longest first  # {why['grid']}",
-        "    grid head fastest",
+        *[f"    {line}" for line in schedule],
     ]
     return "\n".join(lines) + "\n"
 
@@ -101,7 +105,7 @@ def _dim(spec: AttentionSpec, which: str) -> str:
 # ------------------------------------------------------------------ statements
 
 
-def _elaborated(n: s.Statement, spec: AttentionSpec, t: Tiling) -> s.Statement:
+def _elaborated(n: s.Statement, spec: AttentionSpec, t: Tiled) -> s.Statement:
     if isinstance(n, s.Copy):
         return _placed(n, spec)
     if isinstance(n, s.For):
@@ -128,7 +132,7 @@ def _placed(n: s.Copy, spec: AttentionSpec) -> s.Copy:
     return replace(n, dims=dims, coordinate=coordinate)
 
 
-def _bounds(spec: AttentionSpec, t: Tiling) -> s.Range:
+def _bounds(spec: AttentionSpec, t: Tiled) -> s.Range:
     """Visit just the tiles in which some row of the block may see a key."""
     end: s.Expr = call("ceildiv", s.Name("Sk"), s.Name("BN"))
     condition = visible(spec)

@@ -368,6 +368,20 @@ __device__ inline void stage_rows(Tile tile, Accumulator<16, kCols> const& acc) 
   }
 }
 
+/// Write the group's rows, rounded, to rows [0, rows) of `target`: 4 bytes a lane, 16 bytes a row at a time.
+template <class Element, int kCols>
+__device__ inline void store_group_rows(Element* target, int64_t stride, Accumulator<16, kCols> const& acc, int rows) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    int const row = group_row(r);
+    if (row < rows) {
+#pragma unroll
+      for (int c = 0; c < kCols / 4; c += 2)
+        *reinterpret_cast<uint32_t*>(target + row * stride + tile_col(c)) = pack<Element>(acc(r, c), acc(r, c + 1));
+    }
+  }
+}
+
 /// Write one value a row to rows [0, rows) of `target`; one lane of the four that share a row writes.
 template <class Element>
 __device__ inline void store_group_vector(Element* target, int64_t stride, RowVector<16> const& values, int rows) {

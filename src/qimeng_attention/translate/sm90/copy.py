@@ -20,7 +20,7 @@ def _copy(n: s.Copy, low: Lowering) -> None:
     elif (n.source, n.target) == ("register", "shared"):
         low.out.line(f"tl::stage_rows({low.shared_at(copy_target(n), n.slot, n)}, {names.register(n.name)});")
     elif "global" in (n.source, n.target) and "register" in (n.source, n.target):
-        _vector(n, low)
+        _direct(n, low)
     else:
         raise Refused(
             n,
@@ -44,20 +44,23 @@ def _bulk(n: s.Copy, low: GroupLowering) -> None:
     low.out.line(f"++{uses(name)};")
 
 
-def _vector(n: s.Copy, low: GroupLowering) -> None:
+def _direct(n: s.Copy, low: GroupLowering) -> None:
+    """Between global memory and registers: vectors both ways, results on their way out."""
     tile = low.checked.tiles[copy_target(n) if n.source == "global" else n.name]
-    if len(tile.axes) != 1:
+    matrix = len(tile.axes) != 1
+    if matrix and (n.source == "global" or low.checked.tensors[copy_tensor(n)].dtype not in ("bf16", "fp16")):
         raise Refused(
             n, f"{tile.name} {tile.describe()} would go between global memory and registers", "stage it in shared memory"
         )
-    a = access(n, low, vector=True)
+    a = access(n, low, vector=not matrix)
     register = names.register(tile.name)
     if n.source == "register":
         if a.first != "0":
             raise Refused(
                 n, "a store may begin before the tensor's first row", "begin at a coordinate that is never negative"
             )
-        low.out.line(f"tl::store_group_vector({a.pointer}, {a.stride}, {register}, {a.rows});")
+        function = "store_group_rows" if matrix else "store_group_vector"
+        low.out.line(f"tl::{function}({a.pointer}, {a.stride}, {register}, {a.rows});")
         return
     function = "load_group_rows" if tile.axes[0].name == low.row_axis else "load_columns"
     low.out.line(f"tl::{function}({register}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")

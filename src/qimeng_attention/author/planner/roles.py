@@ -1,0 +1,93 @@
+"""Tile and schedule for roles, with their reasons: the copy engine fills rings, warpgroups compute through wgmma."""
+
+from __future__ import annotations
+
+from qimeng_attention.author.planner.groups import GroupTiling, group_tilings
+from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
+from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.targets import Target
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.traverse import names_in
+
+_TURNS_NEED = 256  # head dim of values from which two instances gain by turns although their loops differ in length
+
+
+def choose(
+    spec: AttentionSpec, target: Target, sketch: s.Program, special: int
+) -> tuple[GroupTiling, list[Reason], list[str]]:
+    """Give the best tiling, the reasons (the tile's first) and the lines of the Schedule block.
+
+    Raises:
+        SpecError: no tiling fits.
+    """
+    choices = group_tilings(target, spec.Dqk, spec.Dv, special)
+    if not choices:
+        raise no_tile(spec, target)
+    t, uneven = choices[0], _uneven(spec)
+    reasons = _reasons(t, choices, uneven, special)
+    why = {r.parameter: r.why for r in reasons}
+    producer, consumer = t.registers
+    lines = [
+        f"ring K stages 2, V stages 2  # {why['ring']}",
+        f"sums per lane  # {why['sums']}",
+        f"guard Mask of loop i where it is all true  # {why['guard']}",
+        f"roles producer ({producer} registers), consumer ({t.instances} along q, {consumer} registers)"
+        f"  # {why['roles']}",
+        f"overlap GEMM P, V of the previous tile with the row statistics of this one  # {why['overlap']}",
+        f"unswitch loop i  # {why['unswitch']}",
+        *([f"pingpong consumer in loops  # {why['pingpong']}"] if _turns(spec, t, uneven) else []),
+        *([f"stage O through shared by tma  # {why['stage']}"] if t.staged else []),
+        "grid longest first",
+        *(["grid head fastest"] if uneven else []),
+        f"grid persistent{' by counter' if uneven else ''}  # {why['grid']}",
+    ]
+    return t, reasons, lines
+
+
+def _uneven(spec: AttentionSpec) -> bool:
+    """Tell whether the loop over keys is longer for some rows than for others: the mask speaks of rows."""
+    condition = visible(spec)
+    return condition is not None and "q" in names_in(condition)
+
+
+def _turns(spec: AttentionSpec, t: GroupTiling, uneven: bool) -> bool:
+    """Turns keep the instances apart; where two of them have tiles of unequal length, one would wait for the other."""
+    return not uneven or t.instances > 2 or spec.Dv >= _TURNS_NEED
+
+
+def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: int) -> list[Reason]:
+    runner = f"; next {choices[1].describe().split(':')[0]}: {choices[1].clocks_a_key:.0f}" if choices[1:] else ""
+    tile = f"{t.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {t.bound}{runner}"
+    figures: dict[str, float | str] = {
+        "tensor": round(t.tensor, 1), "special": round(t.special, 1), "issue": round(t.issue, 1), "bound": t.bound,
+        "model": "author/planner/groups.py", "kind": "prediction", **alternatives(choices),
+    }  # fmt: skip
+    producer, consumer = t.registers
+    threads = 128 * (producer + t.instances * consumer)
+    grid = (
+        "a block takes the next tile that nobody has, the longest first"
+        if uneven
+        else "all tiles are equally long: they are dealt in rounds, neighbours share K and V in the L2 cache"
+    )
+    return [
+        Reason("tile", f"BM = {t.rows}, BN = {t.columns}", tile, figures),
+        Reason(
+            "ring", "K stages 2, V stages 2", f"{t.shared_bytes / 1024:.0f} KB of shared memory: one tile is read "
+            "while the next arrives", {"shared_bytes": t.shared_bytes},
+        ),
+        Reason("sums", "per lane", "one addition across lanes a row, behind the loop", {}),
+        Reason("guard", "Mask where it is all true", "only the tiles that the mask touches pay for it", {}),
+        Reason(
+            "roles", f"1 producer, {t.instances} consumers", f"one warpgroup copies, {t.instances} compute 64 rows "
+            f"each: {threads:,} registers", {"registers": threads},
+        ),
+        Reason("overlap", "S before P V", "the tensor cores work while the row statistics are computed", {}),
+        Reason("unswitch", "loop i", "the loop without the mask has no branch", {}),
+        Reason(
+            "pingpong", "in loops", "one instance's exponentials run under the other's GEMMs", {"uneven": str(uneven)}
+        ),
+        Reason("stage", "through shared by tma", "the store runs under the next tile", {"staged": str(t.staged)}),
+        Reason("grid", "persistent", grid, {}),
+        Reason("special", str(special), f"{special} special-function result(s) a score", {"special": special}),
+    ]  # fmt: skip
