@@ -3,8 +3,11 @@
     python benchmarks/make_bundles.py --set speed --arch sm_90 --out out/speed
     python benchmarks/make_bundles.py --set judge --arch sm_90 --out out/judge
 
-Every bundle is an A100 program (its schedule keeps within 163 KB of shared memory), compiled for the architecture
-named.
+    python benchmarks/make_bundles.py --set hopper --out out/hopper                # H200 programs
+    python benchmarks/make_bundles.py --set judge --target H200 --out out/judge_h200
+
+By default a bundle is an A100 program (its schedule keeps within 163 KB of shared memory), compiled for the
+architecture named; without one it is compiled for its target's own.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from pathlib import Path
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.workflow import run
 
-TARGET = "A100"
 HEADS = {"mha": (16, 16), "gqa": (32, 4), "mqa": (8, 1)}
 MASKS = {
     "full": {"mask": "full"},
@@ -47,25 +49,39 @@ def judge_specs() -> dict[str, dict[str, object]]:
     return made
 
 
-def make(item: tuple[str, dict[str, object], str, str]) -> tuple[str, float, int]:
-    name, fields, arch, out = item
+def hopper_specs() -> dict[str, dict[str, object]]:
+    """The rows of PERFORMANCE.md with D 64, 128 and 256, and Qwen2.5-72B's heads."""
+    made: dict[str, dict[str, object]] = {}
+    for dim, mask in itertools.product((64, 128, 256), ("full", "causal")):
+        made[f"d{dim}_{mask}"] = {"Hq": 2048 // dim, "Dqk": dim, "mask": mask}
+    made["gqa_d128_causal"] = {"Hq": 64, "Hk": 8, "Dqk": 128, "mask": "causal"}
+    return made
+
+
+SETS = {"speed": speed_specs, "judge": judge_specs, "hopper": hopper_specs}
+
+
+def make(item: tuple[str, dict[str, object], str, str | None, str]) -> tuple[str, float, int]:
+    name, fields, target, arch, out = item
     start = time.perf_counter()
     spec = AttentionSpec.make(name=name, **fields)
-    outcome = run(spec, target=TARGET, arch=arch, out=Path(out) / name, judge=False, overwrite=True)
+    outcome = run(spec, target=target, arch=arch, out=Path(out) / name, judge=False, overwrite=True)
     assert outcome.results.built is not None, outcome.notes
     return name, time.perf_counter() - start, outcome.results.built.report.spill_store_bytes or 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=("speed", "judge"), required=True)
-    parser.add_argument("--arch", default="sm_90")
+    parser.add_argument("--set", choices=tuple(SETS), required=True)
+    parser.add_argument("--target", help="default: A100, H200 for the set hopper")
+    parser.add_argument("--arch", help="default: the target's own")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    specs = speed_specs() if args.set == "speed" else judge_specs()
+    specs = SETS[args.set]()
+    target = args.target or ("H200" if args.set == "hopper" else "A100")
     args.out.mkdir(parents=True, exist_ok=True)
-    items = [(name, fields, args.arch, str(args.out)) for name, fields in specs.items()]
+    items = [(name, fields, target, args.arch, str(args.out)) for name, fields in specs.items()]
     with ProcessPoolExecutor(args.jobs) as pool:
         seconds = []
         for name, took, spills in pool.map(make, items):

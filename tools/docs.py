@@ -32,7 +32,7 @@ from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, WORD_OPERATORS
 from qimeng_attention.tl.parser import parse
 from qimeng_attention.tl.printer import print_program
 from qimeng_attention.tl.statements import TABLE, Rule
-from qimeng_attention.translate.sm80 import LOWERINGS
+from qimeng_attention.translate import sm80, sm90
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -66,8 +66,13 @@ PRODUCTIONS = {
     "Fence": ("fence",),
 }
 
-# The Schedule with which the sample program shows each rewriting: the choices it builds on, and its own.
+# The Schedule with which the sample program shows each rewriting, or a form of one: the choices it builds on, and its
+# own.
 _RING = ["ring K stages 2, V stages 2"]
+_ROLES = [*_RING, "guard Mask of loop i where it is all true",
+          "roles producer (24 registers), consumer (2 along q, 240 registers)"]  # fmt: skip
+_OVERLAP = [*_ROLES, "overlap GEMM P, V of the previous tile with the row statistics of this one"]
+_PERSISTENT = "grid persistent"
 SCHEDULES = {
     "explicit": [],
     "ring": _RING,
@@ -78,9 +83,17 @@ SCHEDULES = {
     "copies": [*_RING, "prefetch K 1 ahead, V 1 ahead", "copies async"],
     "split": ["split loop i where Mask is not all true"],
     "guard": ["guard Mask of loop i where it is all true"],
+    "roles": [*_ROLES, _PERSISTENT],
+    "overlap": [*_OVERLAP, _PERSISTENT],
+    "unswitch": [*_OVERLAP, "unswitch loop i", _PERSISTENT],
+    "pingpong": [*_OVERLAP, "pingpong consumer", _PERSISTENT],
+    "stage": [*_ROLES, "stage O through shared by tma", _PERSISTENT],
     "warps": ["warps 4 along q, 2 blocks an SM"],
     "grid": ["grid longest first"],
+    "grid persistent": [*_ROLES, "grid persistent by counter"],
+    "group": [*_ROLES, _PERSISTENT, "group head by 4 around block"],
 }
+ROLES_TARGET = "H200"  # that a Schedule with roles is shown for; the sample program names an A100
 
 # One edit of the sample program that breaks a rule of the language; the page shows what the checker says.
 BROKEN = {
@@ -115,20 +128,45 @@ def sample() -> str:
 
 @cache
 def step_of(name: str) -> Step:
-    """Apply the schedule that shows a rewriting, and give its step."""
+    """Apply the schedule that shows a rewriting, or a form of one, and give its step."""
     block = "\nSchedule\n" + "".join(f"    {line}\n" for line in SCHEDULES[name])
     program = parse(sample() + (block if SCHEDULES[name] else ""))
-    return next(step for step in steps(program) if step.rewriting.name == name)
+    target = ROLES_TARGET if of_roles(name) else None
+    words = tuple(name.split())
+    return next(
+        step
+        for step in steps(program, target=target)
+        if step.rewriting.name == words[0] and step.choice.words[1 : len(words)] == words[1:]
+    )
 
 
-def changes(step: Step, context: int) -> list[str]:
-    """Give what a step changes as the lines of a diff, without the Schedule block; `...` where lines are left out."""
+def of_roles(name: str) -> bool:
+    """Tell whether the schedule that shows a rewriting makes roles."""
+    return any(line.startswith("roles ") for line in SCHEDULES[name])
+
+
+def changes(step: Step, context: int, *, indented: bool = True) -> list[str]:
+    """Give what a step changes as the lines of a diff, without the Schedule block; `...` where lines are left out.
+
+    Args:
+        step: of `step_of`.
+        context: lines shown around each change.
+        indented: whether a line that has only moved to the right counts as changed.
+    """
     texts = []
     for program in (step.before, step.after):
         bare = replace(program, kernels=tuple(replace(k, schedule=(), schedule_comment="") for k in program.kernels))
         texts.append(print_program(bare).splitlines())
-    lines = list(difflib.unified_diff(*texts, lineterm="", n=context))[2:]
-    return ["  ..." if line.startswith("@@") else line for line in lines]
+    keys = [text if indented else [line.strip() for line in text] for text in texts]
+    lines = []
+    for group in difflib.SequenceMatcher(a=keys[0], b=keys[1]).get_grouped_opcodes(context):
+        lines.append("  ...")
+        for tag, i, i_end, j, j_end in group:
+            if tag == "equal":
+                lines += [f" {line}" for line in texts[1][j:j_end]]
+            else:
+                lines += [f"-{line}" for line in texts[0][i:i_end]] + [f"+{line}" for line in texts[1][j:j_end]]
+    return lines
 
 
 def fenced(lines: list[str] | str, language: str) -> str:
@@ -165,19 +203,27 @@ def productions() -> dict[str, str]:
 def statement(name: str) -> str:
     """Render form, level, meaning and example of a statement."""
     rule = rule_of(name)
-    lowered = "sm_80 instructions" if name in LOWERINGS else "none yet: refused by name (TL701)"
-    if name == "Apply":
-        lowered = "none needed: macros are written out first"
     facts = [
         f"{rule.doc.strip()}\n",
         f"- first level at which it may stand: {rule.level}",
-        f"- lowering: {lowered}",
+        f"- lowering: {lowered(name)}",
         "\nExample:\n",
         fenced(rule.example, "tl"),
         "\nForm (an excerpt of `tl/grammar.lark`):\n",
         fenced([productions()[p] for p in PRODUCTIONS[name]], "lark"),
     ]
     return "\n".join(facts)
+
+
+def lowered(name: str) -> str:
+    """Say which generations' instructions a statement is lowered to."""
+    if name == "Apply":
+        return "none needed: macros are written out first"
+    if name not in sm90.LOWERINGS:
+        return "sm_80 instructions" if name in sm80.LOWERINGS else "none yet: refused by name (TL701)"
+    if name in sm80.LOWERINGS:
+        return "sm_80 instructions; those of sm_90a in a program of roles"
+    return "sm_90a instructions, in a program of roles; elsewhere refused by name (TL701)"
 
 
 def all_statements(_: str) -> str:
@@ -192,11 +238,12 @@ def all_statements(_: str) -> str:
 def touched(name: str) -> str:
     """Render the lines of a statement that each rewriting changes in the sample program."""
     parts = []
-    for rewriting in REWRITINGS:
-        lines = [x for x in changes(step_of(rewriting), 0) if x[:1] in "+-" and _is(name, x[1:].strip())]
+    for shows in sorted(SCHEDULES, key=lambda n: list(REWRITINGS).index(n.split()[0])):
+        changed = changes(step_of(shows), 0, indented=not of_roles(shows))
+        lines = [x for x in changed if x[:1] in "+-" and _is(name, x[1:].strip())]
         if lines:
-            shown = lines[:8] + (["  ..."] if len(lines) > 8 else [])
-            parts.append(f"[{rewriting}](../schedule/{rewriting}.md):\n\n{fenced(shown, 'diff')}")
+            listed = lines[:8] + (["  ..."] if len(lines) > 8 else [])
+            parts.append(f"[{shows}](../schedule/{shows.split()[0]}.md):\n\n{fenced(listed, 'diff')}")
     return "\n\n".join(parts) or "No rewriting touches this statement in the sample program."
 
 
@@ -334,15 +381,26 @@ def rewriting(name: str) -> str:
     """Render form, class and a real before/after of a rewriting."""
     r = REWRITINGS[name]
     applied = "always, first" if name == "explicit" else f"`{r.form}`"
+    facts = f"- form: {applied}\n- example: `{r.example}`\n- class: {r.kind}"
+    return f"{r.doc}\n\n{facts}\n\n## Before and after\n\n{shown(name)}"
+
+
+def shown(name: str, *, indented: bool = True) -> str:
+    """Render the Schedule that shows a rewriting, or a form of one, and what its step changes."""
     schedule = (
         f"With this Schedule:\n\n{fenced(['Schedule', *('    ' + x for x in SCHEDULES[name])], 'tl')}\n\n"
         if SCHEDULES[name]
         else ""
     )
-    listing = fenced(changes(step_of(name), 1), "diff")
-    facts = f"- form: {applied}\n- example: `{r.example}`\n- class: {r.kind}"
-    shown = f"{schedule}What this step changes in [sample.tl](sample.tl):\n\n{listing}"
-    return f"{r.doc}\n\n{facts}\n\n## Before and after\n\n{shown}"
+    where = f"[sample.tl](sample.tl){f', for an {ROLES_TARGET}' if of_roles(name) else ''}"
+    left_out = "" if indented else "; lines that only move to the right are left out"
+    listing = fenced(changes(step_of(name), 1, indented=indented), "diff")
+    return f"{schedule}What this step changes in {where}{left_out}:\n\n{listing}"
+
+
+def form_of_rewriting(name: str) -> str:
+    """Render a before/after of another form of a rewriting."""
+    return shown(name, indented=False)
 
 
 def all_rewritings(_: str) -> str:
@@ -445,6 +503,7 @@ KINDS: dict[str, Render] = {
     "broken": broken,
     "rewriting": rewriting,
     "rewritings": all_rewritings,
+    "form": form_of_rewriting,
     "targets": all_targets,
     "capabilities": capabilities,
     "commands": commands,

@@ -15,6 +15,8 @@ from schedule.small import MASKS, SIZES, differences, run, run_text, scheduled_t
 
 SPLIT = "split loop i where Mask is not all true"
 GUARD = "guard Mask of loop i where it is all true"
+ROLES = "roles producer (24 registers), consumer (2 along q, 240 registers)"
+OVERLAP = "overlap GEMM P, V of the previous tile with the row statistics of this one"
 SCHEDULES = {
     "nothing": [],
     "async": ["copies async"],
@@ -36,6 +38,21 @@ SCHEDULES = {
         SPLIT,
         "warps 2 along q, 2 blocks an SM",
         "grid head fastest",
+    ],
+    "roles": [ROLES],
+    "roles in turns": ["ring K stages 2, V stages 1", ROLES, OVERLAP, "pingpong consumer", "grid persistent"],
+    "roles, all": [
+        "ring K stages 2, V stages 2",
+        "sums per lane",
+        GUARD,
+        ROLES,
+        OVERLAP,
+        "unswitch loop i",
+        "pingpong consumer in loops",
+        "stage O through shared by tma",
+        "grid longest first",
+        "grid persistent by counter",
+        "group head by 2 around block",
     ],
 }
 

@@ -91,7 +91,6 @@ def test_facts_name_every_argument_in_order() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "gqa_h200_scheduled",
         "mla_decode",
         "paged",
         "paged_gather",

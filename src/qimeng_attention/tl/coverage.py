@@ -119,11 +119,12 @@ def _check_coverage(machine: Machine, index: dict[str, int]) -> None:
     """No accumulating GEMM may sum over a stretch twice, nor miss one that a mask lets anyone see."""
     checked = machine.checked
     for axis, extent in _summed_axes(machine):
-        covered = np.zeros(extent, bool)
-        for span, name, start, size in machine.contracted:
+        instances = {c.instance for c in machine.contracted} or {0}
+        by_instance = {i: np.zeros(extent, bool) for i in instances}
+        for span, instance, name, start, size in machine.contracted:
             if name != axis:
                 continue
-            part = covered[max(0, start) : max(0, start + size)]
+            part = by_instance[instance][max(0, start) : max(0, start + size)]
             if part.any():
                 raise Fault(
                     "TL303",
@@ -133,6 +134,7 @@ def _check_coverage(machine: Machine, index: dict[str, int]) -> None:
                     "let the loop and the coordinate visit each tile once",
                 )
             part[:] = True
+        covered = np.logical_and.reduce(list(by_instance.values()))
         missed = np.flatnonzero(_needed(machine, axis, extent, index) & ~covered)
         if len(missed):
             raise Fault(

@@ -95,6 +95,16 @@ class InFlight(NamedTuple):
     operands: tuple[str, ...]  # the register tiles it reads
 
 
+class Contraction(NamedTuple):
+    """A stretch of an axis that an accumulating GEMM summed over."""
+
+    place: Span
+    instance: int  # of the role that did: each sums for its own rows
+    axis: str
+    start: int
+    size: int
+
+
 @dataclass(eq=False)
 class Strand:
     """A thread of statements: the block itself, or one instance of a role."""
@@ -270,7 +280,7 @@ class Machine:
     seed: int = 0
     numeric: bool = True  # False: control flow, memory states and coverage only
     written: dict[str, Array] = field(default_factory=dict)  # how often each output element was stored
-    contracted: list[tuple[Span, str, int, int]] = field(default_factory=list)  # accumulating GEMMs of a block
+    contracted: list[Contraction] = field(default_factory=list)  # accumulating GEMMs of a block
     steps_left: int | None = None  # None: as many as it takes
 
     def __post_init__(self) -> None:

@@ -11,13 +11,15 @@ import numpy as np
 from qimeng_attention.errors import Span
 from qimeng_attention.targets.atoms import mma_atoms
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.machine import Fault, InFlight, Outside, Register, Slot, Strand
+from qimeng_attention.tl.machine import Contraction, Fault, InFlight, Outside, Register, Slot, Strand
 from qimeng_attention.tl.numerics import BYTES, Array
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.traverse import add, statements
 from qimeng_attention.tl.types import Axis, Origin, TileType, same_axes, same_sizes
+
+ROWS_AN_MMA = 16
 
 # ------------------------------------------------------------------ legality
 
@@ -366,7 +368,7 @@ def _run(n: s.Gemm, t: Strand) -> None:
     result = None
     if a is not None and b is not None:
         with np.errstate(all="ignore"):
-            result = np.matmul(a.astype(np.float32), b.astype(np.float32))
+            result = _product(a.astype(np.float32), b.astype(np.float32))
     if n.accumulate:
         before = t.registers[n.out] if n.asynchronous and _in_flight(n.out, t) else t.read_register(n.out, n.span)
         if result is not None and before.data is not None:
@@ -378,6 +380,13 @@ def _run(n: s.Gemm, t: Strand) -> None:
         t.registers[n.out] = Register(result, origin, ends, pending=True)
     else:
         t.write_register(n.out, result, origin, n.span, ends)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Multiply in blocks of rows, so that a row's sums do not depend on how many rows a statement works on."""
+    if len(a) % ROWS_AN_MMA or len(a) == ROWS_AN_MMA:
+        return np.matmul(a, b)
+    return np.matmul(a.reshape(-1, ROWS_AN_MMA, a.shape[1]), b).reshape(len(a), b.shape[1])
 
 
 def _issue(n: s.Gemm, slots: list[Slot], t: Strand) -> None:
@@ -442,7 +451,7 @@ def _note_contraction(n: s.Gemm, t: Strand, where_a: dict[str, int], where_b: di
     kind = t.machine.checked.tiles[n.b.name]
     axis = kind.axes[1] if n.b.transposed else kind.axes[0]
     if n.accumulate and axis.name in where_b:
-        t.machine.contracted.append((n.span, axis.name, where_b[axis.name], axis.size))
+        t.machine.contracted.append(Contraction(n.span, t.instance, axis.name, where_b[axis.name], axis.size))
 
 
 RULES = {
