@@ -50,7 +50,11 @@ class Kernel:
         o = self.o
         BM = 64 * o["NC"]
         self.smem = BM * o["D"] * 2 * (1 if o["OVER_Q"] else 2) + 2 * o["STAGES"] * o["BN"] * o["D"] * 2 + 128
-        ok(cu.cuFuncSetAttribute(self.f, cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, self.smem))
+        ok(
+            cu.cuFuncSetAttribute(
+                self.f, cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, self.smem
+            )
+        )
         self.threads = 128 * (o["NC"] + 1)
         self.BM = BM
 
@@ -78,7 +82,9 @@ class Kernel:
             if o["ORDER"] == 3:
                 counter[:1].zero_()
             stream = torch.cuda.current_stream().cuda_stream
-            r = cu.cuLaunchKernel(self.f, grid, 1, 1, self.threads, 1, 1, self.smem, stream, ctypes.addressof(params), 0)
+            r = cu.cuLaunchKernel(
+                self.f, grid, 1, 1, self.threads, 1, 1, self.smem, stream, ctypes.addressof(params), 0
+            )
             if r[0] != cu.CUresult.CUDA_SUCCESS:
                 raise RuntimeError(str(r[0]))
             return out
@@ -135,9 +141,7 @@ def main():
         D, S, causal, Hq, Hk = (int(x) for x in case.split(","))
         B = 16384 // S
         sets = 1 if S >= 4096 else 2
-        data = [
-            [torch.randn(B, S, h, D, device="cuda").to(torch.bfloat16) for h in (Hq, Hk, Hk)] for _ in range(sets)
-        ]
+        data = [[torch.randn(B, S, h, D, device="cuda").to(torch.bfloat16) for h in (Hq, Hk, Hk)] for _ in range(sets)]
         calls, errors, bounds = {}, {}, {}
         ref = reference(*data[0], causal)
         for name, kern in kernels.items():
@@ -183,7 +187,10 @@ def main():
         best = min(ms[n] for n in ms if n in ("fa3", "cudnn"))
         print(f"D={D} S={S} causal={causal} {Hq}/{Hk}")
         for n in sorted(ms, key=ms.get):
-            print(f"   {n:40} {flops / ms[n] / 1e9:6.1f} TF  {best / ms[n]:.3f}  {errors.get(n, 0):.4f}  {clocks.get(n, 0) / 1e3:8.1f} k  {clocks.get(n, 0) / ms[n] / 1e6:.3f} GHz", flush=True)
+            print(
+                f"   {n:40} {flops / ms[n] / 1e9:6.1f} TF  {best / ms[n]:.3f}  {errors.get(n, 0):.4f}  {clocks.get(n, 0) / 1e3:8.1f} k  {clocks.get(n, 0) / ms[n] / 1e6:.3f} GHz",
+                flush=True,
+            )
         rows.append({"case": case, "ms": ms, "errors": errors})
         del graphs, calls, data
         torch.cuda.empty_cache()

@@ -34,14 +34,27 @@ def reference(q, k, v, causal):
     return (torch.softmax(s, -1).nan_to_num() @ v).transpose(1, 2), torch.logsumexp(s, -1)
 
 
-SHAPES = [(1, 1, 1), (1, 128, 128), (2, 129, 257), (1, 64, 65), (2, 333, 401), (1, 401, 333), (1, 7, 1000), (1, 300, 0), (3, 255, 256), (1, 1000, 17)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 128, 128),
+    (2, 129, 257),
+    (1, 64, 65),
+    (2, 333, 401),
+    (1, 401, 333),
+    (1, 7, 1000),
+    (1, 300, 0),
+    (3, 255, 256),
+    (1, 1000, 17),
+]
 
 
 def check(b, D, causal):
     worst = 0.0
     for B, Sq, Sk in SHAPES:
         for Hq, Hk in ((4, 2), (3, 3)):
-            q, k, v = (torch.randn(B, s, h, D, device="cuda").to(torch.bfloat16) for s, h in ((Sq, Hq), (Sk, Hk), (Sk, Hk)))
+            q, k, v = (
+                torch.randn(B, s, h, D, device="cuda").to(torch.bfloat16) for s, h in ((Sq, Hq), (Sk, Hk), (Sk, Hk))
+            )
             out = torch.full_like(q, float("nan"))
             o, lse = b(q, k, v, out=out, return_lse=True, scale=D**-0.5)
             torch.cuda.synchronize()
@@ -72,7 +85,11 @@ def main():
         B = 16384 // S
         sets = 1 if S >= 4096 else 2
         data = [[torch.randn(B, S, h, D, device="cuda").to(torch.bfloat16) for h in (Hq, Hk, Hk)] for _ in range(sets)]
-        calls = {n: (lambda b: lambda: [b(*x, scale=D**-0.5) for x in data])(b) for n, b in bundles.items() if meta[n] == (D, bool(causal))}
+        calls = {
+            n: (lambda b: lambda: [b(*x, scale=D**-0.5) for x in data])(b)
+            for n, b in bundles.items()
+            if meta[n] == (D, bool(causal))
+        }
         calls["fa3"] = lambda: [fa3.flash_attn_func(*x, causal=bool(causal)) for x in data]
         with torch.no_grad():
             graphs = {n: graph(f) for n, f in calls.items()}

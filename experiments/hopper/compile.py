@@ -29,7 +29,10 @@ def one(item):
         device_as_default_execution_space=True,
         ptxas_options=["-v"],
         include_path=[str(p) for p in tc.includes],
-        define_macro=[*((("HEAD" if k == "D" else k), v) for k, v in defines), ("_CUDA_STD___TUPLE_STRUCTURED_BINDINGS_H", "1")],
+        define_macro=[
+            *((("HEAD" if k == "D" else k), v) for k, v in defines),
+            ("_CUDA_STD___TUPLE_STRUCTURED_BINDINGS_H", "1"),
+        ],
     )
     try:
         code = Program((HERE / "attention.cu").read_text(), "c++", opt).compile("cubin", logs=log)

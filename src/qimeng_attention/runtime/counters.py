@@ -20,7 +20,9 @@ class Counters:
 
     def __init__(self, call: Callable[..., Any], driver: Any) -> None:
         self._call, self._driver = call, driver
-        self._streams: dict[tuple[int, int], int] = {}  # (thread, stream): the per-thread default stream is one a thread
+        self._streams: dict[
+            tuple[int, int], int
+        ] = {}  # (thread, stream): the per-thread default stream is one a thread
         self._lock = threading.Lock()
         self._next = self._end = 0
         self.more()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qimeng_attention.errors import BundleError, LaunchError
-from qimeng_attention.runtime.manifest import ARCH, Manifest
 from qimeng_attention.runtime.counters import Counters
+from qimeng_attention.runtime.manifest import ARCH, Manifest
 from qimeng_attention.runtime.packing import ArgumentBuffer, form_of
 from qimeng_attention.runtime.tensor_maps import Box, TensorMaps
 

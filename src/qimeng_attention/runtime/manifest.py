@@ -150,7 +150,7 @@ def _wrong_value(manifest: Manifest) -> str | None:
         return "threads: must be from 1 to 1024"
     if manifest.shared_bytes < 0:
         return "shared_bytes: must not be negative"
-    if not 1 <= len(manifest.grid) or (len(manifest.grid) > 3 and not manifest.persistent):
+    if not len(manifest.grid) >= 1 or (len(manifest.grid) > 3 and not manifest.persistent):
         return "grid: must have 1 to 3 entries"
     if all(tensor.role != "output" for tensor in manifest.tensors):
         return "tensors: one must be an output"

@@ -29,7 +29,9 @@ class Box:
     box: tuple[int, ...]
 
 
-def boxes_of(manifest: Manifest, layouts: Sequence[tuple[tuple[int, ...], tuple[int, ...], Any, Any]]) -> tuple[Box, ...]:
+def boxes_of(
+    manifest: Manifest, layouts: Sequence[tuple[tuple[int, ...], tuple[int, ...], Any, Any]]
+) -> tuple[Box, ...]:
     """Give the boxes of a call's tensor maps.
 
     A dimension without elements counts as one that is never reached: the kernel copies no tile of it. The stride of a

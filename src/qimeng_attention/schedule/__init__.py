@@ -39,8 +39,23 @@ from qimeng_attention.tl.types import Checked
 REWRITINGS: dict[str, Rewriting] = {
     m.REWRITING.name: m.REWRITING
     for m in (
-        explicit, ring, prefetch, hold, lane_sums, store, sync, split, guard, roles, overlap, unswitch, pingpong, stage,
-        warps, grid, group,
+        explicit,
+        ring,
+        prefetch,
+        hold,
+        lane_sums,
+        store,
+        sync,
+        split,
+        guard,
+        roles,
+        overlap,
+        unswitch,
+        pingpong,
+        stage,
+        warps,
+        grid,
+        group,
     )  # fmt: skip
 }
 # Written out even where the Schedule says nothing of them.

@@ -35,7 +35,9 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     made = (s.GridDim(member, num(0), num(size)), dims[around], s.GridDim(group, num(0), groups), *rest)
     value = add(add(grouped.start, mul(s.Name(group), num(size))), s.Name(member))
     if not grid.persistent:
-        raise unfit(choice, "the grid is not persistent, and a GPU's grid has three indices", "choose `grid persistent`")
+        raise unfit(
+            choice, "the grid is not persistent, and a GPU's grid has three indices", "choose `grid persistent`"
+        )
     body = map_blocks(kernel.body, lambda n: _named(n, s.Let(index, value)))
     return with_body(kernel, (*body[:position], replace(grid, dims=made), *body[position + 1 :]))
 

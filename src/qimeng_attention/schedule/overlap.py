@@ -12,7 +12,17 @@ from dataclasses import dataclass, replace
 
 from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.traverse import add, compare, map_blocks, map_expressions, names_in, num, statements, sub, substitute
+from qimeng_attention.tl.traverse import (
+    add,
+    compare,
+    map_blocks,
+    map_expressions,
+    names_in,
+    num,
+    statements,
+    sub,
+    substitute,
+)
 from qimeng_attention.tl.types import Checked
 
 FORM = "overlap GEMM TILE, TILE of the previous tile with the row statistics of this one"

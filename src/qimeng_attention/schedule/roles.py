@@ -134,7 +134,9 @@ def _needed(body: tuple[s.Statement, ...]) -> tuple[s.Statement, ...]:
 def _consume(body: tuple[s.Statement, ...], split: _Split, moving: frozenset[str] = frozenset()) -> list[s.Statement]:
     """Keep all but the copies into shared memory; `moving` are the variables of the loops around."""
     places: dict[str, tuple[tuple[str, s.Expr], ...]] = {}
-    pending = {i: split.shared[n.to_name or n.name] for i, n in enumerate(body) if isinstance(n, s.Copy) and _is_fill(n)}
+    pending = {
+        i: split.shared[n.to_name or n.name] for i, n in enumerate(body) if isinstance(n, s.Copy) and _is_fill(n)
+    }
     last = {ring: _last_reader(body, i, ring, split) for i, ring in pending.items()}
     made: list[s.Statement] = []
     for i, n in enumerate(body):

@@ -16,6 +16,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.types import Checked
 
+
 @dataclass(frozen=True)
 class TensorMap:
     """A tensor as the copy engine sees it: the box of elements that one instruction moves, dimension by dimension."""

@@ -87,5 +87,3 @@ def _figures(t: Tiling) -> dict[str, float | str]:
         "model": "author/planner/model.py",
         "kind": "prediction",
     }
-
-

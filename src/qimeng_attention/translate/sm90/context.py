@@ -38,9 +38,7 @@ class Instance:
 class GroupLowering(Lowering):
     """The state of one emission of a kernel made of roles."""
 
-    def __init__(
-        self, checked: Checked, target: Target, lower: Callable[[s.Statement, Lowering], None]
-    ) -> None:
+    def __init__(self, checked: Checked, target: Target, lower: Callable[[s.Statement, Lowering], None]) -> None:
         super().__init__(checked, target, lower)
         self.roles = list(self._roles())
         self.threads = GROUP_THREADS * sum(r.count for r in self.roles)
@@ -51,8 +49,10 @@ class GroupLowering(Lowering):
         first = 0
         for n in self.checked.kernel.body:
             if isinstance(n, s.Role):
-                ends = (0, 1) if n.range is None else tuple(
-                    integer(e, self.checked.fixed) for e in (n.range.start, n.range.stop)
+                ends = (
+                    (0, 1)
+                    if n.range is None
+                    else tuple(integer(e, self.checked.fixed) for e in (n.range.start, n.range.stop))
                 )
                 yield Instance(n, first, ends[1] - ends[0])
                 first += ends[1] - ends[0]
@@ -149,7 +149,9 @@ class GroupLowering(Lowering):
                 "tile one dimension and take the last one whole",
             )
         if found[moving[0]].size > MOST_BOX_ROWS:
-            raise Refused(n, f"a tile of {found[moving[0]].size} rows is more than {MOST_BOX_ROWS}", "take a lower tile")
+            raise Refused(
+                n, f"a tile of {found[moving[0]].size} rows is more than {MOST_BOX_ROWS}", "take a lower tile"
+            )
         box = [1] * RANK
         box[moving[0]], box[last] = found[moving[0]].size, PANEL
         return TensorMap(tensor.name, tuple(box))

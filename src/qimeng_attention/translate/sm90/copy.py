@@ -50,7 +50,9 @@ def _direct(n: s.Copy, low: GroupLowering) -> None:
     matrix = len(tile.axes) != 1
     if matrix and (n.source == "global" or low.checked.tensors[copy_tensor(n)].dtype not in ("bf16", "fp16")):
         raise Refused(
-            n, f"{tile.name} {tile.describe()} would go between global memory and registers", "stage it in shared memory"
+            n,
+            f"{tile.name} {tile.describe()} would go between global memory and registers",
+            "stage it in shared memory",
         )
     a = access(n, low, vector=not matrix)
     register = names.register(tile.name)

@@ -61,7 +61,8 @@ def _rings(low: GroupLowering) -> None:
     if low.checked.grid.counter:
         if sum(issues(r.role) for r in low.roles) != 1:
             raise Refused(
-                low.checked.grid, "tiles by counter are handed out by the one role that only starts copies",
+                low.checked.grid,
+                "tiles by counter are handed out by the one role that only starts copies",
                 "let one role start all copies, or write `persistent` alone",
             )
         out.line(f"int volatile* const tile_slot = reinterpret_cast<int volatile*>(barriers + {passed + 2});")
