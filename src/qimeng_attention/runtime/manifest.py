@@ -1,9 +1,9 @@
 """The manifest of a bundle: how its kernel is launched, where it comes from, and what each file's digest is.
 
 The kernel's arguments are, in order: for each tensor a pointer and then the strides (int64, in elements) of
-all dimensions but the last, whose stride is 1; each size as an int32; each scalar as a float32; each tensor map, 128
-bytes; the address of the tile counter. The grid's first entry is blockIdx.x; a persistent kernel gets at most one block for each multiprocessor along
-x, and takes the grid's points in turn.
+all dimensions but the last, whose stride is 1; each size as an int32; each scalar as a float32; each tensor map,
+128 bytes; the address of the tile counter. The grid's first entry is blockIdx.x; a persistent kernel gets at most
+one block for each multiprocessor along x, and takes the grid's points in turn.
 
 On disk a manifest has one form, with the digest of its other fields among them, so that a change of any byte
 shows. Not here: the other files of a bundle (folder.py), checks of a call (checks.py).

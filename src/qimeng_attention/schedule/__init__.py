@@ -56,7 +56,7 @@ REWRITINGS: dict[str, Rewriting] = {
         warps,
         grid,
         group,
-    )  # fmt: skip
+    )
 }
 # Written out even where the Schedule says nothing of them.
 DEFAULTS = {"explicit": s.Choice(("explicit",)), "copies": s.Choice(("copies", "sync"))}

@@ -205,7 +205,7 @@ REWRITING = Rewriting(
     "overlap",
     FORM,
     "overlap GEMM P, V of the previous tile with the row statistics of this one",
-    "Starts the next S before the P V of this tile, so that the tensor cores work while the row statistics are computed.",
+    "Starts the next S before this tile's P V, so that the tensor cores work while the row statistics are computed.",
     "exact",
     apply,
 )

@@ -1,8 +1,8 @@
 """`roles producer (24 registers), consumer (2 along q, 240 registers)`: copies in a role of their own (exact).
 
 The producer keeps the loops and every Copy from global to shared memory; the consumers keep everything else, each with
-its share of the rows. Where a Copy stood, the consumers wait for it; behind the last statement that reads the tile, they
-release it. The rings count their uses themselves, so that slots are no longer written.
+its share of the rows. Where a Copy stood, the consumers wait for it; behind the last statement that reads the tile,
+they release it. The rings count their uses themselves, so that slots are no longer written.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _read(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> _Split:
 
 def _frame(kernel: s.Kernel) -> tuple[list[s.Statement], tuple[s.Statement, ...]]:
     """Part the declarations that all roles share from what the roles do."""
-    kept = [
+    kept: list[s.Statement] = [
         n
         for n in kernel.body
         if isinstance(n, s.Size | s.Scalar | s.Tile | s.Grid) or (isinstance(n, s.Allocate) and n.space != "register")

@@ -1,7 +1,7 @@
-"""`stage O through shared by tma`: a role's result leaves through a staging tile of its own and the copy engine (exact).
+"""`stage O through shared by tma`: a role's result leaves through a staging tile and the copy engine (exact).
 
-The threads write their rows, show them to the copy engine and meet; one of them starts the store, which nobody waits for
-before the next tile's result is staged, or the role ends.
+The threads write their rows, show them to the copy engine and meet; one of them starts the store, which nobody waits
+for before the next tile's result is staged, or the role ends.
 """
 
 from __future__ import annotations

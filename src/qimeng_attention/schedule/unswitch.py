@@ -1,7 +1,7 @@
 """`unswitch loop i`: a loop with a branch that changes once becomes loops without one (exact).
 
-A branch `if i >= bound` in the loop's body is false up to the bound and true from there on, `if i < bound` the other way
-round: each stretch gets a loop of its own, with what the branch does there. What `guard` and `overlap` leave to the
+A branch `if i >= bound` in the loop's body is false up to the bound and true from there on, `if i < bound` the other
+way round: each stretch gets a loop of its own, with what the branch does there. What `guard` and `overlap` leave to the
 inner loop leaves it this way.
 """
 

@@ -1,8 +1,8 @@
 """What a launcher must know of a kernel: its grid and its arguments, as data without any TL in it.
 
 Arguments in order: for each tensor its pointer and the strides of all dimensions but the last (int64), then the
-run-time sizes (int32), then the scalars (float32), then the tensor maps (128
-bytes each), then the address of the tile counter where the grid has one. Expressions are JSON: an integer, a size's name, or [operator, arguments...].
+run-time sizes (int32), then the scalars (float32), then the tensor maps (128 bytes each), then the address of the tile
+counter where the grid has one. Expressions are JSON: an integer, a size's name, or [operator, arguments...].
 """
 
 from __future__ import annotations

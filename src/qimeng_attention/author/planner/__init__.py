@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qimeng_attention.author.planner import roles, warps
-from qimeng_attention.author.planner.code import write_code
+from qimeng_attention.author.planner.code import Tiled, write_code
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import compose
 from qimeng_attention.errors import SpecError
@@ -59,8 +59,9 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
     _refuse(spec, target)
     sketch = compose(spec)
     special = 1 + _special_functions(sketch)
+    best: Tiled
     if "wgmma" in target.capabilities:
-        best, reasons, schedule = roles.choose(spec, target, sketch, special)
+        best, reasons, schedule = roles.choose(spec, target, special)
     else:
         best, reasons, schedule = warps.choose(spec, target, special)
     code = write_code(spec, target, sketch, best, reasons[0].why, schedule)

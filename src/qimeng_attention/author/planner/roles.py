@@ -7,15 +7,12 @@ from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
 from qimeng_attention.author.planner.sketch import visible
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
-from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.traverse import names_in
 
 _TURNS_NEED = 256  # head dim of values from which two instances gain by turns although their loops differ in length
 
 
-def choose(
-    spec: AttentionSpec, target: Target, sketch: s.Program, special: int
-) -> tuple[GroupTiling, list[Reason], list[str]]:
+def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[GroupTiling, list[Reason], list[str]]:
     """Give the best tiling, the reasons (the tile's first) and the lines of the Schedule block.
 
     Raises:

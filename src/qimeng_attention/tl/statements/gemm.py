@@ -385,8 +385,9 @@ def _run(n: s.Gemm, t: Strand) -> None:
 def _product(a: Array, b: Array) -> Array:
     """Multiply in blocks of rows, so that a row's sums do not depend on how many rows a statement works on."""
     if len(a) % ROWS_AN_MMA or len(a) == ROWS_AN_MMA:
-        return np.matmul(a, b)
-    return np.matmul(a.reshape(-1, ROWS_AN_MMA, a.shape[1]), b).reshape(len(a), b.shape[1])
+        return np.asarray(np.matmul(a, b))
+    blocks = np.matmul(a.reshape(-1, ROWS_AN_MMA, a.shape[1]), b)
+    return np.asarray(blocks.reshape(len(a), b.shape[1]))
 
 
 def _issue(n: s.Gemm, slots: list[Slot], t: Strand) -> None:

@@ -84,7 +84,8 @@ def _for(n: s.For, low: Lowering) -> None:
     if n.ranges:
         _settled(n, low, control.LOWERINGS["for"])
         return
-    assert isinstance(low, GroupLowering) and low.role is not None
+    assert isinstance(low, GroupLowering)
+    assert low.role is not None
     before, var = set(low.declared), names.variable(n.var)
     if not low.checked.grid.counter:
         with low.out.block(f"for (int {var} = int(blockIdx.x); {var} < tiles; {var} = tl::next_tile({var}))"):
@@ -166,7 +167,8 @@ def _release(n: s.Release, low: Lowering) -> None:
 
 
 def _pass(n: s.PassTurn, low: Lowering) -> None:
-    assert isinstance(low, GroupLowering) and low.role is not None
+    assert isinstance(low, GroupLowering)
+    assert low.role is not None
     low.out.line(f"tl::pass_turn<{low.role.count}>({_number(low.role)});")
 
 
