@@ -27,7 +27,7 @@ def test_the_json_is_what_the_documentation_shows(manifest: Manifest) -> None:
     digest = fields.pop("digest")
     assert len(digest) == 64
     assert fields == {
-        "format": 1,
+        "format": 2,
         "kernel": "gqa_causal_d64_bf16",
         "target": "A100",
         "arch": "sm_80",
@@ -48,6 +48,9 @@ def test_the_json_is_what_the_documentation_shows(manifest: Manifest) -> None:
         ],
         "sizes": [{"name": "B"}, {"name": "Sq"}, {"name": "Sk"}],
         "scalars": [{"name": "scale", "dtype": "f32", "op": ">", "bound": 0.0}],
+        "maps": [],
+        "persistent": False,
+        "counter": False,
         "requires": [["Sk", "<=", 1073741824]],
         "call": {"q": "Q", "k": "K", "v": "V"},
         "outputs": ["Out", "Lse"],
@@ -74,9 +77,9 @@ def test_a_torn_manifest_is_noticed(manifest: Manifest, end: int) -> None:
 
 
 def test_a_format_of_the_future_asks_for_an_upgrade(manifest: Manifest) -> None:
-    raw = seal({**fields_of(manifest), "format": 2, "more": []})
+    raw = seal({**fields_of(manifest), "format": 3, "more": []})
 
-    with pytest.raises(BundleError, match=r"format 2.*\n.*upgrade"):
+    with pytest.raises(BundleError, match=r"format 3.*\n.*upgrade"):
         from_json(raw)
 
 

@@ -231,7 +231,8 @@ def test_split_of_a_window_has_three_parts() -> None:
     text = made("split loop i where Mask is not all true", text=MASKS["window"])
 
     loops = [line.split("  #")[0] for line in text.split("\n") if line.startswith("for ")]
-    assert loops == [f"for i = {first} : unmasked", "for i = unmasked : masked", "for i = masked : last"]
+    assert f"Let first = {first}\n" in text
+    assert loops == ["for i = first : unmasked", "for i = unmasked : masked", "for i = masked : last"]
     assert text.count("Compute Mask") == 2
 
 

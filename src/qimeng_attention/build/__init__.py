@@ -118,6 +118,7 @@ def build(
     log = entry.facts["log"]
     launch: dict[str, Any] = {"threads": threads, "shared_dynamic_bytes": shared_bytes, "target": target}
     resources_used = report(entry.cubin, kernel=name, toolchain=tools, log=log, **launch)
+    _require_overlap(resources_used.warnings, log)
     return Built(
         name=name,
         cubin=entry.cubin,
@@ -130,6 +131,17 @@ def build(
         log=log,
         notes=(kept.note,) if kept.note else (),
     )
+
+
+def _require_overlap(warnings: tuple[str, ...], log: str) -> None:
+    """Refuse a kernel whose wgmma ptxas runs one after the other: it would be right, and far slower than it says."""
+    for warning in warnings:
+        if "wgmma" in warning and "serializ" in warning.lower():
+            raise BuildError(
+                f"ptxas runs the asynchronous products of this kernel one after the other: {warning}",
+                hint="touch no result before its `Wait gemm pending ...`, and keep products out of branches",
+                log=log,
+            )
 
 
 def prelude() -> dict[str, str]:

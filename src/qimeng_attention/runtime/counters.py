@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from qimeng_attention.errors import LaunchError
+
 BYTES = 8
 _PAGE = 8192  # counters allocated at a time
 
@@ -39,11 +41,17 @@ class Counters:
         known = self._streams.get(key)
         if known is not None and not self._captures(stream):
             return known
+        captures = self._captures(stream)
         with self._lock:
             if self._next == self._end:
+                if captures:
+                    raise LaunchError(
+                        "all tile counters are taken, and a capture forbids to allocate more",
+                        hint="call the kernel once outside of a capture, then capture again",
+                    )
                 self.more()
             found, self._next = self._next, self._next + BYTES
-        if not self._captures(stream):
+        if not captures:
             self._streams[key] = found
         return found
 

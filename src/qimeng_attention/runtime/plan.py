@@ -20,6 +20,7 @@ from qimeng_attention.runtime.manifest import Manifest, Requirement, Tensor
 from qimeng_attention.runtime.overlap import extent_of, interleaved, may_overlap
 from qimeng_attention.runtime.tensor_maps import Box, boxes_of
 
+MOST_TILES = INT32_MAX - 2**16  # a persistent block counts past the last tile by a round or two
 GRID_LIMITS = (INT32_MAX, 65_535, 65_535)  # blocks along x, y, z since 3.0; CUDA programming guide
 TORCH_TYPES = {"fp16": "float16", "bf16": "bfloat16", "f32": "float32", "i32": "int32"}
 _CONTIGUOUS = "pass a copy made with .contiguous()"
@@ -317,8 +318,8 @@ def _grid(manifest: Manifest, sizes: Mapping[str, int]) -> tuple[int, int, int]:
     counts = [max(0, _value(axis.stop, sizes) - _value(axis.start, sizes)) for axis in manifest.grid]
     if manifest.persistent:
         tiles = math.prod(counts)
-        if tiles > INT32_MAX:
-            raise LaunchError(f"the call has {tiles} tiles, the kernel counts to {INT32_MAX}", hint="split the call")
+        if tiles > MOST_TILES:
+            raise LaunchError(f"the call has {tiles} tiles, the kernel counts to {MOST_TILES}", hint="split the call")
         return tiles, 1, 1
     for axis, count, most, name in zip(manifest.grid, counts, GRID_LIMITS, "xyz", strict=False):
         if count > most:

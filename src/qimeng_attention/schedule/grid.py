@@ -58,7 +58,9 @@ def _persistent(kernel: s.Kernel, choice: s.Choice) -> s.Kernel:
         if isinstance(n, s.Grid):
             n = replace(n, persistent=True, counter=len(choice.words) == 4)
         elif isinstance(n, s.Role):
-            end = len(n.body) - (isinstance(n.body[-1], s.Wait) and n.body[-1].kind == "stores")
+            end = len(n.body)
+            if n.body and isinstance(n.body[-1], s.Wait) and n.body[-1].kind == "stores":
+                end -= 1
             n = replace(n, body=(s.For(tile, (), n.body[:end]), *n.body[end:]))
         body.append(n)
     return with_body(kernel, body)

@@ -64,6 +64,15 @@ def _read(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> _Split:
     words = [w for w in choice.words[1:] if w not in "(),"]
     if len(words) != 9 or (words[2], words[5], words[8]) != ("registers", "along", "registers"):
         raise malformed(choice, FORM)
+    for n in statements(kernel.body):
+        staged = isinstance(n, s.Allocate) and n.over is not None
+        moved = isinstance(n, s.Copy) and (n.asynchronous or (n.source, n.target) == ("shared", "register"))
+        if staged or moved or isinstance(n, s.Wait | s.Commit | s.Barrier):
+            raise unfit(
+                choice,
+                "copies are scheduled already (by prefetch, hold, store or copies), a role schedules them itself",
+                "leave those choices out; `ring`, `sums`, `split` and `guard` go with roles",
+            )
     instances, axis = number(words[4], choice, FORM), words[6]
     sizes = {t.axes[0].size for t in checked.tiles.values() if t.space == "register" and t.axes[0].name == axis}
     if len(sizes) != 1 or instances < 1 or max(sizes) % instances:

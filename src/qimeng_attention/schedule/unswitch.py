@@ -71,7 +71,9 @@ def _bounds(n: s.Statement, loop: s.For) -> tuple[s.Expr, bool, bool] | None:
                 return bound, False, True
             if op == "<":
                 return bound, True, False
-        case s.Binary("or", s.Compare((s.Name(id), bound), ("<",)), _) if id == loop.var:
+        case s.Binary("or", s.Compare((s.Name(id), bound), ("<",)), _) if id == loop.var and loop.var not in names_in(
+            bound
+        ):
             return bound, True, False  # below the lower bound; what is left is split at the upper one
     return None
 

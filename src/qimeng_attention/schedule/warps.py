@@ -20,6 +20,8 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
         or (len(words) == 9 and (words[4], *words[6:]) != (",", "blocks", "an", "SM"))
     ):
         raise malformed(choice, FORM)
+    if any(isinstance(n, s.Role) for n in kernel.body):
+        raise unfit(choice, "each role has its warpgroups already", "leave this choice out")
     count, axis = number(words[1], choice, FORM), words[3]
     blocks = s.Num(number(words[5], choice, FORM)) if len(words) == 9 else None
     rows = {t.axes[0].size for t in checked.tiles.values() if t.space == "register" and t.axes[0].name == axis}

@@ -22,7 +22,9 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[GroupTili
     if not choices:
         raise no_tile(spec, target)
     t, uneven = choices[0], _uneven(spec)
-    reasons = _reasons(t, choices, uneven, special)
+    turns = _turns(spec, t, uneven)
+    left_out = {"pingpong" if not turns else "", "stage" if not t.staged else ""}
+    reasons = [r for r in _reasons(t, choices, uneven, special) if r.parameter not in left_out]
     why = {r.parameter: r.why for r in reasons}
     producer, consumer = t.registers
     lines = [
@@ -33,7 +35,7 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[GroupTili
         f"  # {why['roles']}",
         f"overlap GEMM P, V of the previous tile with the row statistics of this one  # {why['overlap']}",
         f"unswitch loop i  # {why['unswitch']}",
-        *([f"pingpong consumer in loops  # {why['pingpong']}"] if _turns(spec, t, uneven) else []),
+        *([f"pingpong consumer in loops  # {why['pingpong']}"] if turns else []),
         *([f"stage O through shared by tma  # {why['stage']}"] if t.staged else []),
         "grid longest first",
         *(["grid head fastest"] if uneven else []),

@@ -53,6 +53,12 @@ def arguments(low: Lowering, more: Sequence[str] = ()) -> None:
 
 def _pointer(tensor: TensorType, low: Lowering) -> str:
     constant = " const" if tensor.name not in low.checked.outputs else ""
+    if tensor.dtype not in names.ELEMENTS:
+        raise Refused(
+            low.checked.grid,
+            f"{tensor.name} is {tensor.dtype}, of which no lowering loads or stores tiles yet",
+            f"take one of {', '.join(names.ELEMENTS)}",
+        )
     element = names.ELEMENTS[tensor.dtype]
     strides = "".join(f", int64_t const {names.stride(tensor.name, d)}" for d in range(len(tensor.dims) - 1))
     return f"{element}{constant}* __restrict__ const {names.tensor(tensor.name)}{strides}"

@@ -18,6 +18,7 @@ from qimeng_attention.translate.abi import TensorMap
 from qimeng_attention.translate.sm80.context import Lowering, Refused
 
 GROUP_THREADS = 4 * THREADS_A_WARP
+MOST_GROUPS = 7  # named barriers 9 to 15 (sm90.cuh); PTX has 16
 GROUP_ROWS = 64  # of a register tile: wgmma's m
 PANEL = 64  # 16-bit elements in 128 bytes: the widest box whose rows are swizzled over 128 bytes
 MOST_BOX_ROWS = 256  # of a box; CUDA driver API, cuTensorMapEncodeTiled

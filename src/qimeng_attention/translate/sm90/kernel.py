@@ -6,13 +6,19 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.printer import head
 from qimeng_attention.translate.sm80 import kernel as frame
 from qimeng_attention.translate.sm80.context import Lowerings, Refused
-from qimeng_attention.translate.sm90.context import GroupLowering, ring
+from qimeng_attention.translate.sm90.context import GROUP_THREADS, MOST_GROUPS, GroupLowering, ring
 from qimeng_attention.translate.sm90.roles import emit_role, issues
 
 
 def emit(low: GroupLowering, digest: str) -> None:
     """Emit the whole kernel."""
     checked, out = low.checked, low.out
+    if low.threads > MOST_GROUPS * GROUP_THREADS:
+        raise Refused(
+            low.roles[-1].role,
+            f"{low.threads // GROUP_THREADS} warpgroups need more named barriers than a block has",
+            f"take at most {MOST_GROUPS}",
+        )
     frame.title(low, digest, "sm90.cuh")
     out.line(f'extern "C" __global__ void __launch_bounds__({low.threads}, 1) {checked.kernel.name}(')
     frame.arguments(low, _more_arguments(low))

@@ -1,0 +1,161 @@
+"""Programs of roles to CuTe C++ for sm_90a: what stands in the TL stands in the source, and nothing else is decided."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qimeng_attention import targets
+from qimeng_attention.author.planner import plan
+from qimeng_attention.build import Cache, build, find_toolchain
+from qimeng_attention.errors import DiagnosticError, EnvironmentMissing
+from qimeng_attention.schedule import schedule
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.tl.parser import parse
+from qimeng_attention.tl.printer import print_program
+from qimeng_attention.translate import Translation, translate
+from tl.fuzzing import PROGRAMS
+
+SCHEDULED = (PROGRAMS / "gqa_h200_scheduled.tl").read_text("utf-8")
+
+
+def planned(**fields: object) -> str:
+    return plan(AttentionSpec.make(**{"Hq": 4, "Hk": 2, "mask": "causal", **fields}), targets.get("H200")).code
+
+
+def translated(code: str) -> Translation:
+    (made,) = translate(schedule(parse(code)))
+    return made
+
+
+def built(made: Translation, arch: str = "sm_90a"):
+    try:
+        tools = find_toolchain()
+    except EnvironmentMissing as missing:
+        pytest.skip(f"needs the build extra: {missing.message}")
+    return build(
+        made.source,
+        name=made.name,
+        arch=arch,
+        threads=made.threads,
+        shared_bytes=made.shared_bytes,
+        target=made.target,
+        cache=Cache.disabled(),
+        toolchain=tools,
+    )
+
+
+def edited(*changes: tuple[str, str]) -> str:
+    text = SCHEDULED
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+# ------------------------------------------------------------------ the source
+
+
+def test_the_scheduled_design_program_is_what_it_was(golden) -> None:
+    (made,) = translate(parse(SCHEDULED))
+
+    golden("gqa_h200_scheduled.cu", made.source)
+
+
+def test_each_statement_of_a_role_is_marked_and_in_order() -> None:
+    (made,) = translate(parse(SCHEDULED))
+    lines = [int(n) for n in re.findall(r"// tl:(\d+) ", made.source)]
+
+    assert lines == sorted(lines)
+    assert made.source.count(".wait_full(") == SCHEDULED.count(".full\n") - SCHEDULED.count("signals")
+
+
+def test_facts_name_the_maps_and_the_counter() -> None:
+    made = translated(planned(Dqk=128))
+
+    assert made.facts["maps"] == [
+        {"tensor": "Q", "box": [1, 128, 1, 64]},
+        {"tensor": "K", "box": [1, 128, 1, 64]},
+        {"tensor": "V", "box": [1, 128, 1, 64]},
+        {"tensor": "Out", "box": [1, 64, 1, 64]},
+    ]
+    assert made.facts["persistent"]
+    assert made.facts["counter"]
+    assert "int* __restrict__ const tile_counter" in made.source
+    assert made.threads == 384
+
+
+def test_tiles_dealt_in_rounds_need_no_counter() -> None:
+    made = translated(planned(Dqk=128, mask="full"))
+
+    assert not made.facts["counter"]
+    assert "tile_counter" not in made.source
+
+
+def test_stages_of_a_ring_follow_from_its_uses() -> None:
+    source = translated(planned(Dqk=128)).source
+
+    assert "tl::Ring<2> const K_ring" in source
+    assert "tl::stage(sK, K_ring.slot(K_uses))" in source
+    assert "K_ring.release(K_uses++);" in source
+
+
+def test_a_block_waits_for_the_gemms_it_starts() -> None:
+    gemm = "            Compute GEMM P, V at [k = (last - 1) * BN] and accumulate O async\n"
+    result = "        Compute where(l == 0, 0, O / l) and get new O\n"
+    late = "        Wait gemm pending 0\n        if first < last\n            Release V\n"
+    text = edited((f"{gemm}            Wait gemm pending 0\n            Release V\n", gemm), (result, late + result))
+
+    with pytest.raises(DiagnosticError) as caught:
+        translate(parse(text))
+
+    (found,) = caught.value.diagnostics
+    assert found.code == "TL701"
+    assert "waited for outside" in found.message
+
+
+def test_a_gpu_without_roles_refuses_them_by_name() -> None:
+    with pytest.raises(DiagnosticError) as caught:
+        translate(parse(SCHEDULED.replace("for h200", "for a100")))
+
+    assert {d.code for d in caught.value.diagnostics} <= {"TL504", "TL501", "TL701"}
+
+
+# ------------------------------------------------------------------ the cubin
+
+SHIPPED = [
+    {"Dqk": 64, "mask": "causal"},
+    {"Dqk": 128, "mask": "causal"},
+    {"Dqk": 128, "mask": "full", "dtype": "fp16"},
+    {"Dqk": 128, "mask": "window:100"},
+    {"Dqk": 128, "mask": "causal", "softcap": 30.0},
+    {"Dqk": 256, "mask": "full"},
+]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("fields", SHIPPED, ids=lambda f: "-".join(str(v) for v in f.values()))
+def test_shipped_kernels_use_wgmma_and_the_copy_engine_and_spill_nothing(fields: dict[str, object]) -> None:
+    report = built(translated(planned(**fields))).report
+
+    assert report.count("HGMMA") > 0
+    assert report.count("UTMALDG") > 0
+    assert report.count("HMMA") == 0
+    assert report.count("LDL", "STL") == 0
+    assert report.spill_store_bytes == 0
+    assert report.warnings == ()
+
+
+@pytest.mark.cuda
+def test_the_same_program_compiles_for_an_a100() -> None:
+    """Only tiles and schedule differ between the generations."""
+    spec = AttentionSpec.make(Hq=4, Hk=2, mask="causal", Dqk=128)
+    texts = [print_program(parse(plan(spec, targets.get(name)).code)) for name in ("A100", "H200")]
+
+    def body(text: str) -> list[str]:
+        head = text.split("Schedule")[0].splitlines()
+        return [line for line in head if not line.startswith(("Tile ", "Kernel "))]
+
+    assert body(texts[0]) == body(texts[1])
+    assert built(translated(texts[0]), "sm_80").report.count("HMMA") > 0
