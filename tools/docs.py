@@ -87,6 +87,7 @@ SCHEDULES = {
     "overlap": [*_OVERLAP, _PERSISTENT],
     "unswitch": [*_OVERLAP, "unswitch loop i", _PERSISTENT],
     "pingpong": [*_OVERLAP, "pingpong consumer", _PERSISTENT],
+    "ahead": [*_ROLES, "ahead Q stages 2", _PERSISTENT],
     "stage": [*_ROLES, "stage O through shared by tma", _PERSISTENT],
     "warps": ["warps 4 along q, 2 blocks an SM"],
     "grid": ["grid longest first"],

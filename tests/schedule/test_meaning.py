@@ -46,6 +46,7 @@ SCHEDULES = {
         "sums per lane",
         GUARD,
         ROLES,
+        "ahead Q stages 2",
         OVERLAP,
         "unswitch loop i",
         "pingpong consumer in loops",

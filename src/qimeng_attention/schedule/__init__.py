@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from qimeng_attention.errors import Diagnostic, DiagnosticError
 from qimeng_attention.schedule import (
+    ahead,
     explicit,
     grid,
     group,
@@ -49,6 +50,7 @@ REWRITINGS: dict[str, Rewriting] = {
         split,
         guard,
         roles,
+        ahead,
         overlap,
         unswitch,
         pingpong,

@@ -34,8 +34,9 @@ class GroupTiling:
 
     instances: int
     columns: int
-    shared_bytes: int  # with the staging tile, where it fits
+    shared_bytes: int  # with the staging tile and a second tile of queries, where they fit
     staged: bool
+    ahead: bool  # there is room for a second tile of queries
     tensor: float  # clocks of one instance
     special: float
     issue: float
@@ -110,11 +111,14 @@ def _tiling(target: Target, instances: int, columns: int, dqk: int, dv: int, spe
     if tiles > target.shared_per_block_bytes:
         return None
     staged = tiles + staging <= target.shared_per_block_bytes
+    held = tiles + staging * staged
+    ahead = held + 2 * rows * dqk <= target.shared_per_block_bytes
     return GroupTiling(
         instances,
         columns,
-        tiles + staging * staged,
+        held + 2 * rows * dqk * ahead,
         staged,
+        ahead,
         tensor=2 * elements * (dqk + dv) / target.tensor_flops_per_clock,
         special=elements * special / target.special_per_clock,
         issue=(ISSUE_AN_ELEMENT * elements + ROWS * dv) / target.fp32_lanes,

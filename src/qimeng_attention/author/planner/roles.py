@@ -23,8 +23,8 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[GroupTili
         raise no_tile(spec, target)
     t, uneven = choices[0], _uneven(spec)
     turns = _turns(spec, t, uneven)
-    left_out = {"pingpong" if not turns else "", "stage" if not t.staged else ""}
-    reasons = [r for r in _reasons(t, choices, uneven, special) if r.parameter not in left_out]
+    chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead}
+    reasons = [r for r in _reasons(t, choices, uneven, special) if chosen.get(r.parameter, True)]
     why = {r.parameter: r.why for r in reasons}
     producer, consumer = t.registers
     lines = [
@@ -33,6 +33,7 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[GroupTili
         f"guard Mask of loop i where it is all true  # {why['guard']}",
         f"roles producer ({producer} registers), consumer ({t.instances} along q, {consumer} registers)"
         f"  # {why['roles']}",
+        *([f"ahead Q stages 2  # {why['ahead']}"] if t.ahead else []),
         f"overlap GEMM P, V of the previous tile with the row statistics of this one  # {why['overlap']}",
         f"unswitch loop i  # {why['unswitch']}",
         *([f"pingpong consumer in loops  # {why['pingpong']}"] if turns else []),
@@ -81,6 +82,7 @@ def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: 
             "roles", f"1 producer, {t.instances} consumers", f"one warpgroup copies, {t.instances} compute 64 rows "
             f"each: {threads:,} registers", {"registers": threads},
         ),
+        Reason("ahead", "Q stages 2", "the next tile's Q, K and V arrive while this one is finished", {}),
         Reason("overlap", "S before P V", "the tensor cores work while the row statistics are computed", {}),
         Reason("unswitch", "loop i", "the loop without the mask has no branch", {}),
         Reason(

@@ -368,16 +368,37 @@ __device__ inline void stage_rows(Tile tile, Accumulator<16, kCols> const& acc) 
   }
 }
 
-/// Write the group's rows, rounded, to rows [0, rows) of `target`: 4 bytes a lane, 16 bytes a row at a time.
+/// Transpose a 4 x 4 block of words over the four lanes that share a row: word w of lane l goes to word l of lane w.
+__device__ inline void transpose_quad(uint32_t (&words)[4]) {
+#pragma unroll
+  for (int bit = 1; bit < 4; bit *= 2) {
+    bool const upper = lane_index() & bit;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int const low = bit == 1 ? 2 * i : i, high = low + bit;
+      uint32_t const got = __shfl_xor_sync(0xffffffff, upper ? words[low] : words[high], bit);
+      words[low] = upper ? got : words[low];
+      words[high] = upper ? words[high] : got;
+    }
+  }
+}
+
+/// Write the group's rows, rounded, to rows [0, rows) of `target`: 16 bytes a lane, 64 bytes of a row at a time.
 template <class Element, int kCols>
 __device__ inline void store_group_rows(Element* target, int64_t stride, Accumulator<16, kCols> const& acc, int rows) {
+  static_assert(kCols % 32 == 0, "a row is whole pieces of 64 bytes");
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     int const row = group_row(r);
-    if (row < rows) {
 #pragma unroll
-      for (int c = 0; c < kCols / 4; c += 2)
-        *reinterpret_cast<uint32_t*>(target + row * stride + tile_col(c)) = pack<Element>(acc(r, c), acc(r, c + 1));
+    for (int part = 0; part < kCols / 32; ++part) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) words[i] = pack<Element>(acc(r, 8 * part + 2 * i), acc(r, 8 * part + 2 * i + 1));
+      transpose_quad(words);
+      if (row < rows)
+        *reinterpret_cast<uint4*>(target + row * stride + 32 * part + lane_index() % 4 * 8) =
+            make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
 }
