@@ -1,7 +1,10 @@
-"""The judge on A100 programs that run on an H200: every adversarial input, stratified shapes.
+"""The judge on kernels that run on an H200: every adversarial input, stratified shapes.
 
     python benchmarks/make_bundles.py --set judge --arch sm_90 --out out/judge      # anywhere
-    python benchmarks/judge_ampere.py --bundles out/judge --out benchmarks/results
+    python benchmarks/judge_gpu.py --bundles out/judge --out benchmarks/results
+    python benchmarks/make_bundles.py --set judge --target H200 --out out/judge_h200
+    python benchmarks/judge_gpu.py --bundles out/judge_h200 --name judge_hopper_h200 --target H200 \\
+        --out benchmarks/results
 
 D 64/128 x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA; each kernel in a process of its own, several at a time.
 """
@@ -33,7 +36,7 @@ def judge(item: tuple[str, dict[str, Any], Path, int]) -> tuple[str, AttentionSp
     return name, spec, verdict, time.perf_counter() - start
 
 
-def rows_of(spec: AttentionSpec, verdict: Verdict) -> list[CorrectnessRow]:
+def rows_of(spec: AttentionSpec, verdict: Verdict, target: str) -> list[CorrectnessRow]:
     """One row for each shape: the checks of all its families of values and both outputs."""
     by_shape: dict[tuple[int, ...], list[Any]] = defaultdict(list)
     for check in verdict.checks:
@@ -56,7 +59,7 @@ def rows_of(spec: AttentionSpec, verdict: Verdict) -> list[CorrectnessRow]:
             dtype=spec.dtype,
             mask=spec.mask,
             mods=f"softcap {spec.softcap}" if spec.softcap else "",
-            target="A100 built for sm_90",
+            target=target,
         )
         families = sorted({c.case.split(",")[0] for c in checks})
         rows.append(
@@ -76,6 +79,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="judge_ampere_h200", help="of the results file")
+    parser.add_argument("--target", default="A100 built for sm_90", help="what the rows say the kernels are for")
     parser.add_argument("--commit")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--jobs", type=int, default=8)
@@ -83,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     specs = json.loads((args.bundles / "specs.json").read_text())
     items = [(name, fields, args.bundles, args.seed) for name, fields in list(specs.items())[: args.most]]
-    results = provenance("judge_ampere_h200", args.commit)
+    results = provenance(args.name, args.commit)
     rows: list[CorrectnessRow] = []
     verdicts: dict[str, str] = {}
     checks = 0
@@ -91,7 +96,7 @@ def main() -> None:
         for name, spec, verdict, seconds in pool.map(judge, items):
             verdicts[name] = verdict.verdict
             checks += len(verdict.checks)
-            rows += rows_of(spec, verdict)
+            rows += rows_of(spec, verdict, args.target)
             weak = [p.name for p in verdict.properties if p.passed is False]
             print(
                 f"{name:28} {verdict.verdict:12} {len(verdict.checks):4} checks "
