@@ -37,6 +37,7 @@ def _module(path):
 
 docs = _module(ROOT / "tools" / "docs.py")
 plot = _module(ROOT / "benchmarks" / "plot.py")
+plot_hopper = _module(ROOT / "benchmarks" / "plot_hopper.py")
 
 
 def _name(path):
@@ -69,8 +70,20 @@ def test_the_readmes_table_is_drawn_from_the_results():
         assert f"{ours:.0f} / {peer:.0f} ({row.ratio:.2f})" in text
 
 
-def test_the_figure_the_readme_shows_is_there():
-    assert (DOCS / "figures" / f"{plot.NAME}.svg").is_file()
+def test_the_readmes_hopper_table_is_drawn_from_the_results():
+    text = (ROOT / "README.md").read_text("utf-8")
+    results = plot.load(ROOT / "benchmarks" / "results" / f"{plot_hopper.NAME}.json")
+
+    assert plot_hopper.with_table(text, results) == text, "run `make docs`"
+    for row in results.rows:
+        best = min(row.peers_ms.values())
+        assert abs(row.ratio - best / row.ours_ms) < 1e-9
+        assert f"| {row.ratio:.3f} |" in text
+
+
+@pytest.mark.parametrize("name", [plot.NAME, plot_hopper.NAME])
+def test_the_figures_the_readme_shows_are_there(name):
+    assert (DOCS / "figures" / f"{name}.svg").is_file()
 
 
 # ------------------------------------------------------------------ a page for everything
