@@ -58,7 +58,8 @@ def table(results: Results) -> str:
         f"{len(rows)} rows, geometric mean {geomean(ratios):.3f}, least {min(ratios):.3f}, greatest {max(ratios):.3f}."
         + (f" Not measured here: {', '.join(left_out)}." if left_out else "")
         + f"\nMeasured on {results.device} on {results.date} (driver {results.driver}, {versions}), bf16, 16,384 "
-        f"tokens a call, graphs replayed, medians; the times of one row spread by at most {max(r.spread for r in rows):.1%}.\n"
+        f"tokens a call, graphs replayed, medians; the times of one row spread by at most "
+        f"{max(r.spread for r in rows):.1%}.\n"
         f"Relative error against float32, before and after timing: at most "
         f"{max(max(r.error_before, r.error_after) for r in rows):.4f}."
     )
