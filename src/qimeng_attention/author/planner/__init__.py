@@ -20,7 +20,7 @@ from qimeng_attention.targets import Target
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import FUNCTIONS
 from qimeng_attention.tl.printer import print_program
-from qimeng_attention.tl.traverse import expressions
+from qimeng_attention.tl.traverse import expressions, names_in
 
 HEAD_DIM_STEP = 64  # rows of shared memory are swizzled over 128 bytes
 MOST_HEAD_DIM = 256
@@ -35,6 +35,9 @@ SPECIAL_FUNCTIONS = {
     "sqrt": 1,
     "rsqrt": 1,
 }
+
+
+_ELEMENTWISE = {"S", "q", "k"}  # what differs from score to score
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def _special_functions(sketch: s.Program) -> int:
         if isinstance(n, s.Compute)
     ]
     calls = [e for value in scores for e in expressions(value) if isinstance(e, s.Call) and e.function in FUNCTIONS]
+    calls = [e for e in calls if names_in(e.args) & _ELEMENTWISE]  # any other value is the same for a whole tile
     return sum(SPECIAL_FUNCTIONS.get(e.function, 0) for e in calls)
 
 
