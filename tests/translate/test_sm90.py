@@ -8,8 +8,8 @@ import pytest
 
 from qimeng_attention import targets
 from qimeng_attention.author.planner import plan
-from qimeng_attention.build import Cache, build, find_toolchain
-from qimeng_attention.errors import DiagnosticError, EnvironmentMissing
+from qimeng_attention.build import Cache, _require_overlap, build, find_toolchain
+from qimeng_attention.errors import BuildError, DiagnosticError, EnvironmentMissing
 from qimeng_attention.schedule import schedule
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.parser import parse
@@ -145,6 +145,20 @@ def test_shipped_kernels_use_wgmma_and_the_copy_engine_and_spill_nothing(fields:
     assert report.count("LDL", "STL") == 0
     assert report.spill_store_bytes == 0
     assert report.warnings == ()
+
+
+@pytest.mark.cuda
+def test_another_architecture_is_refused_before_the_compiler_sees_it() -> None:
+    with pytest.raises(BuildError, match="has instructions of sm_90a alone"):
+        built(translated(planned(Dqk=128)), "sm_90")
+
+
+def test_products_that_ptxas_runs_one_after_the_other_fail_the_build() -> None:
+    warning = "Potential Performance Loss: wgmma.mma_async instructions are serialized due to a branch"
+
+    with pytest.raises(BuildError, match="one after the other"):
+        _require_overlap((warning,), "")
+    _require_overlap(("another warning",), "")
 
 
 @pytest.mark.cuda

@@ -46,6 +46,9 @@ __all__ = [
 ]
 
 
+ROLES_HEADER = '#include "sm90.cuh"'  # what the source of a kernel of roles begins with
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """A finished kernel: what runs, what it was made from, and by what."""
@@ -101,11 +104,12 @@ def build(
 
     Raises:
         CompileError: the compiler refused; its diagnostics name lines of TL.
-        BuildError: the source has no kernel of that name.
+        BuildError: the source has no kernel of that name, or is of roles and the architecture is not the target's own.
         EnvironmentMissing: a part of the tool chain is not there.
     """
     tools, chosen, kept = toolchain or find_toolchain(), options or CompileOptions(), cache or Cache.open()
     headers = prelude()
+    _require_arch(source, arch, target)
 
     def compiled() -> CacheEntry:
         result = compile_cubin(source, arch=arch, name=name, toolchain=tools, headers=headers, options=chosen)
@@ -149,6 +153,15 @@ def prelude() -> dict[str, str]:
     folder = resources.files("qimeng_attention") / "translate" / "prelude"
     found = [file for file in folder.iterdir() if file.name.endswith(".cuh")] if folder.is_dir() else []
     return {file.name: file.read_text(encoding="utf-8") for file in sorted(found, key=lambda file: file.name)}
+
+
+def _require_arch(source: str, arch: str, target: Target) -> None:
+    """Refuse a kernel of roles for an architecture without its instructions, before the compiler does so at length."""
+    if ROLES_HEADER in source and arch != target.arch:
+        raise BuildError(
+            f"a kernel of roles for {target.name} has instructions of {target.arch} alone, and none for {arch}",
+            hint=f"leave --arch out, or generate it for another GPU: --target A100 --arch {arch}",
+        )
 
 
 def _require_kernel(name: str, log: str) -> None:
