@@ -31,12 +31,13 @@ MOST_ERROR = 1e-2  # relative, of a bf16 result
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
     """Attention in fp32 of the first batch entry, heads in turn: (S, H, D)."""
+    shared = q.shape[2] // k.shape[2]  # query heads of a key head
     out = []
     for h in range(q.shape[2]):
-        s = (q[0, :, h].float() @ k[0, :, h].float().T) / math.sqrt(q.shape[3])
+        s = (q[0, :, h].float() @ k[0, :, h // shared].float().T) / math.sqrt(q.shape[3])
         if causal:
             s = s.masked_fill(torch.ones_like(s, dtype=torch.bool).triu(1), -math.inf)
-        out.append(torch.softmax(s, -1) @ v[0, :, h].float())
+        out.append(torch.softmax(s, -1) @ v[0, :, h // shared].float())
     return torch.stack(out, 1)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ampere_forward import L2_BYTES, MOST_ERROR, TOKENS, error
+from ampere_forward import L2_BYTES, MOST_ERROR, TOKENS, error, reference
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qimeng_attention.bench.results import Case, SpeedRow, provenance
@@ -33,18 +33,6 @@ CASES = [
     for mask in ("full", "causal")
 ] + [("gqa_d128_causal", 128, 64, 8, length, "causal") for length in (1024, 4096, 16384)]
 Call = Callable[[], Any]
-
-
-def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
-    """Attention in fp32 of the first batch entry, heads in turn: (S, H, D)."""
-    shared = q.shape[2] // k.shape[2]
-    out = []
-    for h in range(q.shape[2]):
-        s = (q[0, :, h].float() @ k[0, :, h // shared].float().T) / math.sqrt(q.shape[3])
-        if causal:
-            s = s.masked_fill(torch.ones_like(s, dtype=torch.bool).triu(1), -math.inf)
-        out.append(torch.softmax(s, -1) @ v[0, :, h // shared].float())
-    return torch.stack(out, 1)
 
 
 def peers() -> dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,24 +141,24 @@ def _times(rows: list[SpeedRow]) -> tuple[list[tuple[SpeedRow, float]], list[tup
     return [(r, r.ours_ms) for r in rows], [(r, r.peers_ms[PEER]) for r in rows]
 
 
-def main() -> None:
-    """Write, or check, the figure and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / f"{NAME}.json")
-    parser.add_argument("--svg", type=Path, default=ROOT / "docs" / "figures" / f"{NAME}.svg")
+def run(doc: str | None, name: str, marked: Callable[[str, Results], str], drawing: Callable[[Results], Any]) -> None:
+    """Write, or check, the figure and the README's table of one results file."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / f"{name}.json")
+    parser.add_argument("--svg", type=Path, default=ROOT / "docs" / "figures" / f"{name}.svg")
     parser.add_argument("--png", type=Path, help="also write the picture here")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--check", action="store_true", help="write nothing, fail if the table is stale")
     args = parser.parse_args()
     results = load(args.results)
     text = args.readme.read_text("utf-8")
-    made = with_table(text, results)
+    made = marked(text, results)
     if args.check:
         if made != text:
-            sys.exit(f"the table in {args.readme} is stale: run `python benchmarks/plot.py`")
+            sys.exit(f"the table in {args.readme} is stale: run `make docs`")
         return
     args.readme.write_text(made, "utf-8")
-    drawn = figure(results)
+    drawn = drawing(results)
     args.svg.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(args.svg, metadata={"Date": None, "Creator": None})
     if args.png:
@@ -165,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, NAME, with_table, figure)

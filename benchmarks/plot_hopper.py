@@ -7,14 +7,13 @@ python benchmarks/plot_hopper.py --check               # write nothing, fail if 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from plot import OURS_COLOUR, ROOT, geomean, load, tflops
+from plot import OURS_COLOUR, geomean, run, tflops
 
 from qimeng_attention.bench.results import Results, SpeedRow
 
@@ -117,29 +116,5 @@ def _panel(ax: Any, rows: list[SpeedRow], peers: list[str]) -> None:
     ax.set_axisbelow(True)
 
 
-def main() -> None:
-    """Write, or check, the figure and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / f"{NAME}.json")
-    parser.add_argument("--svg", type=Path, default=ROOT / "docs" / "figures" / f"{NAME}.svg")
-    parser.add_argument("--png", type=Path, help="also write the picture here")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if the table is stale")
-    args = parser.parse_args()
-    results = load(args.results)
-    text = args.readme.read_text("utf-8")
-    made = with_table(text, results)
-    if args.check:
-        if made != text:
-            sys.exit(f"the table in {args.readme} is stale: run `python benchmarks/plot_hopper.py`")
-        return
-    args.readme.write_text(made, "utf-8")
-    drawn = figure(results)
-    args.svg.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(args.svg, metadata={"Date": None, "Creator": None})
-    if args.png:
-        drawn.savefig(args.png, dpi=110)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, NAME, with_table, figure)

@@ -6,6 +6,8 @@ import random
 import re
 from pathlib import Path
 
+from qimeng_attention.tl.parser import KEYWORDS
+
 PROGRAMS = Path(__file__).parents[2] / "docs" / "design" / "programs"
 SHIPPED = [p.read_text("utf-8") for p in sorted(PROGRAMS.glob("*.tl"))]
 
@@ -24,30 +26,7 @@ _HUGE = [
     "0.5",
 ]
 _WORDS = [
-    "Kernel",
-    "Size",
-    "Scalar",
-    "Tile",
-    "Grid",
-    "Warps",
-    "Let",
-    "Allocate",
-    "Copy",
-    "Compute",
-    "Reshape",
-    "for",
-    "if",
-    "else",
-    "end",
-    "role",
-    "Wait",
-    "Release",
-    "Pass",
-    "Commit",
-    "Barrier",
-    "Fence",
-    "Define",
-    "Schedule",
+    *KEYWORDS,
     "GEMM",
     "Mask",
     "where",

@@ -18,7 +18,7 @@ from qimeng_attention.targets import Target
 
 ROWS = 64  # of an instance: wgmma's m
 STAGES = 2
-COLUMNS_CHOICES = (64, 80, 96, 128)  # wider tiles (144, 160, 176) were slower at D = 128, docs/log.md
+COLUMNS_CHOICES = (64, 80, 96, 128)  # 144 to 176 at D = 128: slower below 16,384, docs/log.md
 INSTANCES = {2: (24, 240), 3: (32, 160)}  # registers a thread of the producer and of each consumer
 OTHER_REGISTERS = 31  # at 160 registers: 128 for tiles compile without spills, 136 do not
 ISSUE_AN_ELEMENT = 6.1  # 390 instructions for 64 elements in the unmasked loop, counted in SASS at D = 128

@@ -28,8 +28,8 @@ RING_BYTES = 16  # of a stage: the barriers that say full and empty
 
 
 @dataclass(frozen=True)
-class Instance:
-    """One warpgroup of a block: which role it runs."""
+class RoleGroups:
+    """A role, and the warpgroups of a block that run it."""
 
     role: s.Role
     first: int  # the role's first warpgroup
@@ -43,10 +43,10 @@ class GroupLowering(Lowering):
         super().__init__(checked, target, lower)
         self.roles = list(self._roles())
         self.threads = GROUP_THREADS * sum(r.count for r in self.roles)
-        self.role: Instance | None = None
+        self.role: RoleGroups | None = None
         self.in_flight: list[str] = []  # results of asynchronous GEMMs, oldest first
 
-    def _roles(self) -> Iterator[Instance]:
+    def _roles(self) -> Iterator[RoleGroups]:
         first = 0
         for n in self.checked.kernel.body:
             if isinstance(n, s.Role):
@@ -55,7 +55,7 @@ class GroupLowering(Lowering):
                     if n.range is None
                     else tuple(integer(e, self.checked.fixed) for e in (n.range.start, n.range.stop))
                 )
-                yield Instance(n, first, ends[1] - ends[0])
+                yield RoleGroups(n, first, ends[1] - ends[0])
                 first += ends[1] - ends[0]
 
     # -------------------------------------------------------------- tiles

@@ -12,13 +12,13 @@ from qimeng_attention.tl.traverse import statements
 from qimeng_attention.translate import names
 from qimeng_attention.translate.sm80 import control
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
-from qimeng_attention.translate.sm90.context import GROUP_THREADS, GroupLowering, Instance, ring, uses
+from qimeng_attention.translate.sm90.context import GROUP_THREADS, GroupLowering, RoleGroups, ring, uses
 
 _REGISTERS = 65_536  # of a multiprocessor; each role's share is a multiple of 8
 _ISSUING = (s.For, s.If, s.Let, s.Copy, s.Wait)  # what one thread can do alone
 
 
-def emit_role(low: GroupLowering, instance: Instance, first: bool) -> None:
+def emit_role(low: GroupLowering, instance: RoleGroups, first: bool) -> None:
     """Emit one role: a branch that its warpgroups take."""
     role, out = instance.role, low.out
     out.mark(role.span.line, head(role))
@@ -46,7 +46,7 @@ def emit_role(low: GroupLowering, instance: Instance, first: bool) -> None:
     low.role = None
 
 
-def _number(instance: Instance) -> str:
+def _number(instance: RoleGroups) -> str:
     """Write which instance of its role a warpgroup is, from 0."""
     return "group" if instance.first == 0 else f"group - {instance.first}"
 
