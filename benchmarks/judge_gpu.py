@@ -6,6 +6,9 @@
     python benchmarks/judge_gpu.py --bundles out/judge_h200 --name judge_hopper_h200 --target H200 \\
         --out benchmarks/results
 
+With --repeats 10, ten of the kernels, each at the largest shape it was judged at, run once directly and then 1,000
+times by replay of a CUDA graph, over poisoned outputs: every bit must be the same.
+
 D 64/128 x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA; each kernel in a process of its own, several at a time.
 """
 
@@ -25,6 +28,7 @@ from qimeng_attention.judge import Budget, Verdict, judge_bundle
 from qimeng_attention.spec import AttentionSpec
 
 BUDGET = Budget("survey", heads=None, keys=2048, scores=1 << 23, thorough=True)
+REPLAYS = 1000
 _SIZES = re.compile(r"B=(\d+) Hq=(\d+) Hk=(\d+) Sk=(\d+) Sq=(\d+)|B=(\d+) Sq=(\d+) Sk=(\d+) Hq=(\d+) Hk=(\d+)")
 
 
@@ -75,6 +79,58 @@ def rows_of(spec: AttentionSpec, verdict: Verdict, target: str) -> list[Correctn
     return rows
 
 
+def repeated(folder: Path, row: CorrectnessRow) -> int:
+    """Replay one launch; give the number of replays whose output or LSE differs in any bit from a direct call's."""
+    import torch
+
+    from qimeng_attention.runtime import load
+
+    bundle, c = load(folder), row.case
+    dtype = torch.bfloat16 if c.dtype == "bf16" else torch.float16
+    shapes = ((c.B, c.Sq, c.Hq, c.Dqk), (c.B, c.Sk, c.Hk, c.Dqk), (c.B, c.Sk, c.Hk, c.Dv))
+    inputs = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
+    out, lse = (
+        torch.empty((c.B, c.Sq, c.Hq, c.Dv), device="cuda", dtype=dtype),
+        torch.empty((c.B, c.Hq, c.Sq), device="cuda"),
+    )
+    with torch.no_grad():
+        expected = [x.clone() for x in bundle(*inputs, out=out, lse=lse, return_lse=True)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            bundle(*inputs, out=out, lse=lse)
+        different = torch.zeros((), device="cuda", dtype=torch.int32)
+        for _ in range(REPLAYS):
+            out.fill_(float("nan"))
+            lse.fill_(float("nan"))
+            graph.replay()
+            same = (out.view(torch.int16) == expected[0].view(torch.int16)).all()
+            same &= (lse.view(torch.int32) == expected[1].view(torch.int32)).all()
+            different += (~same).int()
+    return int(different)
+
+
+def repeats(bundles: Path, rows: list[tuple[str, CorrectnessRow]], count: int) -> dict[str, Any]:
+    """Repeat kernels spread over the list, each at its largest shape."""
+    largest: dict[str, CorrectnessRow] = {}
+    for name, row in rows:
+        c = row.case
+        if (
+            name not in largest
+            or c.Sq * c.Sk * c.B > largest[name].case.Sq * largest[name].case.Sk * largest[name].case.B
+        ):
+            largest[name] = row
+    names = sorted(largest)
+    found = {}
+    for name in names[:: max(1, len(names) // count)][:count]:
+        c = largest[name].case
+        different = repeated(bundles / name, largest[name])
+        found[name] = {"shape": [c.B, c.Hq, c.Hk, c.Sq, c.Sk], "graph_replays": REPLAYS, "different": different}
+        print(
+            f"{name:28} {REPLAYS} replays of B, Hq, Hk, Sq, Sk = {found[name]['shape']}: {different} differ", flush=True
+        )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, required=True)
@@ -85,24 +141,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--most", type=int, default=1000, help="judge this many bundles only")
+    parser.add_argument("--repeats", type=int, default=0, help="repeat this many kernels, bit by bit")
     args = parser.parse_args()
     specs = json.loads((args.bundles / "specs.json").read_text())
     items = [(name, fields, args.bundles, args.seed) for name, fields in list(specs.items())[: args.most]]
     results = provenance(args.name, args.commit)
-    rows: list[CorrectnessRow] = []
+    named: list[tuple[str, CorrectnessRow]] = []
     verdicts: dict[str, str] = {}
     checks = 0
     with ThreadPoolExecutor(args.jobs) as pool:
         for name, spec, verdict, seconds in pool.map(judge, items):
             verdicts[name] = verdict.verdict
             checks += len(verdict.checks)
-            rows += rows_of(spec, verdict, args.target)
+            named += [(name, row) for row in rows_of(spec, verdict, args.target)]
             weak = [p.name for p in verdict.properties if p.passed is False]
             print(
                 f"{name:28} {verdict.verdict:12} {len(verdict.checks):4} checks "
                 f"{seconds:5.1f} s  {verdict.reason[:120]} {weak}",
                 flush=True,
             )
+    rows = [row for _, row in named]
     shapes = {
         (r.case.B, r.case.Hq, r.case.Hk, r.case.Sq, r.case.Sk, r.case.Dqk, r.case.dtype, r.case.mask, r.case.mods)
         for r in rows
@@ -114,6 +172,7 @@ def main() -> None:
         "shapes": len(shapes),
         "rejected_rows": sum(r.verdict != "accepted" for r in rows),
         "seed": args.seed,
+        "repeats": repeats(args.bundles, named, args.repeats) if args.repeats else {},
         "verdicts": verdicts,
     }
     results = results.model_copy(update={"rows": rows, "summary": summary})

@@ -85,6 +85,7 @@ SCHEDULES = {
     "guard": ["guard Mask of loop i where it is all true"],
     "roles": [*_ROLES, _PERSISTENT],
     "overlap": [*_OVERLAP, _PERSISTENT],
+    "rescale": [*_OVERLAP, "rescale O under GEMM Q, K.T of the next tile", _PERSISTENT],
     "unswitch": [*_OVERLAP, "unswitch loop i", _PERSISTENT],
     "pingpong": [*_OVERLAP, "pingpong consumer", _PERSISTENT],
     "ahead": [*_ROLES, "ahead Q stages 2", _PERSISTENT],

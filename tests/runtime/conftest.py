@@ -124,6 +124,8 @@ class StandInDriver:
         self.contexts: list[int] = []
         self.mode, self.fails = 0, ""
         self.shared: int | None = None
+        self.captured: set[int] = set()  # streams
+        self.allocated = 0
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("cu") and name != "cuLaunchKernel":
@@ -138,6 +140,16 @@ class StandInDriver:
 
     def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
         return 0, self.attributes[attribute]
+
+    def cuStreamIsCapturing(self, stream: int) -> tuple[int, int]:
+        return 0, int(stream in self.captured)
+
+    def cuMemAlloc(self, count: int) -> tuple[int, int]:
+        self.allocated += count
+        return 0, 0x7000_0000
+
+    def cuMemsetD8(self, start: int, value: int, count: int) -> tuple[int]:
+        return (0,)
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[int, int]:
         return 0, 1000 + device
@@ -229,7 +241,9 @@ def write_folder(path: Path, manifest: Manifest, files: dict[str, bytes] = FILES
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """Put a stand-in for PyTorch with one GPU, and for the CUDA driver, in the place of the libraries."""
     torch, made = ModuleType("torch"), []
-    state = SimpleNamespace(driver=StandInDriver(arguments=22), grad=False, made=made, available=True, stream=77)
+    state = SimpleNamespace(
+        driver=StandInDriver(arguments=22), grad=False, made=made, available=True, stream=77, current=0, capturing=False
+    )
 
     def empty(shape: tuple[int, ...], dtype: str, device: StandInDevice) -> StandIn:
         made.append(stand_in(*shape, dtype=dtype, device=str(device), pointer=0x100_0000 * (10 + len(made))))
@@ -241,7 +255,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         float16="torch.float16",
         float32="torch.float32",
         is_grad_enabled=lambda: state.grad,
-        cuda=SimpleNamespace(is_available=lambda: state.available),
+        cuda=SimpleNamespace(
+            is_available=lambda: state.available,
+            current_device=lambda: state.current,
+            is_current_stream_capturing=lambda: state.capturing,
+        ),
         _C=SimpleNamespace(_cuda_getCurrentRawStream=lambda device: state.stream + device),
     )
     bindings = ModuleType("cuda.bindings")
@@ -255,5 +273,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def _forget() -> None:
-    for found in (bundle_module.gpu_torch, bundle_module.cuda_driver, bundle_module.current_stream):
+    names = ("gpu_torch", "cuda_driver", "current_stream", "capturing")
+    for found in (getattr(bundle_module, name) for name in names):
         found.cache_clear()

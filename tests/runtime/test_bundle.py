@@ -304,3 +304,74 @@ def test_a_bundle_says_what_it_is(folder: Path, manifest: Manifest) -> None:
     assert repr(bundle) == f"<Bundle gqa_causal_d64_bf16 for A100 at {folder}>"
     assert bundle.manifest == manifest
     assert bundle.path == folder
+
+
+# ------------------------------------------------------------------ launches that are kept
+
+
+def test_other_addresses_are_other_arguments(bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]) -> None:
+    q, k, v = qkv
+    outputs = {"out": bundle(*qkv), "lse": bundle(*qkv, return_lse=True)[1]}
+    moved = replace(k, pointer=0x900_0000)
+
+    for keys in (k, moved, k):
+        bundle(q, keys, v, **outputs)
+
+    assert [launch.slots[4] for launch in gpu.driver.launches[-3:]] == slots(
+        "<q", k.pointer, "<q", moved.pointer, "<q", k.pointer
+    )
+
+
+def test_a_bad_address_is_found_at_every_call(bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]) -> None:
+    q, k, v = qkv
+    bundle(*qkv)
+
+    for _ in range(2):
+        with pytest.raises(LaunchError, match="no multiple of 16 bytes"):
+            bundle(q, replace(k, pointer=k.pointer + 8), v)
+
+
+@pytest.mark.parametrize("wrong", [True, "0.1", [0.1], None.__class__])
+def test_a_scale_that_is_no_number_is_refused_after_a_good_one(
+    bundle: Bundle, qkv: tuple[Any, ...], wrong: Any
+) -> None:
+    bundle(*qkv, scale=1.0)
+
+    with pytest.raises(LaunchError, match="no number"):
+        bundle(*qkv, scale=wrong)
+
+
+def test_an_lse_that_nobody_reads_is_allocated_once(bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]) -> None:
+    out = bundle(*qkv)
+    bundle(*qkv, out=out)
+    kept, before = gpu.driver.launches[-1].slots[16], len(gpu.made)
+
+    bundle(*qkv, out=out)
+
+    assert len(gpu.made) == before
+    assert gpu.driver.launches[-1].slots[16] == kept
+
+
+@pytest.mark.parametrize("change", [{"stream": 78}, {"capturing": True}])
+def test_another_stream_or_a_capture_gets_an_lse_of_its_own(
+    bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...], change: dict[str, Any]
+) -> None:
+    out = bundle(*qkv)
+    bundle(*qkv, out=out)
+    kept = gpu.driver.launches[-1].slots[16]
+
+    gpu.__dict__.update(change)
+    bundle(*qkv, out=out)
+
+    assert gpu.driver.launches[-1].slots[16] != kept
+
+
+def test_an_lse_that_is_read_is_never_the_kept_one(bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...]) -> None:
+    bundle(*qkv)
+    kept = gpu.driver.launches[-1].slots[16]
+
+    _, lse = bundle(*qkv, return_lse=True)
+    bundle(*qkv)
+
+    assert struct.pack("<q", lse.pointer) != kept
+    assert gpu.driver.launches[-1].slots[16] == kept

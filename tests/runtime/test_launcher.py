@@ -11,7 +11,7 @@ import pytest
 
 from qimeng_attention.errors import BundleError, LaunchError
 from qimeng_attention.runtime import Manifest
-from qimeng_attention.runtime.launcher import Launcher, runs_on
+from qimeng_attention.runtime.launcher import Launcher, Prepared, runs_on
 from qimeng_attention.runtime.packing import ArgumentBuffer, form_of, places_of
 
 VALUES = (
@@ -71,9 +71,7 @@ def test_a_cubin_runs_where_the_architecture_allows(arch: str, capability: tuple
 
 
 def test_arguments_have_the_bytes_that_the_kernel_reads(manifest: Manifest) -> None:
-    buffer = ArgumentBuffer(form_of(manifest))
-
-    buffer.pack(VALUES)
+    buffer = ArgumentBuffer(form_of(manifest), VALUES)
 
     pointers = (ctypes.c_uint64 * len(VALUES)).from_address(buffer.address)
     assert [ctypes.string_at(pointer, 8) for pointer in pointers] == SLOTS
@@ -86,7 +84,7 @@ def test_pointers_and_scalars_have_their_places(manifest: Manifest) -> None:
 def test_a_launch_hands_everything_to_the_driver(manifest: Manifest, driver: Callable[..., Any]) -> None:
     cuda = driver(arguments=23)
 
-    Launcher(manifest, b"cubin", cuda).launch(1, (3, 8, 2), VALUES, 77)
+    Launcher(manifest, b"cubin", cuda).launch(Prepared(1, (3, 8, 2), VALUES), 77)
 
     (launch,) = cuda.launches
     assert launch.grid == (3, 8, 2)
@@ -104,7 +102,7 @@ def test_a_cubin_is_loaded_once_for_each_device(manifest: Manifest, driver: Call
     launcher = Launcher(manifest, b"cubin", cuda)
 
     for device in (0, 1, 0, 1, 0):
-        launcher.launch(device, (1, 1, 1), VALUES, 0)
+        launcher.launch(Prepared(device, (1, 1, 1), VALUES), 0)
 
     assert cuda.calls.count("cuModuleLoadData") == 2
     assert len(cuda.launches) == 5
@@ -119,7 +117,7 @@ def test_after_the_first_launch_only_the_launch_itself_is_called(
     cuda.contexts.append(1000)
     cuda.calls.clear()
 
-    launcher.launch(0, (1, 1, 1), VALUES, 0)
+    launcher.launch(Prepared(0, (1, 1, 1), VALUES), 0)
 
     assert cuda.calls == ["cuCtxGetCurrent"]
 
@@ -128,7 +126,7 @@ def test_another_devices_context_is_entered_and_left(manifest: Manifest, driver:
     cuda = driver(arguments=23)
     cuda.contexts.append(1000)
 
-    Launcher(manifest, b"cubin", cuda).launch(1, (1, 1, 1), VALUES, 0)
+    Launcher(manifest, b"cubin", cuda).launch(Prepared(1, (1, 1, 1), VALUES), 0)
 
     assert cuda.launches[0].context == 1001
     assert cuda.contexts == [1000]
@@ -137,7 +135,7 @@ def test_another_devices_context_is_entered_and_left(manifest: Manifest, driver:
 def test_little_shared_memory_needs_no_attribute(manifest: Manifest, driver: Callable[..., Any]) -> None:
     cuda = driver(arguments=23)
 
-    Launcher(replace(manifest, shared_bytes=49_152), b"cubin", cuda).launch(0, (1, 1, 1), VALUES, 0)
+    Launcher(replace(manifest, shared_bytes=49_152), b"cubin", cuda).launch(Prepared(0, (1, 1, 1), VALUES), 0)
 
     assert cuda.shared is None
     assert cuda.launches[0].shared == 49_152
@@ -147,7 +145,7 @@ def test_a_cubin_of_another_architecture_says_how_to_rebuild(manifest: Manifest,
     cuda = driver(arguments=23)
 
     with pytest.raises(LaunchError, match=r"the cubin is for sm_80, cuda:0 is an sm_90\n.*--arch sm_90"):
-        Launcher(replace(manifest, built_arch="sm_80"), b"cubin", cuda).launch(0, (1, 1, 1), VALUES, 0)
+        Launcher(replace(manifest, built_arch="sm_80"), b"cubin", cuda).launch(Prepared(0, (1, 1, 1), VALUES), 0)
 
     assert cuda.launches == []
 
@@ -172,7 +170,7 @@ def test_a_refusal_of_the_driver_is_a_launch_error(manifest: Manifest, driver: C
     cuda.fails = "CUDA_ERROR_ILLEGAL_ADDRESS"
 
     with pytest.raises(LaunchError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
-        Launcher(manifest, b"cubin", cuda).launch(0, (1, 1, 1), VALUES, 0)
+        Launcher(manifest, b"cubin", cuda).launch(Prepared(0, (1, 1, 1), VALUES), 0)
 
     assert cuda.contexts == []
 
@@ -190,10 +188,10 @@ def test_threads_do_not_share_the_arguments(manifest: Manifest, driver: Callable
         return real(*arguments)
 
     cuda.cuLaunchKernel = slow
-    other = threading.Thread(target=launcher.launch, args=(0, (1, 1, 1), (7, *VALUES[1:]), 1))
+    other = threading.Thread(target=launcher.launch, args=(Prepared(0, (1, 1, 1), (7, *VALUES[1:])), 1))
     other.start()
     inside.wait(10)
-    launcher.launch(0, (1, 1, 1), (9, *VALUES[1:]), 2)
+    launcher.launch(Prepared(0, (1, 1, 1), (9, *VALUES[1:])), 2)
     go_on.set()
     other.join()
 

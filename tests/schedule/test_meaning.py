@@ -17,6 +17,7 @@ SPLIT = "split loop i where Mask is not all true"
 GUARD = "guard Mask of loop i where it is all true"
 ROLES = "roles producer (24 registers), consumer (2 along q, 240 registers)"
 OVERLAP = "overlap GEMM P, V of the previous tile with the row statistics of this one"
+EXPONENTIALS = "overlap GEMM P, V of the previous tile with the exponentials of this one"
 SCHEDULES = {
     "nothing": [],
     "async": ["copies async"],
@@ -41,6 +42,17 @@ SCHEDULES = {
     ],
     "roles": [ROLES],
     "roles in turns": ["ring K stages 2, V stages 1", ROLES, OVERLAP, "pingpong consumer", "grid persistent"],
+    "roles, all late": [
+        "ring K stages 2, V stages 2",
+        "sums per lane running",
+        GUARD,
+        ROLES,
+        EXPONENTIALS,
+        "rescale O under GEMM Q, K.T of the next tile",
+        "unswitch loop i",
+        "pingpong consumer in loops",
+        "grid persistent by counter",
+    ],
     "roles, all": [
         "ring K stages 2, V stages 2",
         "sums per lane",

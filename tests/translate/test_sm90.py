@@ -101,6 +101,21 @@ def test_stages_of_a_ring_follow_from_its_uses() -> None:
     assert "K_ring.release(K_uses++);" in source
 
 
+def test_a_wait_stands_behind_the_row_values_that_come_first() -> None:
+    """ptxas would move it up, and nothing would be computed beside the product."""
+    early, late = (translated(planned(Dqk=dim)).source for dim in (128, 256))
+
+    assert early.count("tl::wait_gemm_behind<0>(rm(rm.kR - 1));") == 2
+    assert late.count("tl::wait_gemm_behind<0>(rl_lane(rl_lane.kR - 1));") == 2
+
+
+def test_a_wait_with_nothing_before_it_is_plain() -> None:
+    source = translated(planned(Dqk=128)).source
+
+    assert source.count("tl::wait_gemm<1>();") == 2
+    assert source.count("tl::wait_gemm<0>();") == 2  # of the first tile's S, and of the last P V
+
+
 def test_a_block_waits_for_the_gemms_it_starts() -> None:
     gemm = "            Compute GEMM P, V at [k = (last - 1) * BN] and accumulate O async\n"
     result = "        Compute where(l == 0, 0, O / l) and get new O\n"

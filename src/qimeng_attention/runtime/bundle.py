@@ -22,7 +22,7 @@ from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime import comparison, summary
 from qimeng_attention.runtime.checks import check_names, check_scalar, check_sizes
 from qimeng_attention.runtime.folder import Contents, read_folder
-from qimeng_attention.runtime.launcher import Launcher
+from qimeng_attention.runtime.launcher import Launcher, Prepared
 from qimeng_attention.runtime.manifest import CALL, Manifest
 from qimeng_attention.runtime.packing import places_of
 from qimeng_attention.runtime.plan import (
@@ -36,6 +36,7 @@ from qimeng_attention.runtime.plan import (
 )
 
 _MOST_PLANS = 1024  # kept: one for each combination of layouts that was seen
+_MOST_PREPARED = 4096  # kept: one for each combination of plan, addresses and scalars
 _OUTPUTS = ("out", "lse")  # what a caller calls the manifest's outputs
 _INSTALL = "pip install 'qimeng-attention[gpu]'"
 
@@ -92,6 +93,20 @@ def current_stream() -> Callable[[int], int]:
     return raw or (lambda device: int(torch.cuda.current_stream(device).cuda_stream))
 
 
+@cache
+def capturing() -> Callable[[int, int], bool]:
+    """Give the function from a device and a stream on it to whether the stream is being captured in a graph."""
+    torch = gpu_torch()
+
+    def captured(device: int, stream: int) -> bool:
+        if torch.cuda.current_device() == device:  # PyTorch's answer is for its own stream there, and costs less
+            return bool(torch.cuda.is_current_stream_capturing())
+        result, status = cuda_driver().cuStreamIsCapturing(stream)
+        return not result and int(status) != 0
+
+    return captured
+
+
 class Bundle:
     """One kernel, ready to be called."""
 
@@ -102,6 +117,8 @@ class Bundle:
         self._arguments = _arguments(self._manifest)
         self._results = [self._names.index(name) for name in self._manifest.outputs]
         self._plans: dict[Any, Plan] = {}
+        self._prepared: dict[tuple[Plan, tuple[int, ...], tuple[float, ...]], Prepared] = {}
+        self._unread: tuple[Plan, int, Any] | None = None  # of a plan on a stream
 
     @property
     def path(self) -> Path:
@@ -155,12 +172,13 @@ class Bundle:
             for tensor, label in zip(tensors, labels, strict=True)
         ]
         plan = self._plan(tuple(layouts), labels)
+        where = self._where(plan.device)
         for index, tensor in enumerate(tensors):
             if tensor is None:
-                dtype = getattr(torch, TORCH_TYPES[self._manifest.tensors[index].dtype])
-                tensors[index] = torch.empty(plan.layouts[index][0], dtype=dtype, device=q.device)
+                unread = labels[index] == "lse" and not return_lse
+                tensors[index] = self._allocated(torch, plan, index, q.device, where if unread else None)
         value = self._manifest.default_scale if scale is None else scale
-        self._run(torch, plan, tensors, labels, [value] * len(self._scalars))
+        self._run(torch, plan, tensors, labels, (value,) * len(self._scalars), where)
         results = [tensors[index] for index in self._results]
         return tuple(results) if return_lse else results[0]
 
@@ -177,8 +195,8 @@ class Bundle:
         ordered = [tensors[name] for name in self._names]
         layouts = tuple(layout_of(tensor, name) for tensor, name in zip(ordered, self._names, strict=True))
         plan = self._plan(layouts, self._names, check_sizes(self._manifest.sizes, sizes))
-        values = [scalars[scalar.name] for scalar in self._manifest.scalars]
-        self._run(torch, plan, ordered, self._names, values)
+        values = tuple(scalars[scalar.name] for scalar in self._manifest.scalars)
+        self._run(torch, plan, ordered, self._names, values, self._where(plan.device))
 
     def prepare(self, device: int = 0) -> None:
         """Load the kernel on a device, which its first call does otherwise; call it before a capture.
@@ -240,21 +258,59 @@ class Bundle:
             self._plans[key] = plan
         return plan
 
+    def _where(self, device: int) -> tuple[int, bool]:
+        """Give PyTorch's current stream on a device, and whether it is being captured."""
+        stream = current_stream()(device)
+        return stream, capturing()(device, stream)
+
+    def _allocated(self, torch: Any, plan: Plan, index: int, device: Any, unread: tuple[int, bool] | None) -> Any:
+        """Allocate an output; one that nobody reads is kept for the next such call on its stream.
+
+        A captured one is not: its memory is the graph's own.
+        """
+        stream, captured = unread or (0, True)
+        if not captured and self._unread is not None and self._unread[0] is plan and self._unread[1] == stream:
+            return self._unread[2]
+        dtype = getattr(torch, TORCH_TYPES[self._manifest.tensors[index].dtype])
+        made = torch.empty(plan.layouts[index][0], dtype=dtype, device=device)
+        if not captured:
+            self._unread = (plan, stream, made)
+        return made
+
     def _run(
-        self, torch: Any, plan: Plan, tensors: Sequence[Any], labels: Sequence[str], scalars: Sequence[object]
+        self,
+        torch: Any,
+        plan: Plan,
+        tensors: Sequence[Any],
+        labels: Sequence[str],
+        scalars: tuple[Any, ...],
+        where: tuple[int, bool],
     ) -> None:
         if torch.is_grad_enabled():
             _refuse_grad(tensors, labels)
+        pointers = _addresses(tensors, labels)
+        known = zip(self._manifest.scalars, scalars, strict=True)
+        exact = tuple([value if type(value) is float else check_scalar(scalar, value) for scalar, value in known])
+        prepared = self._prepared.get((plan, pointers, exact)) or self._prepare(plan, pointers, exact, labels)
+        if not plan.empty:
+            self._launcher.launch(prepared, *where)
+
+    def _prepare(
+        self, plan: Plan, pointers: tuple[int, ...], scalars: tuple[float, ...], labels: Sequence[str]
+    ) -> Prepared:
+        """Check what changes from call to call, and keep what follows for the next call with the same."""
         values = list(plan.values)
         for place, scalar, value in zip(self._scalars, self._manifest.scalars, scalars, strict=True):
             values[place] = check_scalar(scalar, value)
-        pointers = _addresses(tensors, labels)
         check_pointers(self._manifest, plan, pointers, labels)
-        if plan.empty:
-            return
         for place, pointer in zip(self._pointers, pointers, strict=True):
             values[place] = pointer
-        self._launcher.launch(plan.device, plan.grid, values, current_stream()(plan.device), plan.boxes, pointers)
+        made = Prepared(plan.device, plan.grid, tuple(values), plan.boxes, pointers)
+        if 0.0 not in scalars:  # which equals -0.0
+            if len(self._prepared) >= _MOST_PREPARED:
+                self._prepared.clear()
+            self._prepared[plan, pointers, scalars] = made
+        return made
 
 
 def _arguments(manifest: Manifest) -> list[str] | None:
@@ -276,9 +332,9 @@ def _refuse_grad(tensors: Sequence[Any], labels: Sequence[str]) -> None:
             )
 
 
-def _addresses(tensors: Sequence[Any], labels: Sequence[str]) -> list[int]:
+def _addresses(tensors: Sequence[Any], labels: Sequence[str]) -> tuple[int, ...]:
     try:
-        return [tensor.data_ptr() for tensor in tensors]
+        return tuple([tensor.data_ptr() for tensor in tensors])
     except RuntimeError:
         problem = f"one of {', '.join(labels)} has no memory of its own"
         raise LaunchError(problem, hint="pass dense tensors, outside of tracing") from None

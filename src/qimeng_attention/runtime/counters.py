@@ -20,11 +20,10 @@ _PAGE = 8192  # counters allocated at a time
 class Counters:
     """The tile counters of one kernel on one device."""
 
-    def __init__(self, call: Callable[..., Any], driver: Any) -> None:
-        self._call, self._driver = call, driver
-        self._streams: dict[
-            tuple[int, int], int
-        ] = {}  # (thread, stream): the per-thread default stream is one a thread
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+        # by thread and stream: the per-thread default stream is one a thread
+        self._streams: dict[tuple[int, int], int] = {}
         self._lock = threading.Lock()
         self._next = self._end = 0
         self.more()
@@ -35,26 +34,21 @@ class Counters:
         self._call("cuMemsetD8", start, 0, _PAGE * BYTES)
         self._next, self._end = start, start + _PAGE * BYTES
 
-    def at(self, stream: int) -> int:
-        """Give the address of the counter for a launch on a stream."""
+    def at(self, stream: int, capturing: bool) -> int:
+        """Give the address of the counter for a launch on a stream, which may be being captured."""
         key = (threading.get_ident(), stream)
         known = self._streams.get(key)
-        if known is not None and not self._captures(stream):
+        if known is not None and not capturing:
             return known
-        captures = self._captures(stream)
         with self._lock:
             if self._next == self._end:
-                if captures:
+                if capturing:
                     raise LaunchError(
                         "all tile counters are taken, and a capture forbids to allocate more",
                         hint="call the kernel once outside of a capture, then capture again",
                     )
                 self.more()
             found, self._next = self._next, self._next + BYTES
-        if not captures:
+        if not capturing:
             self._streams[key] = found
         return found
-
-    def _captures(self, stream: int) -> bool:
-        result, status = self._driver.cuStreamIsCapturing(stream)
-        return not result and int(status) != 0

@@ -9,15 +9,14 @@ Not here: checks of the arguments (checks.py).
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qimeng_attention.errors import BundleError, LaunchError
 from qimeng_attention.runtime.counters import Counters
 from qimeng_attention.runtime.manifest import ARCH, Manifest
 from qimeng_attention.runtime.packing import ArgumentBuffer, form_of
-from qimeng_attention.runtime.tensor_maps import Box, TensorMaps
+from qimeng_attention.runtime.tensor_maps import Box, encode
 
 _DEFAULT_SHARED_BYTES = 48 * 1024  # what a kernel may have without asking; CUDA programming guide
 
@@ -45,6 +44,18 @@ class _Loaded:
     counters: Counters | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What a launch takes but for the stream: made once for the same plan, addresses and scalars."""
+
+    device: int
+    grid: tuple[int, int, int]
+    values: tuple[int | float, ...]
+    boxes: tuple[Box, ...] = ()
+    pointers: tuple[int, ...] = ()  # of the manifest's tensors
+    buffers: dict[int, ArgumentBuffer] = field(default_factory=dict)  # by the counter's address, 0 without one
+
+
 class Launcher:
     """Launches one kernel on any device of the process."""
 
@@ -53,43 +64,30 @@ class Launcher:
         self._form = form_of(manifest)
         self._loaded: dict[int, _Loaded] = {}
         self._lock = threading.Lock()
-        self._thread = threading.local()  # another thread may pack while the driver still reads
 
-    def launch(
-        self,
-        device: int,
-        grid: tuple[int, int, int],
-        values: Sequence[int | float],
-        stream: int,
-        boxes: Sequence[Box] = (),
-        pointers: Sequence[int] = (),
-    ) -> None:
-        """Launch the kernel; `boxes` and the tensors' `pointers` are for its tensor maps.
+    def launch(self, prepared: Prepared, stream: int, capturing: bool = False) -> None:
+        """Launch the kernel on a stream, which may be one that is being captured.
 
         Raises:
             LaunchError: the device is not the kernel's, or the driver refused.
         """
-        loaded = self._loaded.get(device) or self.load(device)
-        driver, manifest = self._driver, self._manifest
-        try:
-            arguments: ArgumentBuffer = self._thread.arguments
-        except AttributeError:
-            arguments = self._thread.arguments = ArgumentBuffer(self._form, len(manifest.maps), manifest.counter)
-            self._thread.maps = TensorMaps(driver)
-        blocks = (min(grid[0], loaded.multiprocessors), 1, 1) if manifest.persistent else grid
+        loaded = self._loaded.get(prepared.device) or self.load(prepared.device)
+        driver, manifest, grid = self._driver, self._manifest, prepared.grid
         entered = self._enter(loaded)
         try:
-            maps = self._thread.maps.addresses(boxes, pointers) if boxes else ()
-            arguments.pack(values, maps, loaded.counters.at(stream) if loaded.counters else 0)
+            counter = loaded.counters.at(stream, capturing) if loaded.counters else 0
+            buffer = prepared.buffers.get(counter) or self._buffer(prepared, counter, keep=not capturing)
             (result,) = driver.cuLaunchKernel(
                 loaded.function,
-                *blocks,
+                min(grid[0], loaded.multiprocessors) if manifest.persistent else grid[0],
+                grid[1],
+                grid[2],
                 manifest.threads,
                 1,
                 1,
                 manifest.shared_bytes,
                 stream,
-                arguments.address,
+                buffer.address,
                 0,
             )
         finally:
@@ -97,6 +95,15 @@ class Launcher:
                 driver.cuCtxPopCurrent()
         if result:
             raise self._refused("the launch", result)
+
+    def _buffer(self, prepared: Prepared, counter: int, keep: bool) -> ArgumentBuffer:
+        """Pack the arguments; those of a captured launch are not kept, since its counter is its own."""
+        some = next((p for p in prepared.pointers if p), 0)  # what has no memory is never touched
+        maps = [encode(self._driver, box, prepared.pointers[box.tensor] or some) for box in prepared.boxes]
+        made = ArgumentBuffer(self._form, prepared.values, maps, counter if self._manifest.counter else None)
+        if keep:
+            prepared.buffers[counter] = made
+        return made
 
     def load(self, device: int) -> _Loaded:
         """Load the cubin on a device, once.
@@ -123,7 +130,7 @@ class Launcher:
         )
         try:
             function = self._function(self._call("cuModuleLoadData", self._cubin))
-            counters = Counters(self._call, driver) if self._manifest.counter else None
+            counters = Counters(self._call) if self._manifest.counter else None
         finally:
             self._call("cuThreadExchangeStreamCaptureMode", mode)
             self._call("cuCtxPopCurrent")

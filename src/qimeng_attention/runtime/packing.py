@@ -1,7 +1,6 @@
 """The arguments of one launch in the form that cuLaunchKernel takes: an array of pointers to values.
 
-Each value has eight bytes of its own, the low ones if it is an int32 or a float32; behind them stand the tensor maps. A
-buffer belongs to one thread: the driver has copied the values when the launch returns.
+Each value has eight bytes of its own, the low ones if it is an int32 or a float32; behind them stand the tensor maps.
 """
 
 from __future__ import annotations
@@ -33,25 +32,24 @@ def places_of(manifest: Manifest) -> tuple[list[int], list[int]]:
 
 
 class ArgumentBuffer:
-    """Memory for the arguments; `address` is what cuLaunchKernel takes as kernelParams."""
+    """The arguments of one launch; `address` is what cuLaunchKernel takes as kernelParams.
 
-    def __init__(self, form: struct.Struct, maps: int = 0, counter: bool = False) -> None:
-        self._form = form
+    Nothing in it changes once it is made: any thread may launch with it, again and again.
+    """
+
+    def __init__(
+        self, form: struct.Struct, values: Sequence[int | float], maps: Sequence[bytes] = (), counter: int | None = None
+    ) -> None:
         first = -(-form.size // MAP_BYTES) * MAP_BYTES
-        self._memory = ctypes.create_string_buffer(first + (maps + 1) * MAP_BYTES)
+        self._memory = ctypes.create_string_buffer(first + (len(maps) + 1) * MAP_BYTES)
         base = -(-ctypes.addressof(self._memory) // MAP_BYTES) * MAP_BYTES
-        count = form.size // SLOT_BYTES
-        self._maps = [base + first + MAP_BYTES * i for i in range(maps)]
-        self._counter = ctypes.c_uint64()
-        last = [ctypes.addressof(self._counter)] if counter else []
-        addresses = [*(base + SLOT_BYTES * i for i in range(count)), *self._maps, *last]
-        self._values = (ctypes.c_char * max(form.size, 1)).from_address(base)
+        addresses = [base + SLOT_BYTES * i for i in range(form.size // SLOT_BYTES)]
+        form.pack_into((ctypes.c_char * max(form.size, 1)).from_address(base), 0, *values)
+        for number, encoded in enumerate(maps):
+            addresses.append(base + first + MAP_BYTES * number)
+            ctypes.memmove(addresses[-1], encoded, MAP_BYTES)
+        if counter is not None:
+            self._counter = ctypes.c_uint64(counter)
+            addresses.append(ctypes.addressof(self._counter))
         self._pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
         self.address = ctypes.addressof(self._pointers)
-
-    def pack(self, values: Sequence[int | float], maps: Sequence[int] = (), counter: int = 0) -> None:
-        """Put the next launch's values and counter in place, and copy the tensor maps that lie at these addresses."""
-        self._counter.value = counter
-        self._form.pack_into(self._values, 0, *values)
-        for to, start in zip(self._maps, maps, strict=True):
-            ctypes.memmove(to, start, MAP_BYTES)

@@ -45,9 +45,9 @@ class TensorLike(Protocol):
 Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What follows from the layouts of a call's tensors."""
+    """What follows from the layouts of a call's tensors; one is equal to itself alone."""
 
     device: int
     sizes: tuple[int, ...]

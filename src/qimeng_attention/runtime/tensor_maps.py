@@ -1,4 +1,4 @@
-"""Tensor maps: how the copy engine is told a tensor's address, extents, strides and box. Encoded once and kept.
+"""Tensor maps: how the copy engine is told a tensor's address, extents, strides and box.
 
 A tile that reaches past a dimension's end is filled with zeros, and never written there, because the map has every
 dimension of the tensor.
@@ -6,14 +6,15 @@ dimension of the tensor.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qimeng_attention.errors import LaunchError
 from qimeng_attention.runtime.manifest import Manifest
+from qimeng_attention.runtime.packing import MAP_BYTES
 
-_MOST_KEPT = 4096  # maps; a process that makes new tensors for each call would otherwise collect them
 _UNIT = 16  # bytes of which addresses and strides are multiples; CUDA driver API, cuTensorMapEncodeTiled
 _TYPES = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "f32": "FLOAT32", "i32": "INT32"}
 
@@ -49,57 +50,36 @@ def boxes_of(
     return tuple(found)
 
 
-class TensorMaps:
-    """The tensor maps of one kernel."""
+def encode(driver: Any, box: Box, pointer: int) -> bytes:
+    """Give a tensor map as the copy engine reads it.
 
-    def __init__(self, driver: Any) -> None:
-        self._driver = driver
-        self._kept: dict[tuple[Box, int], Any] = {}
+    Args:
+        driver: `cuda.bindings.driver`.
+        box: of a plan.
+        pointer: of the tensor; not 0, though a tensor without elements is never touched.
 
-    def addresses(self, boxes: Sequence[Box], pointers: Sequence[int]) -> list[int]:
-        """Give where the maps lie in memory; valid until the next call.
-
-        Args:
-            boxes: of a plan.
-            pointers: of the manifest's tensors; one without memory is never touched, any other stands for it.
-
-        Raises:
-            LaunchError: the driver refused one.
-        """
-        found = []
-        some = next(p for p in pointers if p)
-        for box in boxes:
-            key = (box, pointers[box.tensor] or some)
-            encoded = self._kept.get(key)
-            if encoded is None:
-                if len(self._kept) >= _MOST_KEPT:
-                    self._kept = {}
-                encoded = self._kept[key] = self._encode(*key)
-            found.append(encoded)
-        self._last = found  # they stay alive while the launch reads them
-        return [int(x.getPtr()) for x in found]
-
-    def _encode(self, box: Box, pointer: int) -> Any:
-        cu = self._driver
-        result, encoded = cu.cuTensorMapEncodeTiled(
-            getattr(cu.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_TYPES[box.dtype]}"),
-            len(box.extents),
-            pointer,
-            [cu.cuuint64_t(n) for n in box.extents],
-            [cu.cuuint64_t(n) for n in box.strides],
-            [cu.cuuint32_t(n) for n in box.box],
-            [cu.cuuint32_t(1) for _ in box.box],
-            cu.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            cu.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-            cu.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            cu.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    Raises:
+        LaunchError: the driver refused it.
+    """
+    result, encoded = driver.cuTensorMapEncodeTiled(
+        getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_TYPES[box.dtype]}"),
+        len(box.extents),
+        pointer,
+        [driver.cuuint64_t(n) for n in box.extents],
+        [driver.cuuint64_t(n) for n in box.strides],
+        [driver.cuuint32_t(n) for n in box.box],
+        [driver.cuuint32_t(1) for _ in box.box],
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+    if result:
+        name = getattr(result, "name", str(result))
+        raise LaunchError(
+            f"the copy engine takes no tensor of extents {box.extents} and strides {box.strides} bytes "
+            f"(innermost first): {name}",
+            hint="pass a copy made with .contiguous()",
+            cuda_error=name,
         )
-        if result:
-            name = getattr(result, "name", str(result))
-            raise LaunchError(
-                f"the copy engine takes no tensor of extents {box.extents} and strides {box.strides} bytes "
-                f"(innermost first): {name}",
-                hint="pass a copy made with .contiguous()",
-                cuda_error=name,
-            )
-        return encoded
+    return ctypes.string_at(int(encoded.getPtr()), MAP_BYTES)

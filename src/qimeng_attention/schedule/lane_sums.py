@@ -1,6 +1,9 @@
 """`sums per lane`: a running row sum is kept as four partial sums, one a lane, and reduced once behind the loop
 (reassociating).
 
+`sums per lane running` scales the old sums in a statement of their own, so that each tile's elements are added to them
+one by one as they are computed, instead of being added up first.
+
 Matched by what depends on what: inside one loop a vector is only ever updated as `x * factor + RowSum(T)`, with factors
 along the rows, and nothing else there reads it.
 """
@@ -8,6 +11,7 @@ along the rows, and nothing else there reads it.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
 from qimeng_attention.tl import syntax as s
@@ -16,20 +20,21 @@ from qimeng_attention.tl.scope import LANE
 from qimeng_attention.tl.traverse import map_blocks, map_expressions, names_in, statements
 from qimeng_attention.tl.types import Checked
 
-FORM = "sums per lane"
+FORM = "sums per lane [running]"
 
 
 def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     """Rewrite every running sum of the kernel's loops."""
-    if choice.words != ("sums", "per", "lane"):
+    if choice.words not in (("sums", "per", "lane"), ("sums", "per", "lane", "running")):
         raise malformed(choice, FORM)
+    apart = len(choice.words) == 4
     body = list(kernel.body)
     found: list[str] = []
     for position, n in reversed(list(enumerate(body))):
         if isinstance(n, s.For):
             running = [x for x in _running_sums(n, checked) if _declared(body, x)]
             found += running
-            rewritten = replace(n, body=map_blocks(n.body, lambda x, r=tuple(running): _partial(x, r)))  # type: ignore[misc]
+            rewritten = replace(n, body=map_blocks(n.body, partial(_partial, running=tuple(running), apart=apart)))
             whole = [s.Compute(s.Call("RowSum", (s.Name(f"{x}_lane"),)), x, new=True) for x in running]
             body[position : position + 1] = [rewritten, *whole]
     if not found:
@@ -69,17 +74,21 @@ def _declared(body: list[s.Statement], name: str) -> bool:
     return any(isinstance(n, s.Allocate) and n.name == name and n.init == s.Num(0) for n in body)
 
 
-def _partial(n: s.Statement, running: tuple[str, ...]) -> s.Statement:
+def _partial(n: s.Statement, running: tuple[str, ...], apart: bool) -> s.Statement | tuple[s.Statement, ...]:
     if not isinstance(n, s.Compute) or n.out not in running:
         return n
-    lane = s.Name(f"{n.out}_lane")
+    lane, old = s.Name(f"{n.out}_lane"), s.Name(n.out)
 
     def rename(e: s.Expr) -> s.Expr:
-        if e == s.Name(n.out):
+        if e == old:
             return lane
         return s.Call("LaneSum", e.args) if isinstance(e, s.Call) and e.function == "RowSum" else e
 
-    return replace(n, value=map_expressions(n.value, rename), out=lane.id)
+    value = map_expressions(n.value, rename)
+    if not apart or not isinstance(value, s.Binary) or value.left == lane:
+        return replace(n, value=value, out=lane.id)
+    scaled = replace(n, value=value.left, out=lane.id)
+    return scaled, replace(n, value=replace(value, left=lane), out=lane.id, comment="", above=())
 
 
 def _declare(n: s.Statement, running: list[str]) -> list[s.Statement]:

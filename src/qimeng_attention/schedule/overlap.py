@@ -1,5 +1,8 @@
 """`overlap GEMM P, V of the previous tile with the row statistics of this one`: a software pipeline (exact).
 
+`… with the exponentials of this one` is the same, only that the row sums come behind the wait for P V: which of the two
+is better depends on how long P V takes beside the exponentials.
+
 In the consumers' loop the first GEMM of an iteration (S) is started before the last one of the iteration before (P V),
 so that the tensor cores have work while the row statistics are computed. The first iteration's first half stands before
 the loop, the last iteration's second half behind it. What needs the second GEMM's result, or overwrites what it still
@@ -15,6 +18,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.traverse import (
     add,
     compare,
+    expressions,
     map_blocks,
     map_expressions,
     names_in,
@@ -25,8 +29,10 @@ from qimeng_attention.tl.traverse import (
 )
 from qimeng_attention.tl.types import Checked
 
-FORM = "overlap GEMM TILE, TILE of the previous tile with the row statistics of this one"
-_WORDS = ("of", "the", "previous", "tile", "with", "the", "row", "statistics", "of", "this", "one")
+FORM = "overlap GEMM TILE, TILE of the previous tile with the row statistics|exponentials of this one"
+_BEFORE = ("of", "the", "previous", "tile", "with", "the")
+_WITH = {("row", "statistics"): False, ("exponentials",): True}  # whether the row sums wait for the second GEMM
+_BEHIND = ("of", "this", "one")
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,9 @@ class _Iteration:
 def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     """Pipeline the loop whose body ends with the named GEMM."""
     words = choice.words
-    if len(words) != 16 or words[1] != "GEMM" or words[3] != "," or words[5:] != _WORDS:
+    beside = words[11:-3]
+    known = words[5:11] == _BEFORE and beside in _WITH and words[-3:] == _BEHIND
+    if not known or words[1] != "GEMM" or words[3] != ",":
         raise malformed(choice, FORM)
     names = (words[2], words[4])
     for number, role in enumerate(kernel.body):
@@ -54,7 +62,7 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
             continue
         for position, n in enumerate(role.body):
             if isinstance(n, s.For) and len(n.ranges) == 1 and any(_is(x, names) for x in n.body):
-                parts = _parts(n, names, choice)
+                parts = _parts(n, names, choice, sums_late=_WITH[beside])
                 loop, end = _pipeline(n, parts)
                 freed = _released(role.body[position + 1 :], parts)
                 body = (*role.body[:position], loop, *freed, end, *role.body[position + 1 + len(freed) :])
@@ -71,7 +79,7 @@ def _is(n: s.Statement, names: tuple[str, str]) -> bool:
     return isinstance(n, s.Gemm) and (n.a.name, n.b.name) == names
 
 
-def _parts(loop: s.For, names: tuple[str, str], choice: s.Choice) -> _Iteration:
+def _parts(loop: s.For, names: tuple[str, str], choice: s.Choice, *, sums_late: bool) -> _Iteration:
     body = loop.body
     gemms = [i for i, n in enumerate(body) if isinstance(n, s.Gemm)]
     if len(gemms) != 2 or not _is(body[gemms[1]], names) or loop.down:
@@ -93,12 +101,21 @@ def _parts(loop: s.For, names: tuple[str, str], choice: s.Choice) -> _Iteration:
     assert isinstance(one, s.Gemm)
     assert isinstance(two, s.Gemm)
     busy = {two.out, two.a.name, two.b.name}
-    late = tuple(n for n in middle if _touches(n) & busy)
+    sums = tuple(n for n in middle if _is_sum(n))
+    late = tuple(n for n in middle if _touches(n) & busy or (sums_late and n in sums))
     _check_order(middle, late, choice)
+    early = tuple(n for n in middle if n not in late)
+    if not sums_late and _tied(early, sums) is None:  # last, so that the wait comes behind them
+        early = (*(n for n in early if n not in sums), *(n for n in early if n in sums))
     return _Iteration(
-        body[:first], one, body[first + 1 : releases], tuple(n for n in middle if n not in late), late,
-        tuple(body[i] for i in waits), two, after,
-    )  # fmt: skip
+        body[:first], one, body[first + 1 : releases], early, late, tuple(body[i] for i in waits), two, after
+    )
+
+
+def _is_sum(n: s.Statement) -> bool:
+    """Tell whether a statement adds up rows."""
+    sums = ("RowSum", "LaneSum")
+    return isinstance(n, s.Compute) and any(isinstance(e, s.Call) and e.function in sums for e in expressions(n.value))
 
 
 def _touches(n: s.Statement) -> set[str]:
@@ -124,6 +141,15 @@ def _written(n: s.Statement) -> set[str]:
 
 def _check_order(middle: tuple[s.Statement, ...], late: tuple[s.Statement, ...], choice: s.Choice) -> None:
     """Moving statements behind others is right only where none of those others is tied to them."""
+    tied = _tied(middle, late)
+    if tied is not None:
+        raise unfit(
+            choice, f"`{_shown(tied)}` needs a statement that must wait for the second GEMM", "leave this choice out"
+        )
+
+
+def _tied(middle: tuple[s.Statement, ...], late: tuple[s.Statement, ...]) -> s.Statement | None:
+    """Give a statement that is tied to one of those that would move behind it."""
     for i, n in enumerate(middle):
         for other in middle[i + 1 :]:
             if n not in late or other in late:
@@ -131,11 +157,8 @@ def _check_order(middle: tuple[s.Statement, ...], late: tuple[s.Statement, ...],
             written = set().union(*[_written(x) for x in statements((n,))])
             overwritten = set().union(*[_written(x) for x in statements((other,))])
             if written & _touches(other) or overwritten & _touches(n):
-                raise unfit(
-                    choice,
-                    f"`{_shown(other)}` needs a statement that must wait for the second GEMM",
-                    "leave this choice out",
-                )
+                return other
+    return None
 
 
 def _shown(n: s.Statement) -> str:

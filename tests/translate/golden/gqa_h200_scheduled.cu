@@ -27,6 +27,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) gqa_causal(
   int const head_count = Hq;
   int const block_count = tl::ceildiv(Sq, BM);
   int const batch_count = B;
+  tl::Divisor const head_divisor(head_count);
+  tl::Divisor const block_divisor(block_count);
   int const tiles = head_count * block_count * batch_count;
 
   extern __shared__ __align__(1024) unsigned char shared_memory[];  // 196688 bytes
@@ -61,13 +63,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) gqa_causal(
     // one thread waits and starts copies
     if (tl::leads_group()) {
       // tl:22 for t in tiles
-      for (int t = int(blockIdx.x); t < tiles; t = tl::next_tile(t)) {
-        int t_rest = t;
-        int const head = t_rest % head_count;
-        t_rest /= head_count;
-        int const block = block_count - 1 - t_rest % block_count;
-        t_rest /= block_count;
-        int const batch = t_rest;
+      for (int t_round = 0, t = int(blockIdx.x); t < tiles; t = tl::tile_of_round(++t_round)) {
+        uint32_t t_rest = t;
+        int const head = head_divisor.split(t_rest);
+        int const block = block_count - 1 - block_divisor.split(t_rest);
+        int const batch = int(t_rest);
         // tl:23 Let head_k = head // (Hq // Hk)
         int const head_k = tl::floor_div(head, tl::floor_div(Hq, Hk));
         // tl:24 Let first = 0
@@ -112,13 +112,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) gqa_causal(
     int V_uses = 0;
     tl::open_turns<2>(group - 1);
     // tl:38 for t in tiles
-    for (int t = int(blockIdx.x); t < tiles; t = tl::next_tile(t)) {
-      int t_rest = t;
-      int const head = t_rest % head_count;
-      t_rest /= head_count;
-      int const block = block_count - 1 - t_rest % block_count;
-      t_rest /= block_count;
-      int const batch = t_rest;
+    for (int t_round = 0, t = int(blockIdx.x); t < tiles; t = tl::tile_of_round(++t_round)) {
+      uint32_t t_rest = t;
+      int const head = head_divisor.split(t_rest);
+      int const block = block_count - 1 - block_divisor.split(t_rest);
+      int const batch = int(t_rest);
       // tl:39 Allocate S in register (64 q, BN k) f32
       tl::Accumulator<16, 128> rS;
       // tl:40 Allocate O in register (64 q, D) f32 = 0
@@ -276,7 +274,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) gqa_causal(
             rm(r) = rm_new(r);
           }
           // tl:80 Wait gemm pending 0
-          tl::wait_gemm<0>();
+          tl::wait_gemm_behind<0>(rm(rm.kR - 1));
           tl::landed(rO);
           // tl:81 Release V
           V_ring.release(V_uses++);

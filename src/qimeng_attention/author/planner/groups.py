@@ -38,6 +38,7 @@ class GroupTiling:
     staged: bool
     ahead: bool  # there is room for a second tile of queries
     tensor: float  # clocks of one instance
+    second: float  # of them, for P V
     special: float
     issue: float
 
@@ -50,6 +51,21 @@ class GroupTiling:
     def registers(self) -> tuple[int, int]:
         """Give the registers a thread of the producer and of each consumer."""
         return INSTANCES[self.instances]
+
+    @property
+    def waits_early(self) -> bool:
+        """Tell whether P V is done before the exponentials are: the row sums may then come behind the wait for it."""
+        return self.second <= self.special
+
+    @property
+    def sums_run(self) -> bool:
+        """Tell whether the exponentials bind: each is then best added to its row's sum as it is made."""
+        return self.special >= self.tensor
+
+    @property
+    def rescales_late(self) -> bool:
+        """Tell whether O is best scaled under the next S; with three instances the tensor cores never idle there."""
+        return self.waits_early and self.instances == min(INSTANCES)
 
     @property
     def clocks(self) -> float:
@@ -120,6 +136,7 @@ def _tiling(target: Target, instances: int, columns: int, dqk: int, dv: int, spe
         staged,
         ahead,
         tensor=2 * elements * (dqk + dv) / target.tensor_flops_per_clock,
+        second=2 * elements * dv / target.tensor_flops_per_clock,
         special=elements * special / target.special_per_clock,
         issue=(ISSUE_AN_ELEMENT * elements + ROWS * dv) / target.fp32_lanes,
     )

@@ -23,18 +23,20 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[GroupTili
         raise no_tile(spec, target)
     t, uneven = choices[0], _uneven(spec)
     turns = _turns(spec, t, uneven)
-    chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead}
+    beside = "exponentials" if t.waits_early else "row statistics"
+    chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "rescale": t.rescales_late}
     reasons = [r for r in _reasons(t, choices, uneven, special) if chosen.get(r.parameter, True)]
     why = {r.parameter: r.why for r in reasons}
     producer, consumer = t.registers
     lines = [
         f"ring K stages 2, V stages 2  # {why['ring']}",
-        f"sums per lane  # {why['sums']}",
+        f"sums per lane{' running' if t.sums_run else ''}  # {why['sums']}",
         f"guard Mask of loop i where it is all true  # {why['guard']}",
         f"roles producer ({producer} registers), consumer ({t.instances} along q, {consumer} registers)"
         f"  # {why['roles']}",
         *([f"ahead Q stages 2  # {why['ahead']}"] if t.ahead else []),
-        f"overlap GEMM P, V of the previous tile with the row statistics of this one  # {why['overlap']}",
+        f"overlap GEMM P, V of the previous tile with the {beside} of this one  # {why['overlap']}",
+        *([f"rescale O under GEMM Q, K.T of the next tile  # {why['rescale']}"] if t.rescales_late else []),
         f"unswitch loop i  # {why['unswitch']}",
         *([f"pingpong consumer in loops  # {why['pingpong']}"] if turns else []),
         *([f"stage O through shared by tma  # {why['stage']}"] if t.staged else []),
@@ -76,14 +78,21 @@ def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: 
             "ring", "K stages 2, V stages 2", f"{t.shared_bytes / 1024:.0f} KB of shared memory: one tile is read "
             "while the next arrives", {"shared_bytes": t.shared_bytes},
         ),
-        Reason("sums", "per lane", "one addition across lanes a row, behind the loop", {}),
+        Reason(
+            "sums", f"per lane{' running' if t.sums_run else ''}", "one addition across lanes a row, behind the loop"
+            + ("; the exponentials bind, each is added as it is made" if t.sums_run else ""), {},
+        ),
         Reason("guard", "Mask where it is all true", "only the tiles that the mask touches pay for it", {}),
         Reason(
             "roles", f"1 producer, {t.instances} consumers", f"one warpgroup copies, {t.instances} compute 64 rows "
             f"each: {threads:,} registers", {"registers": threads},
         ),
         Reason("ahead", "Q stages 2", "the next tile's Q, K and V arrive while this one is finished", {}),
-        Reason("overlap", "S before P V", "the tensor cores work while the row statistics are computed", {}),
+        Reason(
+            "overlap", "S before P V", "the tensor cores work meanwhile; P V takes "
+            f"{t.second:.0f} clocks, the exponentials {t.special:.0f}", {"second": round(t.second, 1)},
+        ),
+        Reason("rescale", "O under S", "the tensor cores work while O is scaled", {}),
         Reason("unswitch", "loop i", "the loop without the mask has no branch", {}),
         Reason(
             "pingpong", "in loops", "one instance's exponentials run under the other's GEMMs", {"uneven": str(uneven)}

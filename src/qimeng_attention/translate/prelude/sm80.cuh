@@ -391,6 +391,13 @@ __device__ inline float lane_sum(Accumulator<kRows, kCols> const& acc, int r) {
   for (int c = 1; c < kCols / 4; ++c) x += acc(r, c);
   return x;
 }
+/// The same, added to x element by element.
+template <int kRows, int kCols>
+__device__ inline float lane_sum(Accumulator<kRows, kCols> const& acc, int r, float x) {
+#pragma unroll
+  for (int c = 0; c < kCols / 4; ++c) x += acc(r, c);
+  return x;
+}
 template <int kRows, int kCols>
 __device__ inline float lane_max(Accumulator<kRows, kCols> const& acc, int r) {
   float x = acc(r, 0);

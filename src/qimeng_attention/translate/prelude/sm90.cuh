@@ -123,8 +123,10 @@ __device__ inline void named_arrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Named barriers of a block: 0 is __syncthreads, then one for each instance's turn, then one for each warpgroup.
+// Named barriers of a block: 0 is __syncthreads, then one for each instance's turn, one that nobody arrives at, and one
+// for each warpgroup.
 constexpr int kTurnBarriers = 1;
+constexpr int kNoBarrier = 8;
 constexpr int kGroupBarriers = 9;
 
 /// Turns of kTurns instances of a role: number 0 has the first one, given to it by the last instance.
@@ -146,11 +148,29 @@ __device__ inline void fence_async() { asm volatile("fence.proxy.async.shared::c
 // Tiles of a persistent block
 // ---------------------------------------------------------------------------------------------
 
-/// The blocks take tiles in rounds, every other round in reverse order, so that work of falling length evens out.
-__device__ inline int next_tile(int tile) {
-  int const round = tile / int(gridDim.x) + 1;
+/// The tile of a round: the blocks take tiles in rounds, every other round in reverse order, so that work of falling
+/// length evens out.
+__device__ inline int tile_of_round(int round) {
   return round * int(gridDim.x) + (round % 2 ? int(gridDim.x - 1 - blockIdx.x) : int(blockIdx.x));
 }
+
+/// Division of numbers from 0 by one that is known before the tiles begin: a product with its reciprocal, which is one
+/// too small at most.
+struct Divisor {
+  uint32_t by, reciprocal;
+
+  __device__ explicit Divisor(int count) : by(count), reciprocal(0xffffffff / uint32_t(count)) {}
+  /// Give the rest, and leave the quotient in n.
+  __device__ int split(uint32_t& n) const {
+    uint32_t quotient = __umulhi(n, reciprocal), rest = n - quotient * by;
+    if (rest >= by) {
+      ++quotient;
+      rest -= by;
+    }
+    n = quotient;
+    return int(rest);
+  }
+};
 
 /// The next tile that no block has, handed from the role that starts copies to the others of its block.
 ///
@@ -165,7 +185,7 @@ struct TileQueue {
     barrier_init(barriers, 1);
     barrier_init(barriers + 1, readers);
   }
-  /// Tiles taken so far; the next one follows the first tiles of all blocks. Nothing waits here for the answer.
+  /// Tiles taken so far; the next one follows the first tiles of all blocks.
   __device__ int take() const { return atomicAdd(counter, 1); }
   __device__ void publish(int tile, int uses) const {
     barrier_wait(barriers + 1, (uses & 1) ^ 1);
@@ -343,6 +363,21 @@ __device__ inline void start_gemm(Accumulator<16, kCols>& acc, Operand<Element, 
 template <int kPending>
 __device__ inline void wait_gemm() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+/// The same, not before `value` is known, so that what comes before the wait in the program is not left behind it:
+/// ptxas moves a wait up over anything but a barrier. The arrival never happens: no arithmetic gives this NaN.
+template <int kPending>
+__device__ inline void wait_gemm_behind(float value) {
+  asm volatile(
+      "{\n"
+      ".reg .pred never;\n"
+      "setp.eq.u32 never, %0, 0xffffffff;\n"
+      "@never bar.arrive %1, %2;\n"
+      "wgmma.wait_group.sync.aligned %3;\n"
+      "}" ::"r"(__float_as_uint(value)),
+      "n"(kNoBarrier), "n"(kGroupThreads), "n"(kPending)
+      : "memory");
 }
 
 // ---------------------------------------------------------------------------------------------

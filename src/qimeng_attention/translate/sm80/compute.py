@@ -86,7 +86,9 @@ def _compute(n: s.Compute, low: Lowering) -> None:
         if has_rows:
             _open(stack, low, f"for (int r = 0; r < {names.register(n.out)}.kR; ++r)")
             _index_lines(low, n, tiles, [u for u in used if u[1]])
-        found: dict[s.Expr, str] = {e: _reduce(e, number, n, low) for number, e in enumerate(dict.fromkeys(reductions))}
+        found: dict[s.Expr, str] = _added_to(n, low) or {
+            e: _reduce(e, number, n, low) for number, e in enumerate(dict.fromkeys(reductions))
+        }
         meaning = _without_division(n.value, low)
         if has_columns:
             found |= _hoist(meaning, n, low, found, has_rows)
@@ -193,6 +195,14 @@ def _open(stack: ExitStack, low: Lowering, head: str) -> None:
 def _index_lines(low: Lowering, n: s.Statement, tiles: set[str], axes: list[tuple[str, bool]]) -> None:
     for axis, along_rows in axes:
         low.out.line(_index_line(low, n, tiles, axis, along_rows))
+
+
+def _added_to(n: s.Compute, low: Lowering) -> dict[s.Expr, str]:
+    """Match `x + LaneSum(T)`: the elements are added to x one by one."""
+    match n.value:
+        case s.Binary("+", s.Name(x), s.Call("LaneSum", (s.Name(tile),))) if _columns(tile, low) == 2:
+            return {n.value: f"tl::lane_sum({names.register(tile)}, r, {names.register(x)}(r))"}
+    return {}
 
 
 def _reduce(e: s.Call, number: int, n: s.Compute, low: Lowering) -> str:

@@ -6,9 +6,8 @@ mma m16n8k16 does.
 
 from __future__ import annotations
 
-from qimeng_attention.translate.sm80 import compute
 from qimeng_attention.translate.sm80.context import Lowerings
-from qimeng_attention.translate.sm90 import copy, gemm, kernel, roles
+from qimeng_attention.translate.sm90 import compute, copy, gemm, kernel, roles
 from qimeng_attention.translate.sm90.context import GroupLowering
 
 LOWERINGS: Lowerings = {

@@ -45,6 +45,7 @@ class GroupLowering(Lowering):
         self.threads = GROUP_THREADS * sum(r.count for r in self.roles)
         self.role: RoleGroups | None = None
         self.in_flight: list[str] = []  # results of asynchronous GEMMs, oldest first
+        self.latest: str | None = None  # the row vector computed last while GEMMs are under way
 
     def _roles(self) -> Iterator[RoleGroups]:
         first = 0

@@ -24,6 +24,7 @@ def _gemm(n: s.Gemm, low: Lowering) -> None:
             f"take a tile in shared memory of whole blocks of {ROWS_A_FRAGMENT}, at most {_MOST_COLUMNS} columns",
         )
     low.warp_rows(out, n)
+    low.latest = None
     flags = f"{str(n.b.transposed).lower()}, {str(n.accumulate).lower()}"
     result, right = names.register(n.out), low.shared_at(n.b.name, n.b.slot, n)
     if a.space == "shared":

@@ -51,6 +51,8 @@ def _grid(low: GroupLowering) -> None:
         start = low.integer(d.start, grid)
         count = low.integer(d.stop, grid) + ("" if start == "0" else f" - ({start})")
         out.line(f"int const {d.name}_count = {count};")
+    for d in grid.dims[:-1]:
+        out.line(f"tl::Divisor const {d.name}_divisor({d.name}_count);")
     out.line(f"int const tiles = {' * '.join(f'{d.name}_count' for d in grid.dims)};")
 
 

@@ -88,16 +88,17 @@ def _for(n: s.For, low: Lowering) -> None:
     assert low.role is not None
     before, var = set(low.declared), names.variable(n.var)
     if not low.checked.grid.counter:
-        with low.out.block(f"for (int {var} = int(blockIdx.x); {var} < tiles; {var} = tl::next_tile({var}))"):
+        head = f"int {var}_round = 0, {var} = int(blockIdx.x); {var} < tiles; {var} = tl::tile_of_round(++{var}_round)"
+        with low.out.block(f"for ({head})"):
             _tile(n, var, low)
     elif issues(low.role.role):
         low.out.line(f"int {var} = int(blockIdx.x);")
         with low.out.block(f"for (int {var}_uses = 0;; ++{var}_uses)"):
             low.out.line(f"tile_queue.publish({var}, {var}_uses);")
             low.out.line(f"if ({var} >= tiles) break;")
-            low.out.line(f"int const {var}_taken = tile_queue.take();")
             _tile(n, var, low)
-            low.out.line(f"{var} = int(gridDim.x) + {var}_taken;")
+            low.out.line("// the last copies are still under way: whoever asks later gets a tile that fits better")
+            low.out.line(f"{var} = int(gridDim.x) + tile_queue.take();")
         low.out.line("tile_queue.close();")
     else:
         with low.out.block(f"for (int {var}_uses = 0;; ++{var}_uses)"):
@@ -110,15 +111,12 @@ def _for(n: s.For, low: Lowering) -> None:
 def _tile(n: s.For, var: str, low: Lowering) -> None:
     """Emit the indices of one tile, the first of the grid fastest, and what is done with it."""
     out, grid, rest = low.out, low.checked.grid, f"{var}_rest"
-    out.line(f"int {rest} = {var};")
+    out.line(f"uint32_t {rest} = {var};")
     for d in grid.dims:
-        count, last = f"{d.name}_count", d is grid.dims[-1]
-        index = rest if last else f"{rest} % {count}"
-        index = f"{count} - 1 - {index}" if d.down else index
+        index = f"int({rest})" if d is grid.dims[-1] else f"{d.name}_divisor.split({rest})"
+        index = f"{d.name}_count - 1 - {index}" if d.down else index
         start = "" if d.start == s.Num(0) else f"{low.integer(d.start, n)} + "
         out.line(f"int const {names.variable(d.name)} = {start}{index};")
-        if not last:
-            out.line(f"{rest} /= {count};")
     low.body(n.body)
 
 
@@ -136,9 +134,19 @@ def _wait(n: s.Wait, low: Lowering) -> None:
         pending = integer(n.count or s.Num(0), low.checked.fixed)
     except (KeyError, ValueError):
         raise Refused(n, "how many may be left pending must be known at compile time", "write a number") from None
-    low.out.line(f"tl::wait_{n.kind}<{pending}>();")
     if n.kind == "gemm":
+        low.out.line(_wait_gemm(low, pending))
         _landed(low, pending)
+    else:
+        low.out.line(f"tl::wait_{n.kind}<{pending}>();")
+
+
+def _wait_gemm(low: GroupLowering, pending: int) -> str:
+    """Wait where the program says: behind the row values that it computes first, while the product is under way."""
+    if low.latest is None:
+        return f"tl::wait_gemm<{pending}>();"
+    register, low.latest = names.register(low.latest), None
+    return f"tl::wait_gemm_behind<{pending}>({register}({register}.kR - 1));"
 
 
 def _landed(low: GroupLowering, pending: int) -> None:
@@ -156,8 +164,9 @@ def _if(n: s.If, low: Lowering) -> None:
 def _settled(n: s.For | s.If, low: Lowering, lower: Callable[[Any, Lowering], None]) -> None:
     """A block waits for the GEMMs that it starts, so that what is under way is the same on every path."""
     assert isinstance(low, GroupLowering)
-    before = list(low.in_flight)
+    before, latest = list(low.in_flight), low.latest
     lower(n, low)
+    low.latest = latest  # what the block computed may be its own
     if low.in_flight != before:
         raise Refused(n, "asynchronous GEMMs are started in this block and waited for outside", "wait in the block")
 
