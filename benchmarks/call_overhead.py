@@ -93,7 +93,7 @@ def main() -> None:
         "empty_us": round(nothing, 3),
         "graph_kernel_us": round(in_graph, 2),
         "graph_host_us": round(replayed, 3),
-        "note": "graph_kernel_us is the GPU's time of the whole kernel at B = 1, S = 64; graph_host_us is the host's time "
+        "note": "graph_kernel_us: the GPU's time of the whole kernel at B = 1, S = 64; graph_host_us: the host's time "
         f"of a replay of {CALLS} calls, for each",
     }
     found = provenance("call_overhead_h200", args.commit).model_copy(update={"summary": summary})
