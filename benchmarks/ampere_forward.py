@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--bundles", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", help="of the tree that runs, where git cannot tell")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=25)
     args = parser.parse_args()
     results = provenance("ampere_forward_h200", args.commit)
     rows = []

@@ -4,6 +4,7 @@
     python benchmarks/make_bundles.py --set judge --arch sm_90 --out out/judge
 
     python benchmarks/make_bundles.py --set hopper --out out/hopper                # H200 programs
+    python benchmarks/make_bundles.py --set variants --out out/variants            # H200 programs, masks and scores
     python benchmarks/make_bundles.py --set judge --target H200 --out out/judge_h200
 
 By default a bundle is an A100 program (its schedule keeps within 163 KB of shared memory), compiled for the
@@ -58,7 +59,19 @@ def hopper_specs() -> dict[str, dict[str, object]]:
     return made
 
 
-SETS = {"speed": speed_specs, "judge": judge_specs, "hopper": hopper_specs}
+def variant_specs() -> dict[str, dict[str, object]]:
+    """The masks and score modifiers of PERFORMANCE.md, on causal attention with 16 heads of 128."""
+    causal = "kv_idx <= q_idx + Sk - Sq"
+    variants: dict[str, dict[str, object]] = {
+        "window1024": {"mask": "window:1024"},
+        "softcap30": {"mask": "causal", "softcap": 30.0},
+        "alibi": {"mask": "causal", "score": "score - exp2(-8 * (h + 1) / Hq) * (q_idx + Sk - Sq - kv_idx)"},
+        "prefixlm2048": {"mask": f"kv_idx < 2048 or {causal}"},
+    }
+    return {name: {"Hq": 16, "Hk": 16, "Dqk": 128, **fields} for name, fields in variants.items()}
+
+
+SETS = {"speed": speed_specs, "judge": judge_specs, "hopper": hopper_specs, "variants": variant_specs}
 
 
 def make(item: tuple[str, dict[str, object], str, str | None, str]) -> tuple[str, float, int]:
@@ -73,13 +86,13 @@ def make(item: tuple[str, dict[str, object], str, str | None, str]) -> tuple[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=tuple(SETS), required=True)
-    parser.add_argument("--target", help="default: A100, H200 for the set hopper")
+    parser.add_argument("--target", help="default: A100, H200 for the sets hopper and variants")
     parser.add_argument("--arch", help="default: the target's own")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     specs = SETS[args.set]()
-    target = args.target or ("H200" if args.set == "hopper" else "A100")
+    target = args.target or ("H200" if args.set in ("hopper", "variants") else "A100")
     args.out.mkdir(parents=True, exist_ok=True)
     items = [(name, fields, target, args.arch, str(args.out)) for name, fields in specs.items()]
     with ProcessPoolExecutor(args.jobs) as pool:

@@ -92,6 +92,9 @@ class StandIn:
     def data_ptr(self) -> int:
         return self.pointer
 
+    def is_contiguous(self) -> bool:
+        return self.strides == stand_in(*self.shape).strides
+
 
 def stand_in(*shape: int, strides: tuple[int, ...] | None = None, device: str = "cuda:0", **more: Any) -> StandIn:
     """Make a stand-in, contiguous unless strides are given."""
@@ -125,7 +128,7 @@ class StandInDriver:
         self.mode, self.fails = 0, ""
         self.shared: int | None = None
         self.captured: set[int] = set()  # streams
-        self.allocated = 0
+        self.allocated = self.tries = 0
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("cu") and name != "cuLaunchKernel":
@@ -172,17 +175,20 @@ class StandInDriver:
         assert self.mode == 2
         return 0, image
 
-    def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple[int, str]:
-        return (0, "function") if name in self.kernels else (500, "")
+    def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple[int, Any]:
+        return (0, ("function", self.contexts[-1])) if name in self.kernels else (500, "")
 
-    def cuFuncSetAttribute(self, function: str, attribute: int, value: int) -> tuple[int]:
+    def cuFuncSetAttribute(self, function: tuple[str, int], attribute: int, value: int) -> tuple[int]:
         self.shared = value
         return (0,)
 
-    def cuLaunchKernel(self, function: str, *rest: int) -> tuple[Any]:
+    def cuLaunchKernel(self, function: tuple[str, int], *rest: int) -> tuple[Any]:
         *dims, shared, stream, address, extra = rest
+        self.tries += 1
         if self.fails:
             return (SimpleNamespace(name=self.fails),)
+        if not self.contexts or self.contexts[-1] != function[1]:
+            return (SimpleNamespace(name="CUDA_ERROR_INVALID_CONTEXT"),)
         pointers = (ctypes.c_uint64 * self.arguments).from_address(address)
         slots = [ctypes.string_at(pointer, 8) for pointer in pointers]
         self.launches.append(
@@ -245,12 +251,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         driver=StandInDriver(arguments=22), grad=False, made=made, available=True, stream=77, current=0, capturing=False
     )
 
+    def empty_like(other: StandIn) -> StandIn:
+        return empty(other.shape, other.dtype, other.device)
+
     def empty(shape: tuple[int, ...], dtype: str, device: StandInDevice) -> StandIn:
         made.append(stand_in(*shape, dtype=dtype, device=str(device), pointer=0x100_0000 * (10 + len(made))))
         return made[-1]
 
     torch.__dict__.update(
         empty=empty,
+        empty_like=empty_like,
         bfloat16="torch.bfloat16",
         float16="torch.float16",
         float32="torch.float32",
@@ -273,6 +283,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def _forget() -> None:
-    names = ("gpu_torch", "cuda_driver", "current_stream", "capturing")
+    names = ("gpu_torch", "cuda_driver", "stream_functions")
     for found in (getattr(bundle_module, name) for name in names):
         found.cache_clear()

@@ -11,7 +11,7 @@ import pytest
 
 from qimeng_attention.errors import BundleError, LaunchError
 from qimeng_attention.runtime import Manifest
-from qimeng_attention.runtime.launcher import Launcher, Prepared, runs_on
+from qimeng_attention.runtime.launcher import Launcher, Prepared, Where, runs_on
 from qimeng_attention.runtime.packing import ArgumentBuffer, form_of, places_of
 
 VALUES = (
@@ -84,7 +84,7 @@ def test_pointers_and_scalars_have_their_places(manifest: Manifest) -> None:
 def test_a_launch_hands_everything_to_the_driver(manifest: Manifest, driver: Callable[..., Any]) -> None:
     cuda = driver(arguments=23)
 
-    Launcher(manifest, b"cubin", cuda).launch(Prepared(1, (3, 8, 2), VALUES), 77)
+    Launcher(manifest, b"cubin", cuda).launch(Prepared(1, (3, 8, 2), VALUES), Where(77))
 
     (launch,) = cuda.launches
     assert launch.grid == (3, 8, 2)
@@ -102,7 +102,7 @@ def test_a_cubin_is_loaded_once_for_each_device(manifest: Manifest, driver: Call
     launcher = Launcher(manifest, b"cubin", cuda)
 
     for device in (0, 1, 0, 1, 0):
-        launcher.launch(Prepared(device, (1, 1, 1), VALUES), 0)
+        launcher.launch(Prepared(device, (1, 1, 1), VALUES), Where(0))
 
     assert cuda.calls.count("cuModuleLoadData") == 2
     assert len(cuda.launches) == 5
@@ -117,16 +117,48 @@ def test_after_the_first_launch_only_the_launch_itself_is_called(
     cuda.contexts.append(1000)
     cuda.calls.clear()
 
-    launcher.launch(Prepared(0, (1, 1, 1), VALUES), 0)
+    launcher.launch(Prepared(0, (1, 1, 1), VALUES), Where(0, current=True))
 
-    assert cuda.calls == ["cuCtxGetCurrent"]
+    assert cuda.calls == []
+    assert len(cuda.launches) == 1
+
+
+@pytest.mark.parametrize("contexts", [[], [1001]])
+def test_a_context_that_is_not_pytorchs_is_entered_and_left(
+    manifest: Manifest, driver: Callable[..., Any], contexts: list[int]
+) -> None:
+    cuda = driver(arguments=23)
+    launcher = Launcher(manifest, b"cubin", cuda)
+    launcher.load(0)
+    cuda.contexts += contexts
+
+    launcher.launch(Prepared(0, (1, 1, 1), VALUES), Where(0, current=True))
+
+    (launch,) = cuda.launches
+    assert launch.context == 1000
+    assert cuda.contexts == contexts
+
+
+def test_a_failed_launch_in_the_right_context_is_not_tried_again(
+    manifest: Manifest, driver: Callable[..., Any]
+) -> None:
+    cuda = driver(arguments=23)
+    launcher = Launcher(manifest, b"cubin", cuda)
+    launcher.load(0)
+    cuda.contexts.append(1000)
+    cuda.fails = "CUDA_ERROR_LAUNCH_FAILED"
+
+    with pytest.raises(LaunchError, match="CUDA_ERROR_LAUNCH_FAILED"):
+        launcher.launch(Prepared(0, (1, 1, 1), VALUES), Where(0, current=True))
+
+    assert cuda.tries == 1
 
 
 def test_another_devices_context_is_entered_and_left(manifest: Manifest, driver: Callable[..., Any]) -> None:
     cuda = driver(arguments=23)
     cuda.contexts.append(1000)
 
-    Launcher(manifest, b"cubin", cuda).launch(Prepared(1, (1, 1, 1), VALUES), 0)
+    Launcher(manifest, b"cubin", cuda).launch(Prepared(1, (1, 1, 1), VALUES), Where(0))
 
     assert cuda.launches[0].context == 1001
     assert cuda.contexts == [1000]
@@ -135,7 +167,7 @@ def test_another_devices_context_is_entered_and_left(manifest: Manifest, driver:
 def test_little_shared_memory_needs_no_attribute(manifest: Manifest, driver: Callable[..., Any]) -> None:
     cuda = driver(arguments=23)
 
-    Launcher(replace(manifest, shared_bytes=49_152), b"cubin", cuda).launch(Prepared(0, (1, 1, 1), VALUES), 0)
+    Launcher(replace(manifest, shared_bytes=49_152), b"cubin", cuda).launch(Prepared(0, (1, 1, 1), VALUES), Where(0))
 
     assert cuda.shared is None
     assert cuda.launches[0].shared == 49_152
@@ -145,7 +177,7 @@ def test_a_cubin_of_another_architecture_says_how_to_rebuild(manifest: Manifest,
     cuda = driver(arguments=23)
 
     with pytest.raises(LaunchError, match=r"the cubin is for sm_80, cuda:0 is an sm_90\n.*--arch sm_90"):
-        Launcher(replace(manifest, built_arch="sm_80"), b"cubin", cuda).launch(Prepared(0, (1, 1, 1), VALUES), 0)
+        Launcher(replace(manifest, built_arch="sm_80"), b"cubin", cuda).launch(Prepared(0, (1, 1, 1), VALUES), Where(0))
 
     assert cuda.launches == []
 
@@ -170,7 +202,7 @@ def test_a_refusal_of_the_driver_is_a_launch_error(manifest: Manifest, driver: C
     cuda.fails = "CUDA_ERROR_ILLEGAL_ADDRESS"
 
     with pytest.raises(LaunchError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
-        Launcher(manifest, b"cubin", cuda).launch(Prepared(0, (1, 1, 1), VALUES), 0)
+        Launcher(manifest, b"cubin", cuda).launch(Prepared(0, (1, 1, 1), VALUES), Where(0))
 
     assert cuda.contexts == []
 
@@ -188,10 +220,10 @@ def test_threads_do_not_share_the_arguments(manifest: Manifest, driver: Callable
         return real(*arguments)
 
     cuda.cuLaunchKernel = slow
-    other = threading.Thread(target=launcher.launch, args=(Prepared(0, (1, 1, 1), (7, *VALUES[1:])), 1))
+    other = threading.Thread(target=launcher.launch, args=(Prepared(0, (1, 1, 1), (7, *VALUES[1:])), Where(1)))
     other.start()
     inside.wait(10)
-    launcher.launch(Prepared(0, (1, 1, 1), (9, *VALUES[1:])), 2)
+    launcher.launch(Prepared(0, (1, 1, 1), (9, *VALUES[1:])), Where(2))
     go_on.set()
     other.join()
 

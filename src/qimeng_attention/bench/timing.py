@@ -1,11 +1,14 @@
 """Times of kernels on a GPU: graph replay, interleaved with the peers, over inputs larger than the L2 cache.
 
 Protocol: every callable is captured in a CUDA graph that runs it over a rotation of input sets; rounds of replays take
-turns between the callables, so that clocks and neighbours drift for all alike; the median of all rounds counts.
+turns between the callables, so that clocks and neighbours drift for all alike; the median of all rounds counts. The
+order is drawn anew for each round: the chip's clock follows its power, so what runs before a kernel changes its time,
+and in a fixed order each callable would always have the same one before it.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ class Times:
     repetitions: int
 
 
-def time_graphs(calls: Mapping[str, Sequence[Callable[[], Any]]], rounds: int = 9) -> dict[str, Times]:
+def time_graphs(calls: Mapping[str, Sequence[Callable[[], Any]]], rounds: int = 25) -> dict[str, Times]:
     """Time callables against each other.
 
     Args:
@@ -38,9 +41,10 @@ def time_graphs(calls: Mapping[str, Sequence[Callable[[], Any]]], rounds: int = 
     for name, variants in calls.items():
         graphs[name] = _capture(variants, stream, rounds)
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    draw = random.Random(0)
     for _ in range(rounds):
-        for name, (graph, count) in graphs.items():
-            samples[name].append(_replay(graph, count, stream))
+        for name in draw.sample(list(graphs), len(graphs)):
+            samples[name].append(_replay(*graphs[name], stream))
     return {
         name: Times(statistics.median(s), (max(s) - min(s)) / statistics.median(s), graphs[name][1] * rounds)
         for name, s in samples.items()

@@ -22,7 +22,7 @@ from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime import comparison, summary
 from qimeng_attention.runtime.checks import check_names, check_scalar, check_sizes
 from qimeng_attention.runtime.folder import Contents, read_folder
-from qimeng_attention.runtime.launcher import Launcher, Prepared
+from qimeng_attention.runtime.launcher import Launcher, Prepared, Where
 from qimeng_attention.runtime.manifest import CALL, Manifest
 from qimeng_attention.runtime.packing import places_of
 from qimeng_attention.runtime.plan import (
@@ -38,6 +38,7 @@ from qimeng_attention.runtime.plan import (
 _MOST_PLANS = 1024  # kept: one for each combination of layouts that was seen
 _MOST_PREPARED = 4096  # kept: one for each combination of plan, addresses and scalars
 _OUTPUTS = ("out", "lse")  # what a caller calls the manifest's outputs
+CALL_ORDER = (*CALL, *_OUTPUTS)
 _INSTALL = "pip install 'qimeng-attention[gpu]'"
 
 
@@ -85,26 +86,18 @@ def cuda_driver() -> Any:
 
 
 @cache
-def current_stream() -> Callable[[int], int]:
-    """Give the function from a device to PyTorch's current stream on it."""
+def stream_functions() -> tuple[Callable[[int], int], Callable[[], int], Callable[[], bool]]:
+    """Give PyTorch's current stream by device, its current device, and whether its current stream is being captured.
+
+    They are what PyTorch's own generated code calls; the public ways cost more, all together about a microsecond.
+    """
     torch = gpu_torch()
-    # NOTE: what PyTorch's own generated code calls; the public way costs a microsecond more.
-    raw: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-    return raw or (lambda device: int(torch.cuda.current_stream(device).cuda_stream))
-
-
-@cache
-def capturing() -> Callable[[int, int], bool]:
-    """Give the function from a device and a stream on it to whether the stream is being captured in a graph."""
-    torch = gpu_torch()
-
-    def captured(device: int, stream: int) -> bool:
-        if torch.cuda.current_device() == device:  # PyTorch's answer is for its own stream there, and costs less
-            return bool(torch.cuda.is_current_stream_capturing())
-        result, status = cuda_driver().cuStreamIsCapturing(stream)
-        return not result and int(status) != 0
-
-    return captured
+    private, public = torch._C, torch.cuda
+    return (
+        getattr(private, "_cuda_getCurrentRawStream", lambda device: int(public.current_stream(device).cuda_stream)),
+        getattr(private, "_cuda_getDevice", public.current_device),
+        getattr(private, "_cuda_isCurrentStreamCapturing", public.is_current_stream_capturing),
+    )
 
 
 class Bundle:
@@ -115,6 +108,8 @@ class Bundle:
         self._names = [tensor.name for tensor in self._manifest.tensors]
         self._pointers, self._scalars = places_of(self._manifest)
         self._arguments = _arguments(self._manifest)
+        self._order = [CALL_ORDER.index(name) for name in self._arguments or ()]
+        self._default_scalars = (self._manifest.default_scale,) * len(self._scalars)
         self._results = [self._names.index(name) for name in self._manifest.outputs]
         self._plans: dict[Any, Plan] = {}
         self._prepared: dict[tuple[Plan, tuple[int, ...], tuple[float, ...]], Prepared] = {}
@@ -165,22 +160,28 @@ class Bundle:
             EnvironmentMissing: no PyTorch or no GPU.
         """
         torch, labels = gpu_torch(), self._labels_of_call(scale, lse, return_lse)
-        given = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
-        tensors: list[Any] = [given[label] for label in labels]
-        layouts = [
-            None if tensor is None and label in _OUTPUTS else layout_of(tensor, label)
-            for tensor, label in zip(tensors, labels, strict=True)
-        ]
-        plan = self._plan(tuple(layouts), labels)
+        given = (q, k, v, out, lse)
+        tensors: list[Any] = [given[index] for index in self._order]
+        try:  # what was seen before is taken at once; the checks are behind what was not
+            seen = tuple([None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors])
+            plan = self._plans.get((seen, None))
+        except (AttributeError, TypeError, RuntimeError):
+            plan = None
+        if plan is None:
+            plan = self._plan(_layouts(tensors, labels), labels)
         where = self._where(plan.device)
         for index, tensor in enumerate(tensors):
-            if tensor is None:
-                unread = labels[index] == "lse" and not return_lse
-                tensors[index] = self._allocated(torch, plan, index, q.device, where if unread else None)
-        value = self._manifest.default_scale if scale is None else scale
-        self._run(torch, plan, tensors, labels, (value,) * len(self._scalars), where)
-        results = [tensors[index] for index in self._results]
-        return tuple(results) if return_lse else results[0]
+            if tensor is not None:
+                continue
+            if labels[index] == "lse" and not return_lse:
+                tensors[index] = self._unread_lse(torch, plan, index, tensors[0], where)
+            else:
+                tensors[index] = self._allocated(torch, plan, index, tensors[0])
+        scalars = self._default_scalars if scale is None else (scale,) * len(self._scalars)
+        self._run(torch, plan, tensors, labels, scalars, where)
+        if return_lse:
+            return tuple([tensors[index] for index in self._results])
+        return tensors[self._results[0]]
 
     def launch(self, tensors: Mapping[str, TensorLike], sizes: Mapping[str, int], scalars: Mapping[str, float]) -> None:
         """Launch the kernel on tensors (outputs too), sizes and scalars by the manifest's names.
@@ -258,23 +259,33 @@ class Bundle:
             self._plans[key] = plan
         return plan
 
-    def _where(self, device: int) -> tuple[int, bool]:
-        """Give PyTorch's current stream on a device, and whether it is being captured."""
-        stream = current_stream()(device)
-        return stream, capturing()(device, stream)
+    def _where(self, device: int) -> Where:
+        """Give PyTorch's current stream on a device, whether it is being captured, and if the device is current."""
+        current_stream, current_device, is_capturing = stream_functions()
+        stream = current_stream(device)
+        if current_device() == device:  # PyTorch's answer is for its own stream there, and costs less
+            return Where(stream, is_capturing(), True)
+        result, status = cuda_driver().cuStreamIsCapturing(stream)
+        return Where(stream, not result and int(status) != 0, False)
 
-    def _allocated(self, torch: Any, plan: Plan, index: int, device: Any, unread: tuple[int, bool] | None) -> Any:
-        """Allocate an output; one that nobody reads is kept for the next such call on its stream.
+    def _allocated(self, torch: Any, plan: Plan, index: int, first: Any) -> Any:
+        """Allocate an output."""
+        if plan.like_first[index]:  # which costs less to say
+            return torch.empty_like(first)
+        dtype = getattr(torch, TORCH_TYPES[self._manifest.tensors[index].dtype])
+        return torch.empty(plan.layouts[index][0], dtype=dtype, device=first.device)
+
+    def _unread_lse(self, torch: Any, plan: Plan, index: int, first: Any, where: Where) -> Any:
+        """Give memory for an output that nobody reads: kept for the next such call on the same stream.
 
         A captured one is not: its memory is the graph's own.
         """
-        stream, captured = unread or (0, True)
-        if not captured and self._unread is not None and self._unread[0] is plan and self._unread[1] == stream:
-            return self._unread[2]
-        dtype = getattr(torch, TORCH_TYPES[self._manifest.tensors[index].dtype])
-        made = torch.empty(plan.layouts[index][0], dtype=dtype, device=device)
-        if not captured:
-            self._unread = (plan, stream, made)
+        kept = self._unread
+        if kept is not None and kept[0] is plan and kept[1] == where.stream and not where.capturing:
+            return kept[2]
+        made = self._allocated(torch, plan, index, first)
+        if not where.capturing:
+            self._unread = (plan, where.stream, made)
         return made
 
     def _run(
@@ -284,16 +295,17 @@ class Bundle:
         tensors: Sequence[Any],
         labels: Sequence[str],
         scalars: tuple[Any, ...],
-        where: tuple[int, bool],
+        where: Where,
     ) -> None:
         if torch.is_grad_enabled():
             _refuse_grad(tensors, labels)
         pointers = _addresses(tensors, labels)
-        known = zip(self._manifest.scalars, scalars, strict=True)
-        exact = tuple([value if type(value) is float else check_scalar(scalar, value) for scalar, value in known])
-        prepared = self._prepared.get((plan, pointers, exact)) or self._prepare(plan, pointers, exact, labels)
+        if scalars is not self._default_scalars:
+            known = zip(self._manifest.scalars, scalars, strict=True)
+            scalars = tuple([value if type(value) is float else check_scalar(scalar, value) for scalar, value in known])
+        prepared = self._prepared.get((plan, pointers, scalars)) or self._prepare(plan, pointers, scalars, labels)
         if not plan.empty:
-            self._launcher.launch(prepared, *where)
+            self._launcher.launch(prepared, where)
 
     def _prepare(
         self, plan: Plan, pointers: tuple[int, ...], scalars: tuple[float, ...], labels: Sequence[str]
@@ -320,6 +332,14 @@ def _arguments(manifest: Manifest) -> list[str] | None:
     known = {manifest.call[name]: name for name in CALL}
     known |= dict(zip(manifest.outputs, _OUTPUTS, strict=False))
     return [known[tensor.name] for tensor in manifest.tensors]
+
+
+def _layouts(tensors: Sequence[Any], labels: Sequence[str]) -> tuple[Layout | None, ...]:
+    """Take the layouts of a call's tensors; an output that is not given has none."""
+    return tuple(
+        None if tensor is None and label in _OUTPUTS else layout_of(tensor, label)
+        for tensor, label in zip(tensors, labels, strict=True)
+    )
 
 
 def _refuse_grad(tensors: Sequence[Any], labels: Sequence[str]) -> None:

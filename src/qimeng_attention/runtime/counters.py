@@ -29,7 +29,7 @@ class Counters:
         self.more()
 
     def more(self) -> None:
-        """Allocate a page of counters and set them to 0; the device's context is current."""
+        """Allocate a page of counters and set them to 0."""
         start = int(self._call("cuMemAlloc", _PAGE * BYTES))
         self._call("cuMemsetD8", start, 0, _PAGE * BYTES)
         self._next, self._end = start, start + _PAGE * BYTES

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from qimeng_attention.errors import BundleError, LaunchError
 from qimeng_attention.runtime.counters import Counters
@@ -44,6 +45,14 @@ class _Loaded:
     counters: Counters | None
 
 
+class Where(NamedTuple):
+    """Where a launch goes."""
+
+    stream: int
+    capturing: bool = False  # the stream, into a graph
+    current: bool = False  # the device is PyTorch's current one in this thread
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """What a launch takes but for the stream: made once for the same plan, addresses and scalars."""
@@ -65,36 +74,45 @@ class Launcher:
         self._loaded: dict[int, _Loaded] = {}
         self._lock = threading.Lock()
 
-    def launch(self, prepared: Prepared, stream: int, capturing: bool = False) -> None:
+    def launch(self, prepared: Prepared, where: Where) -> None:
         """Launch the kernel on a stream, which may be one that is being captured.
 
         Raises:
             LaunchError: the device is not the kernel's, or the driver refused.
         """
         loaded = self._loaded.get(prepared.device) or self.load(prepared.device)
-        driver, manifest, grid = self._driver, self._manifest, prepared.grid
-        entered = self._enter(loaded)
-        try:
-            counter = loaded.counters.at(stream, capturing) if loaded.counters else 0
-            buffer = prepared.buffers.get(counter) or self._buffer(prepared, counter, keep=not capturing)
-            (result,) = driver.cuLaunchKernel(
-                loaded.function,
-                min(grid[0], loaded.multiprocessors) if manifest.persistent else grid[0],
-                grid[1],
-                grid[2],
-                manifest.threads,
-                1,
-                1,
-                manifest.shared_bytes,
-                stream,
-                buffer.address,
-                0,
-            )
-        finally:
-            if entered:
-                driver.cuCtxPopCurrent()
+        counter = loaded.counters.at(where.stream, where.capturing) if loaded.counters else 0
+        buffer = prepared.buffers.get(counter) or self._buffer(prepared, counter, keep=not where.capturing)
+        # NOTE: asking the driver for the context costs a microsecond. PyTorch has made its current device's current;
+        # where somebody has changed that since, the driver refuses the function of another context, and nothing ran.
+        result = self._start(loaded, prepared.grid, where.stream, buffer) if where.current else None
+        if result is None or result:
+            entered = self._enter(loaded)
+            try:
+                if result is None or entered:
+                    result = self._start(loaded, prepared.grid, where.stream, buffer)
+            finally:
+                if entered:
+                    self._driver.cuCtxPopCurrent()
         if result:
             raise self._refused("the launch", result)
+
+    def _start(self, loaded: _Loaded, grid: tuple[int, int, int], stream: int, buffer: ArgumentBuffer) -> Any:
+        manifest = self._manifest
+        (result,) = self._driver.cuLaunchKernel(
+            loaded.function,
+            min(grid[0], loaded.multiprocessors) if manifest.persistent else grid[0],
+            grid[1],
+            grid[2],
+            manifest.threads,
+            1,
+            1,
+            manifest.shared_bytes,
+            stream,
+            buffer.address,
+            0,
+        )
+        return result
 
     def _buffer(self, prepared: Prepared, counter: int, keep: bool) -> ArgumentBuffer:
         """Pack the arguments; those of a captured launch are not kept, since its counter is its own."""
@@ -130,7 +148,7 @@ class Launcher:
         )
         try:
             function = self._function(self._call("cuModuleLoadData", self._cubin))
-            counters = Counters(self._call) if self._manifest.counter else None
+            counters = Counters(partial(self._call_in, context)) if self._manifest.counter else None
         finally:
             self._call("cuThreadExchangeStreamCaptureMode", mode)
             self._call("cuCtxPopCurrent")
@@ -178,6 +196,13 @@ class Launcher:
             return False
         self._call("cuCtxPushCurrent", loaded.context)
         return True
+
+    def _call_in(self, context: Any, name: str, *arguments: Any) -> Any:
+        self._call("cuCtxPushCurrent", context)
+        try:
+            return self._call(name, *arguments)
+        finally:
+            self._call("cuCtxPopCurrent")
 
     def _call(self, name: str, *arguments: Any) -> Any:
         result, *values = getattr(self._driver, name)(*arguments)

@@ -59,6 +59,7 @@ class Plan:
     aligns: tuple[int, ...]  # bytes, of each tensor
     boxes: tuple[Box, ...]  # of the tensor maps
     given_outputs: tuple[int, ...]  # positions of the outputs that the caller allocated
+    like_first: tuple[bool, ...]  # whether a tensor has the first one's shape, strides and type
 
 
 def layout_of(tensor: TensorLike, label: str) -> Layout:
@@ -311,6 +312,9 @@ def _finish(
         aligns=tuple(tensor.align for tensor in manifest.tensors),
         boxes=boxes_of(manifest, layouts),
         given_outputs=given_outputs,
+        like_first=tuple(
+            tensor.dtype == manifest.tensors[0].dtype and layout[:2] == layouts[0][:2] for tensor, layout in pairs
+        ),
     )
 
 
