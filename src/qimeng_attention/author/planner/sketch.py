@@ -15,7 +15,7 @@ from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, REDUCTIONS
 from qimeng_attention.tl.parser import parse, parse_expression
-from qimeng_attention.tl.traverse import expressions, map_blocks, names_in, substitute
+from qimeng_attention.tl.traverse import expressions, map_blocks, map_expressions, names_in, substitute
 
 # How a user's names are called in TL.
 RENAMED = {"q_idx": "q", "kv_idx": "k", "h": "head", "b": "batch"}
@@ -40,7 +40,15 @@ def modified(spec: AttentionSpec, scaled: s.Expr) -> s.Expr:
     if spec.score_expression is None:
         return scaled
     e = _parsed(spec.score_expression, "score", ("score", *RENAMED, *SIZES))
-    return substitute(_renamed(e), {"score": scaled})
+    return map_expressions(substitute(_renamed(e), {"score": scaled}), _factors_together)
+
+
+def _factors_together(e: s.Expr) -> s.Expr:
+    """Write `(S * a) / number` as `S * (a / number)`: the factor is the same for all elements, and computed once."""
+    match e:
+        case s.Binary("/", s.Binary("*", s.Name("S"), a), s.Num() as number):
+            return s.Binary("*", s.Name("S"), s.Binary("/", a, number))
+    return e
 
 
 def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
