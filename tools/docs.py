@@ -75,6 +75,7 @@ _OVERLAP = [*_ROLES, "overlap GEMM P, V of the previous tile with the row statis
 _PERSISTENT = "grid persistent"
 SCHEDULES = {
     "explicit": [],
+    "approximate": ["approximate tanh"],
     "ring": _RING,
     "prefetch": [*_RING, "prefetch K 1 ahead, V 1 ahead"],
     "hold": ["hold Q in register"],
@@ -94,6 +95,13 @@ SCHEDULES = {
     "grid": ["grid longest first"],
     "grid persistent": [*_ROLES, "grid persistent by counter"],
     "group": [*_ROLES, _PERSISTENT, "group head by 4 around block"],
+}
+# What a rewriting needs that the sample program has not: an edit of it.
+SAMPLE_EDITS = {
+    "approximate": (
+        "    Compute OnlineSoftmax S, O, m, l with scale * log2e",
+        "    Compute 30 * tanh(S * (scale / 30)) and get new S\n    Compute OnlineSoftmax S, O, m, l with log2e",
+    )
 }
 ROLES_TARGET = "H200"  # that a Schedule with roles is shown for; the sample program names an A100
 
@@ -132,7 +140,9 @@ def sample() -> str:
 def step_of(name: str) -> Step:
     """Apply the schedule that shows a rewriting, or a form of one, and give its step."""
     block = "\nSchedule\n" + "".join(f"    {line}\n" for line in SCHEDULES[name])
-    program = parse(sample() + (block if SCHEDULES[name] else ""))
+    old, new = SAMPLE_EDITS.get(name, ("", ""))
+    assert old in sample(), old
+    program = parse(sample().replace(old, new, 1) + (block if SCHEDULES[name] else ""))
     target = ROLES_TARGET if of_roles(name) else None
     words = tuple(name.split())
     return next(

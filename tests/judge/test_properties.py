@@ -21,6 +21,7 @@ class FromReference:
     """A candidate that gives the reference's own outputs, with a fault put in."""
 
     name, digest, any_heads, numbers = "reference", "0" * 64, True, frozenset[int]()
+    approximated = frozenset[str]()
 
     def __init__(self, spec: AttentionSpec, fault: Fault = lambda call, x, out: out) -> None:
         self.spec, self.operator, self.fault = spec, Operator.of(spec), fault

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from qimeng_attention.errors import DiagnosticError
 from qimeng_attention.schedule import REWRITINGS, Step, schedule, steps
 from qimeng_attention.tl.checker import check, check_with_findings
+from qimeng_attention.tl.functions import APPROXIMATIONS
 from qimeng_attention.tl.parser import parse
 from qimeng_attention.tl.printer import print_program
-from schedule.small import MASKS, SIZES, differences, run, run_text, scheduled_text, text_of
+from schedule.small import MASKS, SIZES, differences, edit, run, run_text, scheduled_text, text_of
 
 SPLIT = "split loop i where Mask is not all true"
 GUARD = "guard Mask of loop i where it is all true"
@@ -100,8 +102,42 @@ def test_the_result_passes_the_model_of_concurrency(mask: str, name: str) -> Non
     assert [d.code for d in (*found, *of_text)] == []
 
 
+def softcapped(*choices: str) -> str:
+    macro = "    Compute OnlineSoftmax S, O, m, l with scale * log2e"
+    capped = "    Compute 4 * tanh(S * (scale / 4)) and get new S\n    Compute OnlineSoftmax S, O, m, l with log2e"
+    return scheduled_text(edit(MASKS["causal"], (macro, capped), ("m * scale + ln(l)", "m + ln(l)")), *choices)
+
+
+def test_an_approximation_moves_results_by_its_error_at_most() -> None:
+    """A score of at most 4 is off by at most 4 * 2^-11; weights by twice that, and a result by 2^-7 more in bf16."""
+    exact, rough = (schedule(parse(softcapped(*choices))) for choices in ((), ("approximate tanh",)))
+    score = 4 * APPROXIMATIONS["tanh"][1]
+    different = False
+
+    for sizes in SIZES:
+        for one, other in zip(run(exact, sizes), run(rough, sizes), strict=True):
+            assert np.allclose(one["Lse"], other["Lse"], rtol=0, atol=score + 1e-5, equal_nan=True)
+            largest = np.abs(one["Out"]).max(initial=0)
+            assert np.allclose(one["Out"], other["Out"], rtol=2.0**-7, atol=2 * 2 * score * largest, equal_nan=True)
+            different |= not np.array_equal(one["Lse"], other["Lse"], equal_nan=True)
+    assert different
+
+
+@pytest.mark.parametrize(
+    ("choice", "text", "message"),
+    [
+        ("approximate tanh", "causal", "no statement computes tanh"),
+        ("approximate exp2", "causal", "no approximation of exp2"),
+        ("approximate", "causal", "does not fit the form"),
+    ],
+)
+def test_an_approximation_that_fits_nowhere_is_refused(choice: str, text: str, message: str) -> None:
+    with pytest.raises(DiagnosticError, match=message):
+        schedule(parse(scheduled_text(MASKS[text], choice)))
+
+
 def test_every_rewriting_is_among_the_schedules() -> None:
-    used = {choice.split()[0] for choices in SCHEDULES.values() for choice in choices} | {"explicit"}
+    used = {choice.split()[0] for choices in SCHEDULES.values() for choice in choices} | {"explicit", "approximate"}
 
     assert used == set(REWRITINGS)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import Environment, TooLarge, Value, align, boolean, integer
-from qimeng_attention.tl.functions import FUNCTIONS, REDUCTIONS
+from qimeng_attention.tl.functions import APPROXIMATIONS, FUNCTIONS, REDUCTIONS
 from qimeng_attention.tl.parser import parse_expression
 
 RNG = np.random.default_rng(3)
@@ -173,6 +173,7 @@ MEANINGS = {
     "ln": lambda x: np.log(np.abs(x)),
     "log2": lambda x: np.log2(np.abs(x)),
     "tanh": np.tanh,
+    "tanh_approx": lambda x: FUNCTIONS["tanh_approx"].meaning(x),  # how far off it is: the test below
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "softplus": lambda x: np.log1p(np.exp(x)),
     "sqrt": lambda x: np.sqrt(np.abs(x)),
@@ -187,6 +188,17 @@ MEANINGS = {
 
 def test_every_function_has_a_meaning_here() -> None:
     assert set(MEANINGS) == set(FUNCTIONS) - REDUCTIONS - {"ceildiv"}
+
+
+@pytest.mark.parametrize(("name", "other", "most"), [(f, *a) for f, a in APPROXIMATIONS.items()])
+def test_an_approximation_keeps_within_its_error_and_uses_it(name: str, other: str, most: float) -> None:
+    x = np.concatenate([np.linspace(-9, 9, 4001), [0.0, np.inf, -np.inf, 1e-30]]).astype(np.float32)
+
+    exact, found = (FUNCTIONS[f].meaning(x).astype(np.float64) for f in (name, other))
+
+    off = np.abs(found - exact)[exact != 0] / np.abs(exact[exact != 0])
+    assert most / 4 < off.max() <= most
+    assert not found[exact == 0].any()
 
 
 @pytest.mark.parametrize("name", MEANINGS)

@@ -18,6 +18,7 @@ from qimeng_attention.judge.meaning import SIZES, Call
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.functions import APPROXIMATIONS
 from qimeng_attention.tl.interpreter import interpret
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.printer import print_program
@@ -51,6 +52,7 @@ class Candidate(Protocol):
     digest: str
     any_heads: bool  # the counts of heads are arguments of each call
     numbers: frozenset[int]  # that its text names: it may do something else beyond such a length
+    approximated: frozenset[str]  # functions that it computes with a stated error
 
     def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
         """Give the outputs by name; elements never written hold NaN.
@@ -115,6 +117,16 @@ def numbers_in(kernels: Sequence[Checked]) -> frozenset[int]:
     return frozenset(found)
 
 
+def approximated_in(kernels: Sequence[Checked]) -> frozenset[str]:
+    """Give the functions for which a program has an approximation: in its statements, or by its Schedule."""
+    found = set()
+    for kernel in kernels:
+        used = {e.function for n in statements(kernel.kernel.body) for e in expressions(n) if isinstance(e, s.Call)}
+        chosen = {c.words[1] for c in kernel.kernel.schedule if c.words[0] == "approximate" and len(c.words) > 1}
+        found |= {exact for exact, (other, _) in APPROXIMATIONS.items() if other in used or exact in chosen}
+    return frozenset(found)
+
+
 class Interpreted:
     """Checked TL that computes an `AttentionSpec`, run on the CPU.
 
@@ -129,6 +141,7 @@ class Interpreted:
         one = spec.Hq == spec.Hk  # a kernel for as many key heads as query heads may know but one size
         self.any_heads = all("Hq" in k.sizes and ("Hk" in k.sizes or (one and "Hk" not in k.fixed)) for k in kernels)
         self.numbers = numbers_in(kernels)
+        self.approximated = approximated_in(kernels)
         self._runs = 0
         _check_names(self.kernels, spec)
         _check_sizes(self.kernels, spec)

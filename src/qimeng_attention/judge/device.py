@@ -26,7 +26,7 @@ import numpy as np
 
 from qimeng_attention import runtime
 from qimeng_attention.errors import DiagnosticError, EnvironmentMissing, JudgeError
-from qimeng_attention.judge.candidate import INPUTS, SCALE, Stopped, numbers_in, sizes_of, tiles_of
+from qimeng_attention.judge.candidate import INPUTS, SCALE, Stopped, approximated_in, numbers_in, sizes_of, tiles_of
 from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
 from qimeng_attention.judge.meaning import Call, Operator
@@ -72,7 +72,7 @@ def judge_bundle(
     Operator.of(spec)
     reference = _reference()
     kernels = _kernels(bundle.files)
-    with Isolated(bundle.manifest, spec, _command(path), timeout_s, numbers_in(kernels)) as candidate:
+    with Isolated(bundle.manifest, spec, _command(path), timeout_s, kernels) as candidate:
         return judge_candidate(
             candidate,
             spec,
@@ -104,7 +104,7 @@ def _command(path: str | Path) -> list[str]:
 
 
 def _kernels(files: Mapping[str, bytes]) -> list[Checked]:
-    """Read the program beside the kernel, for its tiles and numbers only; nothing if it does not pass."""
+    """Read the program beside the kernel, for what the judge asks of a text; nothing if it does not pass."""
     try:
         return check_text(files["code.tl"].decode(), model=False)
     except (KeyError, DiagnosticError, UnicodeDecodeError):
@@ -124,11 +124,11 @@ class Isolated:
         spec: AttentionSpec,
         command: Sequence[str],
         timeout_s: float = TIMEOUT_S,
-        numbers: frozenset[int] = frozenset(),
+        kernels: Sequence[Checked] = (),
     ) -> None:
         _check_manifest(manifest, spec)
         self.name = manifest.kernel
-        self.numbers = numbers
+        self.numbers, self.approximated = numbers_in(kernels), approximated_in(kernels)
         self.digest = hashlib.sha256(json.dumps(dict(manifest.files), sort_keys=True).encode()).hexdigest()
         heads = {"Hq", "Hk"}
         self.any_heads = heads <= set(manifest.sizes) and not any(heads & set(names(r.left)) for r in manifest.requires)

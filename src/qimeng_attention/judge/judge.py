@@ -142,7 +142,7 @@ class _Course:
     properties: list[PropertyResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.operator = Operator.of(self.spec)
+        self.operator = replace(Operator.of(self.spec), approximated=self.candidate.approximated)
         self.asked = clauses(self.spec, self.operator)
         self.caught_by: dict[str, str] = {}
         self.free_heads = self.candidate.any_heads

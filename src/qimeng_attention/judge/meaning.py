@@ -10,7 +10,7 @@ Not here: the numbers of a whole call (reference.py), which clauses there are (c
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,11 +19,11 @@ from qimeng_attention.errors import DiagnosticError, SpecError
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import Environment, Value, align
-from qimeng_attention.tl.functions import CONSTANTS, REDUCTIONS
+from qimeng_attention.tl.functions import APPROXIMATIONS, CONSTANTS, REDUCTIONS
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.parser import parse_expression
 from qimeng_attention.tl.scope import Scope
-from qimeng_attention.tl.traverse import expressions, names_in
+from qimeng_attention.tl.traverse import expressions, map_expressions, names_in
 from qimeng_attention.tl.types import TileType
 
 SIZES = ("B", "Hq", "Hk", "Sq", "Sk")
@@ -74,6 +74,7 @@ class Operator:
     lse_base: float = float(np.e)
     empty_out: Literal["zero", "mean"] = "zero"
     empty_lse: float = float("-inf")
+    approximated: frozenset[str] = frozenset()  # functions that the candidate computes with a stated error
 
     @staticmethod
     def of(spec: AttentionSpec) -> Operator:
@@ -120,6 +121,19 @@ class Operator:
         value = _environment(call, b, h, rows, keys, tiles, double=double).evaluate(self.score)
         return np.asarray(align(value, INDICES, scores.shape), scores.dtype)
 
+    @property
+    def rough(self) -> Operator | None:
+        """Give the operator with each approximated function off by its largest error; None if that changes nothing."""
+        if self.score is None or not self.approximated:
+            return None
+
+        def off(e: s.Expr) -> s.Expr:
+            if not isinstance(e, s.Call) or e.function not in self.approximated:
+                return e
+            return s.Binary("*", e, s.Num(1.0 + APPROXIMATIONS[e.function][1]))
+
+        return replace(self, score=map_expressions(self.score, off))
+
 
 def _environment(
     call: Call, b: int, h: int, rows: Array, keys: Array, tiles: dict[str, Value], *, double: bool
@@ -164,7 +178,12 @@ def _check_names(given: _Text, expression: s.Expr) -> None:
         near = difflib.get_close_matches(name, given.names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"names are {', '.join(given.names)}"
         raise given.wrong(f"reads the unknown name '{name}'", hint, near[0] if near else None)
+    approximations = {name: exact for exact, (name, _) in APPROXIMATIONS.items()}
     for e in expressions(expression):
+        if isinstance(e, s.Call) and e.function in approximations:
+            exact = approximations[e.function]
+            hint = f"write {exact}; a Schedule may say `approximate {exact}`"
+            raise given.wrong(f"asks for an approximation, {e.function}", hint)
         if isinstance(e, s.Index | s.Scan) or (isinstance(e, s.Call) and e.function in REDUCTIONS):
             hint = "write an expression of one element: names, numbers and functions such as exp2"
             raise given.wrong("uses something beyond elementwise arithmetic", hint)

@@ -34,14 +34,15 @@ class Truth:
     lse: Array  # (B, Hq, Sq)
     magnitude: Array  # (B, Sq, Hq): sum of |w| |v|
     spread: Array  # (B, Sq, Hq): square root of the sum of w^2 v^2, what independent roundings of w add up to
-    slack: Array  # (B, Sq, Hq): how far float32 may move a score
+    slack: Array  # (B, Sq, Hq): how far float32 and the approximations may move a score
+    approximate: Array  # (B, Sq, Hq): the approximations' part of it
 
     @staticmethod
     def empty(call: Call) -> Truth:
         """Give arrays to fill; rows start as rows that see nothing."""
         rows = (call.B, call.Sq, call.Hq)
         lse = np.full((call.B, call.Hq, call.Sq), -np.inf)
-        return Truth(np.zeros((*rows, call.Dv)), lse, np.zeros(rows), np.zeros(rows), np.zeros(rows))
+        return Truth(np.zeros((*rows, call.Dv)), lse, *(np.zeros(rows) for _ in range(4)))
 
 
 def row_chunks(call: Call, most: int = CHUNK) -> Iterator[Array]:
@@ -92,7 +93,11 @@ def _fill(
     result.out[at] = weights @ values
     result.magnitude[at] = (weights @ np.abs(values)).max(axis=1, initial=0)
     result.spread[at] = np.sqrt((weights**2 @ values**2).max(axis=1, initial=0))
-    result.slack[at] = _slack(operator, call, place, rows, plain, scores, visible, queries, keys)
+    if operator.rough is not None and call.Sk:
+        moved = np.abs(operator.rough.modified(call, b, h, rows, positions, plain) - scores)
+        result.approximate[at] = np.where(visible & np.isfinite(moved), moved, 0).max(axis=1)
+    slack = _slack(operator, call, place, rows, plain, scores, visible, queries, keys)
+    result.slack[at] = slack + result.approximate[at]
     natural = lse if operator.lse_of == "modified" else softmax(plain, visible)[1]
     result.lse[b, h, rows] = natural / np.log(operator.lse_base)
     blind = ~visible.any(axis=1)

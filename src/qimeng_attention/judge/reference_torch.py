@@ -79,7 +79,11 @@ def _fill(
     if call.Sk:
         result.magnitude[at] = (weights @ values.abs()).amax(dim=1).cpu().numpy()
         result.spread[at] = (weights**2 @ values**2).amax(dim=1).sqrt().cpu().numpy()
-        result.slack[at] = _slack(operator, call, place, rows, plain, scores, visible, queries, keys).cpu().numpy()
+        if operator.rough is not None:
+            moved = (_applied(operator.rough, call, place, rows, plain)[1] - scores).abs()
+            result.approximate[at] = torch.where(visible & moved.isfinite(), moved, 0).amax(dim=1).cpu().numpy()
+        slack = _slack(operator, call, place, rows, plain, scores, visible, queries, keys).cpu().numpy()
+        result.slack[at] = slack + result.approximate[at]
     natural = lse if operator.lse_of == "modified" else _softmax(plain, visible)[1]
     result.lse[b, h, rows] = natural.cpu().numpy() / float(
         torch.log(torch.tensor(operator.lse_base, dtype=torch.float64))

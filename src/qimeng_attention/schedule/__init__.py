@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from qimeng_attention.errors import Diagnostic, DiagnosticError
 from qimeng_attention.schedule import (
     ahead,
+    approximate,
     explicit,
     grid,
     group,
@@ -42,6 +43,7 @@ REWRITINGS: dict[str, Rewriting] = {
     m.REWRITING.name: m.REWRITING
     for m in (
         explicit,
+        approximate,
         ring,
         prefetch,
         hold,

@@ -7,6 +7,7 @@ after.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from qimeng_attention.errors import SpecError
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.functions import FUNCTIONS
+from qimeng_attention.tl.functions import APPROXIMATIONS, FUNCTIONS
 from qimeng_attention.tl.printer import print_program
 from qimeng_attention.tl.traverse import expressions, names_in
 
@@ -26,6 +27,7 @@ HEAD_DIM_STEP = 64  # rows of shared memory are swizzled over 128 bytes
 MOST_HEAD_DIM = 256
 SPECIAL_FUNCTIONS = {
     "tanh": 2,
+    "tanh_approx": 1,
     "sigmoid": 2,
     "exp": 1,
     "exp2": 1,
@@ -61,12 +63,13 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
     """
     _refuse(spec, target)
     sketch = compose(spec)
-    special = 1 + _special_functions(sketch)
+    called = _functions_an_element(sketch)
     best: Tiled
     if "wgmma" in target.capabilities:
-        best, reasons, schedule = roles.choose(spec, target, special)
+        fast = [f for f in APPROXIMATIONS if f in called]
+        best, reasons, schedule = roles.choose(spec, target, _results(called, fast), fast)
     else:
-        best, reasons, schedule = warps.choose(spec, target, special)
+        best, reasons, schedule = warps.choose(spec, target, _results(called, ()))
     code = write_code(spec, target, sketch, best, reasons[0].why, schedule)
     return Plan(print_program(sketch), print_program(code), tuple(reasons))
 
@@ -103,8 +106,8 @@ def _refuse(spec: AttentionSpec, target: Target) -> None:
             )
 
 
-def _special_functions(sketch: s.Program) -> int:
-    """Count the special-function results that score expressions need an element, beside the softmax's one."""
+def _functions_an_element(sketch: s.Program) -> list[str]:
+    """Give the functions that score expressions call for each element, as often as they do."""
     scores = [
         n.value
         for k in sketch.kernels
@@ -114,8 +117,13 @@ def _special_functions(sketch: s.Program) -> int:
         if isinstance(n, s.Compute)
     ]
     calls = [e for value in scores for e in expressions(value) if isinstance(e, s.Call) and e.function in FUNCTIONS]
-    calls = [e for e in calls if names_in(e.args) & _ELEMENTWISE]  # any other value is the same for a whole tile
-    return sum(SPECIAL_FUNCTIONS.get(e.function, 0) for e in calls)
+    # any other value is the same for a whole tile
+    return [e.function for e in calls if names_in(e.args) & _ELEMENTWISE]
+
+
+def _results(called: Sequence[str], fast: Sequence[str]) -> int:
+    """Count the special-function results an element, the softmax's own included."""
+    return 1 + sum(SPECIAL_FUNCTIONS.get(APPROXIMATIONS[f][0] if f in fast else f, 0) for f in called)
 
 
 __all__ = ["Plan", "Reason", "plan"]

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qimeng_attention.author.planner.groups import GroupTiling, group_tilings
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
 from qimeng_attention.author.planner.sketch import visible
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
+from qimeng_attention.tl.functions import APPROXIMATIONS
 from qimeng_attention.tl.traverse import names_in
 
 _TURNS_NEED = 256  # head dim of values from which two instances gain by turns although their loops differ in length
 
 
-def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[GroupTiling, list[Reason], list[str]]:
+def choose(
+    spec: AttentionSpec, target: Target, special: int, fast: Sequence[str] = ()
+) -> tuple[GroupTiling, list[Reason], list[str]]:
     """Give the best tiling, the reasons (the tile's first) and the lines of the Schedule block.
+
+    Args:
+        spec: what is asked for.
+        target: a GPU with wgmma.
+        special: special-function results an element, with the approximations.
+        fast: the functions to approximate.
 
     Raises:
         SpecError: no tiling fits.
@@ -26,9 +37,11 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[GroupTili
     beside = "exponentials" if t.waits_early else "row statistics"
     chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "rescale": t.rescales_late}
     reasons = [r for r in _reasons(t, choices, uneven, special) if chosen.get(r.parameter, True)]
+    reasons += [_approximation(f) for f in fast]
     why = {r.parameter: r.why for r in reasons}
     producer, consumer = t.registers
     lines = [
+        *(f"approximate {f}  # {why[f]}" for f in fast),
         f"ring K stages 2, V stages 2  # {why['ring']}",
         f"sums per lane{' running' if t.sums_run else ''}  # {why['sums']}",
         f"guard Mask of loop i where it is all true  # {why['guard']}",
@@ -45,6 +58,16 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[GroupTili
         f"grid persistent{' by counter' if uneven else ''}  # {why['grid']}",
     ]
     return t, reasons, lines
+
+
+def _approximation(function: str) -> Reason:
+    error = APPROXIMATIONS[function][1]
+    return Reason(
+        function,
+        "approximated",
+        f"one instruction instead of two; at most {error:.2g} of its value off",
+        {"error": error},
+    )
 
 
 def _uneven(spec: AttentionSpec) -> bool:

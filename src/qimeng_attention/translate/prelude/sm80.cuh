@@ -170,6 +170,13 @@ __device__ inline float tanh(float x) {
   return fmaf(-2.0f, reciprocal(1.0f + exp2(x * 2.8853900817779268f)), 1.0f);
 }
 
+/// tanh x, off by at most 2^-11 of its value.
+__device__ inline float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ inline float max(float a, float b) { return fmaxf(a, b); }
 __device__ inline float min(float a, float b) { return fminf(a, b); }
 __device__ inline int max(int a, int b) { return a > b ? a : b; }

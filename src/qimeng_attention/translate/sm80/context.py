@@ -27,6 +27,7 @@ FUNCTIONS = {
     "ln": "tl::log",
     "log2": "tl::log2",
     "tanh": "tl::tanh",
+    "tanh_approx": "tl::tanh_approx",
     "sigmoid": "tl::sigmoid",
     "softplus": "tl::softplus",
     "sqrt": "tl::sqrt",
