@@ -45,7 +45,16 @@ class GroupLowering(Lowering):
         self.threads = GROUP_THREADS * sum(r.count for r in self.roles)
         self.role: RoleGroups | None = None
         self.in_flight: list[str] = []  # results of asynchronous GEMMs, oldest first
+        self.openings: dict[int, str] = {}  # a line at the start of a body, by the body's identity
         self.latest: str | None = None  # the row vector computed last while GEMMs are under way
+
+    def body(
+        self, body: tuple[s.Statement, ...], before: Callable[[s.Statement, Lowering], None] | None = None
+    ) -> None:
+        """Emit statements, behind the line that opens them if there is one."""
+        if id(body) in self.openings:
+            self.out.line(self.openings[id(body)])
+        super().body(body, before)
 
     def _roles(self) -> Iterator[RoleGroups]:
         first = 0

@@ -15,6 +15,7 @@ from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 from qimeng_attention.translate.sm90.context import GROUP_THREADS, GroupLowering, RoleGroups, ring, uses
 
 _REGISTERS = 65_536  # of a multiprocessor; each role's share is a multiple of 8
+_ITERATIONS_TO_ASK = 3  # one waits for a stage longer than an answer takes, about a microsecond
 _ISSUING = (s.For, s.If, s.Let, s.Copy, s.Wait)  # what one thread can do alone
 
 
@@ -96,9 +97,10 @@ def _for(n: s.For, low: Lowering) -> None:
         with low.out.block(f"for (int {var}_uses = 0;; ++{var}_uses)"):
             low.out.line(f"tile_queue.publish({var}, {var}_uses);")
             low.out.line(f"if ({var} >= tiles) break;")
+            late = _ask_late(n, var, low)
             _tile(n, var, low)
-            low.out.line("// the last copies are still under way: whoever asks later gets a tile that fits better")
-            low.out.line(f"{var} = int(gridDim.x) + tile_queue.take();")
+            asked = f"({var}_taken < 0 ? tile_queue.take() : {var}_taken)" if late else "tile_queue.take()"
+            low.out.line(f"{var} = int(gridDim.x) + {asked};")
         low.out.line("tile_queue.close();")
     else:
         with low.out.block(f"for (int {var}_uses = 0;; ++{var}_uses)"):
@@ -106,6 +108,21 @@ def _for(n: s.For, low: Lowering) -> None:
             low.out.line(f"if ({var} >= tiles) break;")
             _tile(n, var, low)
     low.declared = before
+
+
+def _ask_late(n: s.For, var: str, low: GroupLowering) -> bool:
+    """Ask for the next tile a few iterations before the tile's last loop ends, so that the answer is there then.
+
+    Whoever asks later gets a tile that fits better: blocks that are behind take fewer.
+    """
+    last = n.body[-1]
+    if not isinstance(last, s.For) or len(last.ranges) != 1 or last.down:
+        return False
+    low.out.line(f"int {var}_taken = -1;")
+    stop = low.integer(s.Binary("-", last.ranges[0].stop, s.Num(_ITERATIONS_TO_ASK)), n)
+    condition = f"{var}_taken < 0 && {names.variable(last.var)} >= {stop}"
+    low.openings[id(last.body)] = f"if ({condition}) {var}_taken = tile_queue.take();"
+    return True
 
 
 def _tile(n: s.For, var: str, low: Lowering) -> None:
