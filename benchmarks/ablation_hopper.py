@@ -74,9 +74,6 @@ PREDICTED = {
     "exact tanh": "MUFU.EX2 and MUFU.RCP instead of MUFU.TANH",
 }
 COUNTED = (
-    ,
-    ,
-)  # fmt: skip
     "HGMMA",
     "UTMALDG",
     "UTMASTG",
