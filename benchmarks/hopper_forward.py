@@ -33,27 +33,19 @@ CASES = [
     for mask in ("full", "causal")
 ] + [("gqa_d128_causal", 128, 64, 8, length, "causal") for length in (1024, 4096, 16384)]
 Call = Callable[[], Any]
-# What binds the rows that are under 1.00, as far as it was found out; docs/log.md has the measurements.
-_TURNS = "tried: turns (-1 %), running sums (-1 to -2 %), heads in groups for the L2 cache (-2 %)"
+# What binds the rows that are under 1.00, as far as it was found out, and what was tried; docs/log.md measures it.
 BINDS = {
-    (
-        64,
-        "causal",
-    ): "tiles of 192 rows: 512 rows fill 2.7 of them, and the mask's corner is larger than that of cuDNN's "
+    "64 full": "the exponentials: as many clocks as the products; tried: scaling O under S (-2 %), no turns (-3 %), "
+    "192 x 96, 192 x 112, 128 x 176",
+    "64 causal": "tiles of 192 rows: 512 rows fill 2.7 of them, and the mask's corner is larger than that of cuDNN's "
     "tiles of 128; tried: two instances (0.82), no turns (-3 %)",
-    (128, "full"): "the order of one instance's statistics and products; tried: BN = 144 to 176, running sums (-3 %)",
-    (
-        128,
-        "causal",
-    ): "an iteration takes 4 % more clocks than FlashAttention-3's with as many instructions: without turns "
-    f"both instances meet at the tensor cores; {_TURNS}",
-    (
-        256,
-        "full",
-    ): "shared memory: S = Q K^T of 64 x 80 reads 4.6 KB in 40 clocks, copies write 80 KB an iteration, 116 "
+    "128 full": "the order of one instance's statistics and products; tried: BN = 144 to 176, running sums (-3 %)",
+    "128 causal": "without turns both instances meet at the tensor cores at times, with them one waits for the other; "
+    "tried: turns (-1 %), running sums (-1 to -2 %), heads in groups for the L2 cache (-2 %)",
+    "256 full": "shared memory: S = Q K^T of 64 x 80 reads 4.6 KB in 40 clocks, copies write 80 KB an iteration, 116 "
     "of 128 bytes a clock together; tried: no turns (-2 to -3 %), a turn for S alone (0), O scaled under S (0)",
-    (256, "causal"): "as full, and tiles end one by one: no shared memory is left for a staging tile or a second Q; "
-    "tried: asking for tiles later (+1.5 % at 16384, +10 % at 2048), batches together (-5 to -15 %)",
+    "256 causal": "as full, and no shared memory is left for a staging tile or a second Q: tiles end one by one; "
+    "tried: asking for tiles later (+1.5 % at 16384, +10 % at 2048), all batches together (-5 to -15 %)",
 }
 
 
@@ -129,7 +121,7 @@ def bench(folder: Path, case: tuple[str, int, int, int, int, str], rounds: int, 
         ratio=best / ours_ms,
         error_before=before,
         error_after=after,
-        bound=BINDS[dim, mask] if best < ours_ms else "",
+        bound=BINDS[f"{dim} {mask}"] if best < ours_ms else "",
         spread=max(t.spread for t in times.values()),
         repetitions=times["ours"].repetitions,
     )

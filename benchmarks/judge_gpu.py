@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import random
 import re
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,41 @@ def repeats(bundles: Path, rows: list[tuple[str, CorrectnessRow]], count: int) -
     return found
 
 
+class Judged:
+    """What was judged so far."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.named: list[tuple[str, CorrectnessRow]] = []
+        self.verdicts: dict[str, str] = {}
+        self.checks = 0
+
+    @property
+    def rows(self) -> list[CorrectnessRow]:
+        """Give the rows alone."""
+        return [row for _, row in self.named]
+
+    def add(self, name: str, verdict: Verdict, rows: list[CorrectnessRow]) -> None:
+        """Take the verdict of a bundle."""
+        self.verdicts[name] = verdict.verdict
+        self.checks += len(verdict.checks)
+        self.named += [(name, row) for row in rows]
+
+    def summary(self, repeated: dict[str, Any]) -> dict[str, Any]:
+        """Count what was judged."""
+        shapes = {r.case.model_dump_json() for r in self.rows}
+        return {
+            "bundles": len(self.verdicts),
+            "accepted": sum(v == "accepted" for v in self.verdicts.values()),
+            "checks": self.checks,
+            "shapes": len(shapes),
+            "rejected_rows": sum(r.verdict != "accepted" for r in self.rows),
+            "seed": self.seed,
+            "repeats": repeated,
+            "verdicts": self.verdicts,
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, required=True)
@@ -141,42 +178,34 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--most", type=int, default=1000, help="judge this many bundles only")
+    parser.add_argument("--seconds", type=float, default=3600, help="begin no other bundle after this time")
     parser.add_argument("--repeats", type=int, default=0, help="repeat this many kernels, bit by bit")
     args = parser.parse_args()
     specs = json.loads((args.bundles / "specs.json").read_text())
-    items = [(name, fields, args.bundles, args.seed) for name, fields in list(specs.items())[: args.most]]
-    results = provenance(args.name, args.commit)
-    named: list[tuple[str, CorrectnessRow]] = []
-    verdicts: dict[str, str] = {}
-    checks = 0
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for name, spec, verdict, seconds in pool.map(judge, items):
-            verdicts[name] = verdict.verdict
-            checks += len(verdict.checks)
-            named += [(name, row) for row in rows_of(spec, verdict, args.target)]
+    items = [(name, fields, args.bundles, args.seed) for name, fields in specs.items()]
+    random.Random(0).shuffle(items)  # so that what is done so far is spread over the list, should time run out
+    base, judged = provenance(args.name, args.commit), Judged(args.seed)
+    found: dict[str, Any] = {}
+    start = time.monotonic()
+    # NOTE: processes, not threads: the reference's own work would wait for one interpreter.
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(judge, item) for item in items[: args.most]]):
+            name, spec, verdict, seconds = done.result()
+            judged.add(name, verdict, rows_of(spec, verdict, args.target))
             weak = [p.name for p in verdict.properties if p.passed is False]
-            print(
-                f"{name:28} {verdict.verdict:12} {len(verdict.checks):4} checks "
-                f"{seconds:5.1f} s  {verdict.reason[:120]} {weak}",
-                flush=True,
+            shown = (
+                f"{verdict.verdict:12} {len(verdict.checks):4} checks {seconds:5.1f} s  {verdict.reason[:120]} {weak}"
             )
-    rows = [row for _, row in named]
-    shapes = {
-        (r.case.B, r.case.Hq, r.case.Hk, r.case.Sq, r.case.Sk, r.case.Dqk, r.case.dtype, r.case.mask, r.case.mods)
-        for r in rows
-    }
-    summary = {
-        "bundles": len(verdicts),
-        "accepted": sum(v == "accepted" for v in verdicts.values()),
-        "checks": checks,
-        "shapes": len(shapes),
-        "rejected_rows": sum(r.verdict != "accepted" for r in rows),
-        "seed": args.seed,
-        "repeats": repeats(args.bundles, named, args.repeats) if args.repeats else {},
-        "verdicts": verdicts,
-    }
-    results = results.model_copy(update={"rows": rows, "summary": summary})
-    print({k: v for k, v in summary.items() if k != "verdicts"}, results.save(args.out))
+            print(f"{name:28} {shown}", flush=True)
+            base.model_copy(update={"rows": judged.rows, "summary": judged.summary(found)}).save(args.out)
+            if time.monotonic() - start > args.seconds:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+    if args.repeats:
+        found = repeats(args.bundles, judged.named, args.repeats)
+    summary = judged.summary(found)
+    saved = base.model_copy(update={"rows": judged.rows, "summary": summary}).save(args.out)
+    print({k: v for k, v in summary.items() if k != "verdicts"}, saved)
 
 
 if __name__ == "__main__":
