@@ -189,7 +189,13 @@ def main() -> None:
     start = time.monotonic()
     # NOTE: processes, not threads: the reference's own work would wait for one interpreter.
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(judge, item) for item in items[: args.most]]):
+        under_way = [pool.submit(judge, item) for item in items[: args.most]]
+        for done in as_completed(under_way):
+            if time.monotonic() - start > args.seconds:
+                for waiting in under_way:
+                    waiting.cancel()
+            if done.cancelled():
+                continue
             name, spec, verdict, seconds = done.result()
             judged.add(name, verdict, rows_of(spec, verdict, args.target))
             weak = [p.name for p in verdict.properties if p.passed is False]
@@ -198,9 +204,6 @@ def main() -> None:
             )
             print(f"{name:28} {shown}", flush=True)
             base.model_copy(update={"rows": judged.rows, "summary": judged.summary(found)}).save(args.out)
-            if time.monotonic() - start > args.seconds:
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
     if args.repeats:
         found = repeats(args.bundles, judged.named, args.repeats)
     summary = judged.summary(found)

@@ -6,10 +6,12 @@ Not here: definitions and their reasons (reference.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 
 from qimeng_attention.judge.meaning import SIZES, Call, Operator
@@ -47,88 +49,102 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """Heads that are computed at once, and a stretch of their rows."""
+
+    operator: Operator
+    call: Call
+    places: list[tuple[int, int]]  # batch entry and query head of each
+    rows: Array
+
+    @property
+    def heads(self) -> list[int]:
+        """Give the key head of each place."""
+        return [self.operator.key_head(self.call, h) for _, h in self.places]
+
+    def queries(self, q: Array) -> Array:
+        """Give the stretch of rows of each place, (places, rows, D)."""
+        return np.stack([q[b, self.rows, h] for b, h in self.places])
+
+    def keys(self, k: Array) -> Array:
+        """Give all keys or values of each place, (places, Sk, D)."""
+        return np.stack([k[b, :, g] for (b, _), g in zip(self.places, self.heads, strict=True)])
+
+    def put(self, target: Array, found: Any) -> None:
+        """Write what was found for each place to a result (B, Sq, Hq, ...)."""
+        values = found.cpu().numpy()
+        for number, (b, h) in enumerate(self.places):
+            target[b, self.rows, h] = values[number]
+
+
+def _stacks(operator: Operator, call: Call) -> Iterator[_Stack]:
+    """Divide a call: as many heads at once as fit, unless mask or score differ between them."""
+    places = [(b, h) for b in range(call.B) for h in range(call.Hq)]
+    for rows in row_chunks(call, CHUNK):
+        together = 1 if operator.reads_position else max(1, CHUNK // max(1, len(rows) * call.Sk))
+        for start in range(0, len(places), together):
+            yield _Stack(operator, call, places[start : start + together], rows)
+
+
 def truth(operator: Operator, call: Call, q: Array, k: Array, v: Array) -> Truth:
     """Compute a call in float64; arguments and result as of `reference.truth`."""
     result = Truth.empty(call)
-    for b in range(call.B):
-        for h in range(call.Hq):
-            head = operator.key_head(call, h)
-            keys, values = _moved(k[b, :, head], torch.float64), _moved(v[b, :, head], torch.float64)
-            for rows in row_chunks(call, CHUNK):
-                _fill(result, operator, call, (b, h), rows, _moved(q[b, rows, h], torch.float64), keys, values)
+    for stack in _stacks(operator, call):
+        _fill(result, stack, *(_moved(x, torch.float64) for x in (stack.queries(q), stack.keys(k), stack.keys(v))))
     return result
 
 
-def _fill(
-    result: Truth,
-    operator: Operator,
-    call: Call,
-    place: tuple[int, int],
-    rows: Array,
-    queries: Any,
-    keys: Any,
-    values: Any,
-) -> None:
-    b, h = place
-    scale = operator.scale_of(call)
-    plain = scale * (queries @ keys.T)
-    visible, scores = _applied(operator, call, place, rows, plain)
+def _fill(result: Truth, stack: _Stack, queries: Any, keys: Any, values: Any) -> None:
+    operator, call = stack.operator, stack.call
+    plain = operator.scale_of(call) * (queries @ keys.mT)
+    visible, scores = _applied(stack, operator, plain)
     weights, lse = _softmax(scores, visible)
-    at = (b, rows, h)
-    result.out[at] = (weights @ values).cpu().numpy()
+    stack.put(result.out, weights @ values)
     if call.Sk:
-        result.magnitude[at] = (weights @ values.abs()).amax(dim=1).cpu().numpy()
-        result.spread[at] = (weights**2 @ values**2).amax(dim=1).sqrt().cpu().numpy()
-        if operator.rough is not None:
-            moved = (_applied(operator.rough, call, place, rows, plain)[1] - scores).abs()
-            result.approximate[at] = torch.where(visible & moved.isfinite(), moved, 0).amax(dim=1).cpu().numpy()
-        slack = _slack(operator, call, place, rows, plain, scores, visible, queries, keys).cpu().numpy()
-        result.slack[at] = slack + result.approximate[at]
+        stack.put(result.magnitude, (weights @ values.abs()).amax(dim=2))
+        stack.put(result.spread, (weights**2 @ values**2).amax(dim=2).sqrt())
+        moved = _approximate(stack, plain, scores, visible)
+        stack.put(result.approximate, moved)
+        stack.put(result.slack, _slack(stack, plain, scores, visible, queries, keys) + moved)
     natural = lse if operator.lse_of == "modified" else _softmax(plain, visible)[1]
-    result.lse[b, h, rows] = natural.cpu().numpy() / float(
-        torch.log(torch.tensor(operator.lse_base, dtype=torch.float64))
-    )
-    blind = (~visible.any(dim=1)).cpu().numpy()
-    result.lse[b, h, rows[blind]] = operator.empty_lse
-    if operator.empty_out == "mean" and call.Sk:
-        result.out[b, rows[blind], h] = values.mean(dim=0).cpu().numpy()
+    stack.put(result.lse.swapaxes(1, 2), natural / float(np.log(operator.lse_base)))
+    blind = (~visible.any(dim=2)).cpu().numpy()
+    for number, (b, h) in enumerate(stack.places):
+        result.lse[b, h, stack.rows[blind[number]]] = operator.empty_lse
+        if operator.empty_out == "mean" and call.Sk:
+            result.out[b, stack.rows[blind[number]], h] = values[number].mean(dim=0).cpu().numpy()
 
 
-def _slack(
-    operator: Operator,
-    call: Call,
-    place: tuple[int, int],
-    rows: Array,
-    plain: Any,
-    scores: Any,
-    visible: Any,
-    queries: Any,
-    keys: Any,
-) -> Any:
-    moved = F32_SUM_ERROR * abs(operator.scale_of(call)) * keys.norm(dim=1).max() * queries.norm(dim=1)
-    if operator.score is None:
+def _approximate(stack: _Stack, plain: Any, scores: Any, visible: Any) -> Any:
+    rough = stack.operator.rough
+    if rough is None:
+        return plain.new_zeros(plain.shape[:2])
+    moved = (_applied(stack, rough, plain)[1] - scores).abs()
+    return torch.where(visible & moved.isfinite(), moved, 0).amax(dim=2)
+
+
+def _slack(stack: _Stack, plain: Any, scores: Any, visible: Any, queries: Any, keys: Any) -> Any:
+    longest = keys.norm(dim=2).amax(dim=1, keepdim=True)
+    moved = F32_SUM_ERROR * abs(stack.operator.scale_of(stack.call)) * longest * queries.norm(dim=2)
+    if stack.operator.score is None:
         return moved
-    other = _applied(operator, call, place, rows, plain + moved[:, None])[1]
+    other = _applied(stack, stack.operator, plain + moved[:, :, None])[1]
     change = (other - scores).abs() + F32_FUNCTION_ERROR * scores.abs()
-    return torch.where(visible & change.isfinite(), change, 0).amax(dim=1)
+    return torch.where(visible & change.isfinite(), change, 0).amax(dim=2)
 
 
 def baseline(operator: Operator, call: Call, q: Array, k: Array, v: Array, dtype: str) -> Array:
     """Compute the output on the plain path; arguments and result as of `reference.baseline`."""
     narrow = TYPES[dtype]
-    out = torch.zeros((call.B, call.Sq, call.Hq, call.Dv), dtype=torch.float32)
-    for b in range(call.B):
-        for h in range(call.Hq):
-            head = operator.key_head(call, h)
-            keys = (_moved(k[b, :, head], torch.float32) * operator.scale_of(call)).to(narrow)
-            values = _moved(v[b, :, head], narrow)
-            for rows in row_chunks(call, CHUNK):
-                plain = (_moved(q[b, rows, h], narrow) @ keys.T).float()
-                visible, scores = _applied(operator, call, (b, h), rows, plain)
-                weights, _ = _softmax(scores.to(narrow).float(), visible)
-                out[b, rows, h] = (weights.to(narrow) @ values).float().cpu()
-    result: Array = out.numpy()
-    return result
+    out = np.zeros((call.B, call.Sq, call.Hq, call.Dv), np.float32)
+    for stack in _stacks(operator, call):
+        keys = (_moved(stack.keys(k), torch.float32) * operator.scale_of(call)).to(narrow)
+        plain = (_moved(stack.queries(q), narrow) @ keys.mT).float()
+        visible, scores = _applied(stack, operator, plain)
+        weights, _ = _softmax(scores.to(narrow).float(), visible)
+        stack.put(out, (weights.to(narrow) @ _moved(stack.keys(v), narrow)).float())
+    return out
 
 
 def _moved(a: Array, dtype: Any) -> Any:
@@ -138,18 +154,20 @@ def _moved(a: Array, dtype: Any) -> Any:
 
 def _softmax(scores: Any, visible: Any) -> tuple[Any, Any]:
     masked = torch.where(visible, scores, -torch.inf)
-    lse = torch.logsumexp(masked, dim=1) if masked.shape[1] else masked.new_full((len(masked),), -torch.inf)
-    weights = torch.exp(masked - torch.where(lse.isneginf(), 0, lse)[:, None])
+    empty = masked.new_full(masked.shape[:2], -torch.inf)
+    lse = torch.logsumexp(masked, dim=2) if masked.shape[2] else empty
+    weights = torch.exp(masked - torch.where(lse.isneginf(), 0, lse)[:, :, None])
     return weights, lse
 
 
 # ------------------------------------------------------------------ expressions
 
 
-def _applied(operator: Operator, call: Call, place: tuple[int, int], rows: Array, plain: Any) -> tuple[Any, Any]:
-    """Give what is visible, and the modified scores in the precision of `plain`."""
-    names: dict[str, Any] = {n: getattr(call, n) for n in SIZES} | dict(zip("bh", place, strict=True))
-    names["q_idx"] = torch.from_numpy(rows).to(plain.device)[:, None]
+def _applied(stack: _Stack, operator: Operator, plain: Any) -> tuple[Any, Any]:
+    """Give what is visible, and the modified scores in the precision of `plain`; (places, rows, keys)."""
+    call = stack.call
+    names: dict[str, Any] = {n: getattr(call, n) for n in SIZES} | dict(zip("bh", stack.places[0], strict=True))
+    names["q_idx"] = torch.from_numpy(stack.rows).to(plain.device)[:, None]
     names["kv_idx"] = torch.arange(call.Sk, device=plain.device)[None, :]
     names["score"] = plain
     visible = torch.ones_like(plain, dtype=torch.bool)
