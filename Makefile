@@ -42,11 +42,13 @@ docs: setup  ## Write again what the documents take from tables and results
 	$(BIN)/python tools/docs.py
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/plot_hopper.py
+	$(BIN)/python benchmarks/tables.py
 
 docs-check: setup  ## Fail where `make docs` would change something
 	$(BIN)/python tools/docs.py --check
 	$(BIN)/python benchmarks/plot.py --check
 	$(BIN)/python benchmarks/plot_hopper.py --check
+	$(BIN)/python benchmarks/tables.py --check
 
 clean:  ## Remove .venv, out and every cache in this folder
 	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

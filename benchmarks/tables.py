@@ -1,0 +1,132 @@
+"""Write the tables of docs/measured.md from the results files; nothing is typed by hand.
+
+python benchmarks/tables.py            # write them
+python benchmarks/tables.py --check    # write nothing, fail if a table is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qimeng_attention.bench.results import Results, SpeedRow
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "measured.md"
+RESULTS = ROOT / "benchmarks" / "results"
+PROCESSES = ("hopper_forward_h200_process1", "hopper_forward_h200_process2", "hopper_forward_h200")
+GOOD = 1.02
+
+
+def results(name: str) -> Results:
+    return Results.load(RESULTS / f"{name}.json")
+
+
+def rows_of(name: str) -> list[SpeedRow]:
+    return [r for r in results(name).rows if isinstance(r, SpeedRow)]
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """Make a table; columns of numbers stand at the right."""
+    right = [all(isinstance(r[n], float | int) or r[n] == "" for r in rows) for n in range(len(head))]
+    lines = [head, ["---:" if r else "---" for r in right]]
+    lines += [[f"{x:.3f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def origin(name: str) -> str:
+    """Say where a table comes from."""
+    r = results(name)
+    return f"{r.device}, {r.date}, commit `{r.commit[:7]}`, [{name}.json](../benchmarks/results/{name}.json)."
+
+
+def processes() -> str:
+    found = [rows_of(name) for name in PROCESSES]
+    rows = []
+    for same in zip(*found, strict=True):
+        c = same[0].case
+        rows.append([c.Dqk, f"{c.Hq}/{c.Hk}", c.mask, c.Sk, *(r.ratio for r in same)])
+    good = sum(min(row[4:]) >= GOOD for row in rows)
+    head = ["D", "heads", "mask", "length", "process 1", "process 2", "process 3"]
+    return f"{table(head, rows)}\n\n{good} rows are at {GOOD} or more in each of the three."
+
+
+def bounds() -> str:
+    """What binds the rows under 1.00, each text once."""
+    texts: dict[str, list[str]] = {}
+    for r in rows_of(PROCESSES[-1]):
+        if r.bound:
+            c = r.case
+            texts.setdefault(r.bound, []).append(f"D = {c.Dqk}, {c.Hq}/{c.Hk}, {c.mask}, {c.Sk:,} ({r.ratio:.3f})")
+    return "\n".join(f"- {'; '.join(cases)}: {text}." for text, cases in texts.items())
+
+
+def variants() -> str:
+    rows = rows_of("hopper_variants_h200")
+    peers = sorted({p for r in rows for p in r.peers_ms})
+    body = [[r.case.mods, r.ours_ms, *(r.peers_ms.get(p, "") for p in peers), r.ratio] for r in rows]
+    return table(["variant", "ours, ms", *(f"{p}, ms" for p in peers), "ratio"], body)
+
+
+def ablation() -> str:
+    """What each choice is worth, program by program."""
+    parts = []
+    for program, found in results("ablation_hopper_h200").summary["rows"].items():
+        shipped, body = found["shipped"]["counts"], []
+        for name, row in found.items():
+            changed = ", ".join(f"{k} {shipped.get(k, 0)} to {n}" for k, n in row["changed"].items()) or "none"
+            costs = [f"{row[f'cost_{length}']:+.1%}" for length in (2048, 16384)]
+            if name != "shipped":
+                body.append([name, *costs, row["verdict"], changed, row["predicted"]])
+        head = ["switched off", "time at 2,048", "time at 16,384", "judge", "what changed in the SASS", "predicted"]
+        parts.append(f"**{program}**\n\n{table(head, body)}")
+    return "\n\n".join(parts)
+
+
+def overhead() -> str:
+    s = results("call_overhead_h200").summary
+    body = [
+        ["`f(q, k, v)`", s["eager_us"]],
+        ["`f(q, k, v, out=out, lse=lse)`", s["eager_outputs_given_us"]],
+        ["a call in a replayed graph", s["graph_host_us"]],
+    ]
+    return table(["call", "host time less an empty function's, µs"], body)
+
+
+TABLES: dict[str, tuple[Callable[[], str], str]] = {
+    "processes": (processes, "hopper_forward_h200"),
+    "bounds": (bounds, "hopper_forward_h200"),
+    "variants": (variants, "hopper_variants_h200"),
+    "ablation": (ablation, "ablation_hopper_h200"),
+    "overhead": (overhead, "call_overhead_h200"),
+}
+
+
+def with_tables(page: str) -> str:
+    """Give the page with every table between its markers."""
+    for name, (make, source) in TABLES.items():
+        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise SystemExit(f"{PAGE} must hold {begin} and {end} once each")
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n{make()}\n\n{origin(source)}\n{end}{rest.split(end)[1]}"
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if a table is stale")
+    args = parser.parse_args()
+    text = PAGE.read_text("utf-8")
+    made = with_tables(text)
+    if args.check and made != text:
+        sys.exit(f"a table of {PAGE} is stale: run `make docs`")
+    if not args.check:
+        PAGE.write_text(made, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
