@@ -80,6 +80,7 @@ SCHEDULES = {
     "prefetch": [*_RING, "prefetch K 1 ahead, V 1 ahead"],
     "hold": ["hold Q in register"],
     "sums": ["sums per lane"],
+    "threshold": ["threshold 8"],
     "store": ["store O through shared over Q"],
     "copies": [*_RING, "prefetch K 1 ahead, V 1 ahead", "copies async"],
     "split": ["split loop i where Mask is not all true"],

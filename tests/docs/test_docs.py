@@ -37,6 +37,7 @@ def _module(path):
 
 docs = _module(ROOT / "tools" / "docs.py")
 plot = _module(ROOT / "benchmarks" / "plot.py")
+tables = _module(ROOT / "benchmarks" / "tables.py")
 plot_hopper = _module(ROOT / "benchmarks" / "plot_hopper.py")
 
 
@@ -68,6 +69,12 @@ def test_the_readmes_table_is_drawn_from_the_results():
     for row in results.rows:
         ours, peer = plot.tflops(row, row.ours_ms), plot.tflops(row, row.peers_ms[plot.PEER])
         assert f"{ours:.0f} / {peer:.0f} ({row.ratio:.2f})" in text
+
+
+def test_the_page_of_measurements_is_drawn_from_the_results():
+    text = (DOCS / "measured.md").read_text("utf-8")
+
+    assert tables.with_tables(text) == text, "run `make docs`"
 
 
 def test_the_readmes_hopper_table_is_drawn_from_the_results():

@@ -36,7 +36,7 @@ def test_unknown_choices_are_all_named_with_the_nearest_form() -> None:
 
     assert [d.code for d in found] == ["TL601", "TL601"]
     assert found[0].hint == f"did you mean '{REWRITINGS['ring'].form}'?"
-    assert "take one of ring," in found[1].hint
+    assert "take one of approximate, ring," in found[1].hint
     assert found[1].span.line == found[0].span.line + 2
 
 

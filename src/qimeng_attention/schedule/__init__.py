@@ -30,6 +30,7 @@ from qimeng_attention.schedule import (
     stage,
     store,
     sync,
+    threshold,
     unswitch,
     warps,
 )
@@ -48,6 +49,7 @@ REWRITINGS: dict[str, Rewriting] = {
         prefetch,
         hold,
         lane_sums,
+        threshold,
         store,
         sync,
         split,

@@ -81,7 +81,11 @@ def _before_gemm(body: tuple[s.Statement, ...], scaling: s.Compute) -> tuple[s.S
 
 
 def _scales(n: s.Compute, tile: str) -> bool:
-    return n.out == tile and isinstance(n.value, s.Binary) and n.value.left == s.Name(tile)
+    """Match `tile = tile * factor`, and the same where a condition of its rows holds (`threshold`)."""
+    value = n.value
+    if isinstance(value, s.Call) and value.function == "where" and value.args[2] == s.Name(tile):
+        value = value.args[1]
+    return n.out == tile and isinstance(value, s.Binary) and value.left == s.Name(tile)
 
 
 def _same(n: s.Statement, scaling: s.Compute) -> bool:

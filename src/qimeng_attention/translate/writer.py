@@ -27,7 +27,7 @@ class Writer:
     @contextmanager
     def block(self, head: str, tail: str = "}") -> Iterator[None]:
         """Open a block, and close it."""
-        self.line(head + " {")
+        self.line(f"{head} {{".lstrip())
         self._depth += 1
         yield
         self._depth -= 1

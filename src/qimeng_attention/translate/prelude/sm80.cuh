@@ -390,6 +390,9 @@ __device__ inline float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
 }
 
+/// Whether a condition holds for any lane of the warp.
+__device__ inline bool any_lane(bool holds) { return __any_sync(0xffffffff, holds); }
+
 /// Sum / maximum of fragment row r over this lane's columns only.
 template <int kRows, int kCols>
 __device__ inline float lane_sum(Accumulator<kRows, kCols> const& acc, int r) {

@@ -83,6 +83,8 @@ def _compute(n: s.Compute, low: Lowering) -> None:
     has_columns = (len(kind.axes) == 2 and kind.axis_names[1] != LANE) or not has_rows
     used = _used_axes(n.value, low, tiles)
     with ExitStack() as stack:
+        if has_rows and has_columns:
+            _skip(stack, n, low)
         if has_rows:
             _open(stack, low, f"for (int r = 0; r < {names.register(n.out)}.kR; ++r)")
             _index_lines(low, n, tiles, [u for u in used if u[1]])
@@ -98,6 +100,28 @@ def _compute(n: s.Compute, low: Lowering) -> None:
         cpp = Cpp(low.checked, FUNCTIONS | INTERNAL, element.tile, _variables(element.indices()), found)
         value = low.expression(cpp, meaning, n)
         out.line(f"{element.tile(n.out)} = {_as_float(cpp, meaning, value)};")
+
+
+def _skip(stack: ExitStack, n: s.Compute, low: Lowering) -> None:
+    """A tile that keeps its elements where a condition of its rows fails is left alone if it fails for a whole warp."""
+    match n.value:
+        case s.Call("where", (condition, _, s.Name(kept))) if kept == n.out:
+            read = names_in(condition)
+        case _:
+            return
+    vectors = {t for t in read if t in low.checked.tiles}
+    if not vectors or any(_columns(t, low) == 2 or low.checked.tiles[t].axes[0].name != low.row_axis for t in vectors):
+        return
+    if read - vectors - set(low.checked.scalars) - {"inf"}:
+        return  # indices of rows would have to be written out
+    element = _Element(low, n, vectors, "r", None)
+    text = low.expression(Cpp(low.checked, FUNCTIONS | INTERNAL, element.tile), condition, n)
+    register, out = names.register(n.out), low.out
+    stack.enter_context(out.block(""))
+    out.line("bool touched = false;")
+    out.line("#pragma unroll")
+    out.line(f"for (int r = 0; r < {register}.kR; ++r) touched |= {text};")
+    stack.enter_context(out.block("if (tl::any_lane(touched))"))
 
 
 def _without_division(e: s.Expr, low: Lowering) -> s.Expr:
