@@ -128,7 +128,7 @@ class Operator:
             return None
 
         def off(e: s.Expr) -> s.Expr:
-            if not isinstance(e, s.Call) or e.function not in self.approximated:
+            if not isinstance(e, s.Call) or e.function not in self.approximated or "score" not in names_in(e.args):
                 return e
             return s.Binary("*", e, s.Num(1.0 + APPROXIMATIONS[e.function][1]))
 

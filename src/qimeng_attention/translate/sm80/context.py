@@ -24,6 +24,7 @@ ROWS_A_FRAGMENT = 16
 FUNCTIONS = {
     "exp": "tl::exp",
     "exp2": "tl::exp2",
+    "exp2_fma": "tl::exp2_fma",
     "ln": "tl::log",
     "log2": "tl::log2",
     "tanh": "tl::tanh",
