@@ -375,3 +375,38 @@ def test_an_lse_that_is_read_is_never_the_kept_one(bundle: Bundle, gpu: SimpleNa
 
     assert struct.pack("<q", lse.pointer) != kept
     assert gpu.driver.launches[-1].slots[16] == kept
+
+
+def test_a_refused_call_leaves_no_memory_behind(
+    bundle: Bundle, gpu: SimpleNamespace, qkv: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = sys.modules["torch"]
+    with monkeypatch.context() as fake:
+        for name in ("empty", "empty_like"):
+            real = getattr(torch, name)
+            fake.setattr(torch, name, lambda *a, real=real, **k: replace(real(*a, **k), pointer=0))
+        with pytest.raises(LaunchError, match="has no memory"):
+            bundle(*(replace(x, pointer=0) for x in qkv))
+
+    bundle(*qkv)
+
+    assert len(gpu.driver.launches) == 1
+
+
+def test_outputs_may_come_before_inputs(
+    folder: Path, gpu: SimpleNamespace, rewrite: Callable[..., None], manifest: Manifest, qkv: tuple[Any, ...]
+) -> None:
+    q, k, v, out, lse = manifest.tensors
+    rewrite(folder, replace(manifest, tensors=(out, q, k, v, lse)))
+    gpu.driver.arguments = 23
+
+    found = load(folder)(*qkv)
+
+    assert found.shape == (2, 300, 8, 64)
+    assert gpu.driver.launches[0].slots[0] == struct.pack("<q", found.pointer)
+
+
+def test_a_shape_may_be_a_list(bundle: Bundle, qkv: tuple[Any, ...]) -> None:
+    q, k, v = qkv
+
+    assert bundle(replace(q, shape=list(q.shape)), k, v).shape == (2, 300, 8, 64)

@@ -170,15 +170,18 @@ class Bundle:
         if plan is None:
             plan = self._plan(_layouts(tensors, labels), labels)
         where = self._where(plan.device)
+        unread = None
         for index, tensor in enumerate(tensors):
             if tensor is not None:
                 continue
             if labels[index] == "lse" and not return_lse:
-                tensors[index] = self._unread_lse(torch, plan, index, tensors[0], where)
+                unread = tensors[index] = self._unread_lse(torch, plan, index, q, where)
             else:
-                tensors[index] = self._allocated(torch, plan, index, tensors[0])
+                tensors[index] = self._allocated(torch, plan, index, q)
         scalars = self._default_scalars if scale is None else (scale,) * len(self._scalars)
         self._run(torch, plan, tensors, labels, scalars, where)
+        if unread is not None and not where.capturing:
+            self._unread = (plan, where.stream, unread)  # only now: a call that was refused may have made no memory
         if return_lse:
             return tuple([tensors[index] for index in self._results])
         return tensors[self._results[0]]
@@ -268,14 +271,14 @@ class Bundle:
         result, status = cuda_driver().cuStreamIsCapturing(stream)
         return Where(stream, not result and int(status) != 0, False)
 
-    def _allocated(self, torch: Any, plan: Plan, index: int, first: Any) -> Any:
+    def _allocated(self, torch: Any, plan: Plan, index: int, q: Any) -> Any:
         """Allocate an output."""
-        if plan.like_first[index]:  # which costs less to say
-            return torch.empty_like(first)
+        if plan.alike[index] == self._manifest.call["q"]:  # which costs less to say
+            return torch.empty_like(q)
         dtype = getattr(torch, TORCH_TYPES[self._manifest.tensors[index].dtype])
-        return torch.empty(plan.layouts[index][0], dtype=dtype, device=first.device)
+        return torch.empty(plan.layouts[index][0], dtype=dtype, device=q.device)
 
-    def _unread_lse(self, torch: Any, plan: Plan, index: int, first: Any, where: Where) -> Any:
+    def _unread_lse(self, torch: Any, plan: Plan, index: int, q: Any, where: Where) -> Any:
         """Give memory for an output that nobody reads: kept for the next such call on the same stream.
 
         A captured one is not: its memory is the graph's own.
@@ -283,10 +286,7 @@ class Bundle:
         kept = self._unread
         if kept is not None and kept[0] is plan and kept[1] == where.stream and not where.capturing:
             return kept[2]
-        made = self._allocated(torch, plan, index, first)
-        if not where.capturing:
-            self._unread = (plan, where.stream, made)
-        return made
+        return self._allocated(torch, plan, index, q)
 
     def _run(
         self,

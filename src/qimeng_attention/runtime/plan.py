@@ -59,7 +59,7 @@ class Plan:
     aligns: tuple[int, ...]  # bytes, of each tensor
     boxes: tuple[Box, ...]  # of the tensor maps
     given_outputs: tuple[int, ...]  # positions of the outputs that the caller allocated
-    like_first: tuple[bool, ...]  # whether a tensor has the first one's shape, strides and type
+    alike: tuple[str, ...]  # the first input with the same shape, strides and type as each tensor, "" if none has
 
 
 def layout_of(tensor: TensorLike, label: str) -> Layout:
@@ -69,7 +69,7 @@ def layout_of(tensor: TensorLike, label: str) -> Layout:
         LaunchError: no tensor, or one without strides.
     """
     try:
-        return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)  # type: ignore[return-value]
+        return (tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device)
     except (AttributeError, TypeError):
         raise LaunchError(
             f"{label} is a {type(tensor).__name__}, no tensor", hint="pass a CUDA tensor", argument=label
@@ -312,10 +312,13 @@ def _finish(
         aligns=tuple(tensor.align for tensor in manifest.tensors),
         boxes=boxes_of(manifest, layouts),
         given_outputs=given_outputs,
-        like_first=tuple(
-            tensor.dtype == manifest.tensors[0].dtype and layout[:2] == layouts[0][:2] for tensor, layout in pairs
-        ),
+        alike=tuple(_alike(tensor, layout, pairs) for tensor, layout in pairs),
     )
+
+
+def _alike(tensor: Tensor, layout: Layout, pairs: Sequence[tuple[Tensor, Layout]]) -> str:
+    same = (t.name for t, x in pairs if t.role == "input" and t.dtype == tensor.dtype and x[:2] == layout[:2])
+    return next(same, "")
 
 
 def _grid(manifest: Manifest, sizes: Mapping[str, int]) -> tuple[int, int, int]:

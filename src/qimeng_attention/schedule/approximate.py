@@ -35,6 +35,8 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
             rough = replace(e, function=other)
             if share is None:
                 return rough
+            if columns in checked.fixed or columns in checked.sizes:
+                return e  # the axis is named like a size: an expression cannot say which column it is at
             group = s.Binary("%", s.Binary("//", s.Name(columns), num(GROUP)), num(share[1]))
             return call("where", compare(group, "<", num(share[0])), rough, e)
 

@@ -15,9 +15,9 @@ from functools import partial
 
 from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.functions import LANES_A_ROW
+from qimeng_attention.tl.functions import LANES_A_ROW, REDUCTIONS
 from qimeng_attention.tl.scope import LANE
-from qimeng_attention.tl.traverse import map_blocks, map_expressions, names_in, statements
+from qimeng_attention.tl.traverse import expressions, map_blocks, map_expressions, names_in, statements
 from qimeng_attention.tl.types import Checked
 
 FORM = "sums per lane [running]"
@@ -32,7 +32,7 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     found: list[str] = []
     for position, n in reversed(list(enumerate(body))):
         if isinstance(n, s.For):
-            running = [x for x in _running_sums(n, checked) if _declared(body, x)]
+            running = [x for x in _running_sums(n, checked) if _declared(body, x) and not _assigned(body, x)]
             found += running
             rewritten = replace(n, body=map_blocks(n.body, partial(_partial, running=tuple(running), apart=apart)))
             whole = [s.Compute(s.Call("RowSum", (s.Name(f"{x}_lane"),)), x, new=True) for x in running]
@@ -60,7 +60,7 @@ def _running_sums(loop: s.For, checked: Checked) -> list[str]:
 def _is_sum(n: s.Compute, name: str) -> bool:
     """Match `name * factor + RowSum(T)`, or without a factor, in which T and the factor do not read the sum itself."""
     match n.value:
-        case s.Binary("+", left, s.Call("RowSum", (inside,))) if name not in names_in(inside):
+        case s.Binary("+", left, s.Call("RowSum", (inside,))) if name not in names_in(inside) and not _reduces(inside):
             return left == s.Name(name) or (
                 isinstance(left, s.Binary)
                 and left.op == "*"
@@ -70,8 +70,22 @@ def _is_sum(n: s.Compute, name: str) -> bool:
     return False
 
 
+def _reduces(e: s.Expr) -> bool:
+    return any(isinstance(x, s.Call) and x.function in REDUCTIONS for x in expressions(e))
+
+
 def _declared(body: list[s.Statement], name: str) -> bool:
     return any(isinstance(n, s.Allocate) and n.name == name and n.init == s.Num(0) for n in body)
+
+
+def _assigned(body: list[s.Statement], name: str) -> bool:
+    """Tell whether something outside of loops gives the sum a value before the last loop that carries it."""
+    loops = [i for i, n in enumerate(body) if isinstance(n, s.For) and name in _outs(n)]
+    return any(name in _outs(n) for i, n in enumerate(body) if i < loops[-1] and not isinstance(n, s.For))
+
+
+def _outs(n: s.Statement) -> set[str]:
+    return {x.out for x in statements((n,)) if isinstance(x, s.Compute)}
 
 
 def _partial(n: s.Statement, running: tuple[str, ...], apart: bool) -> s.Statement | tuple[s.Statement, ...]:
@@ -80,12 +94,13 @@ def _partial(n: s.Statement, running: tuple[str, ...], apart: bool) -> s.Stateme
     lane, old = s.Name(f"{n.out}_lane"), s.Name(n.out)
 
     def rename(e: s.Expr) -> s.Expr:
-        if e == old:
-            return lane
-        return s.Call("LaneSum", e.args) if isinstance(e, s.Call) and e.function == "RowSum" else e
+        return lane if e == old else e
 
     value = map_expressions(n.value, rename)
-    if not apart or not isinstance(value, s.Binary) or value.left == lane:
+    assert isinstance(value, s.Binary)
+    assert isinstance(value.right, s.Call)
+    value = replace(value, right=s.Call("LaneSum", value.right.args))
+    if not apart or value.left == lane:
         return replace(n, value=value, out=lane.id)
     scaled = replace(n, value=value.left, out=lane.id)
     return scaled, replace(n, value=replace(value, left=lane), out=lane.id, comment="", above=())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
+from qimeng_attention.schedule.rewriting import Rewriting, malformed, touches, unfit, with_body, written_by
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.traverse import (
     add,
@@ -21,7 +21,6 @@ from qimeng_attention.tl.traverse import (
     expressions,
     map_blocks,
     map_expressions,
-    names_in,
     num,
     statements,
     sub,
@@ -102,7 +101,7 @@ def _parts(loop: s.For, names: tuple[str, str], choice: s.Choice, *, sums_late: 
     assert isinstance(two, s.Gemm)
     busy = {two.out, two.a.name, two.b.name}
     sums = tuple(n for n in middle if _is_sum(n))
-    late = tuple(n for n in middle if _touches(n) & busy or (sums_late and n in sums))
+    late = tuple(n for n in middle if touches(n) & busy or (sums_late and n in sums))
     _check_order(middle, late, choice)
     early = tuple(n for n in middle if n not in late)
     if not sums_late and _tied(early, sums) is None:  # last, so that the wait comes behind them
@@ -116,27 +115,6 @@ def _is_sum(n: s.Statement) -> bool:
     """Tell whether a statement adds up rows."""
     sums = ("RowSum", "LaneSum")
     return isinstance(n, s.Compute) and any(isinstance(e, s.Call) and e.function in sums for e in expressions(n.value))
-
-
-def _touches(n: s.Statement) -> set[str]:
-    """Give the register tiles that a statement reads or writes."""
-    found: set[str] = set()
-    for x in statements((n,)):
-        found |= names_in(x) | _written(x)
-        if isinstance(x, s.Reshape):
-            found.add(x.name)
-    return found
-
-
-def _written(n: s.Statement) -> set[str]:
-    match n:
-        case s.Compute():
-            return {n.out}
-        case s.Mask():
-            return {n.tile}
-        case s.Reshape():
-            return {n.out or n.name}
-    return set()
 
 
 def _check_order(middle: tuple[s.Statement, ...], late: tuple[s.Statement, ...], choice: s.Choice) -> None:
@@ -154,9 +132,9 @@ def _tied(middle: tuple[s.Statement, ...], late: tuple[s.Statement, ...]) -> s.S
         for other in middle[i + 1 :]:
             if n not in late or other in late:
                 continue
-            written = set().union(*[_written(x) for x in statements((n,))])
-            overwritten = set().union(*[_written(x) for x in statements((other,))])
-            if written & _touches(other) or overwritten & _touches(n):
+            written = set().union(*[written_by(x) for x in statements((n,))])
+            overwritten = set().union(*[written_by(x) for x in statements((other,))])
+            if written & touches(other) or overwritten & touches(n):
                 return other
     return None
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
+from qimeng_attention.schedule.rewriting import Rewriting, malformed, touches, unfit, with_body, written_by
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.printer import head
 from qimeng_attention.tl.traverse import map_blocks, names_in, statements
 from qimeng_attention.tl.types import Checked
 
@@ -51,12 +52,16 @@ def _moved(
         scalings = [x for x in loop.body if isinstance(x, s.Compute) and _scales(x, tile)]
         starts = [i for i, x in enumerate(loop.body) if _is(x, first)]
         behind = [i for i, x in enumerate(made) if i > position and isinstance(x, s.If) and _adds(x, tile)]
-        if len(scalings) != 1 or len(starts) != 1 or not behind:
+        if len(scalings) != 1 or len(starts) != 1 or not behind or _makes(loop.body[starts[0]], tile):
             continue
         (scaling,) = scalings
         inside = [x for x in loop.body if x is not scaling]
         inside.insert(starts[0] + 1, scaling)
+        place = next(i for i, x in enumerate(loop.body) if x is scaling)
+        if not any(isinstance(x, s.Wait) and x.kind == "gemm" for x in loop.body[:place]):
+            raise unfit(choice, f"{tile} is scaled before the loop waits for its GEMMs", "write this choice once")
         _check(loop, scaling, starts[0], choice)
+        _alone(_later(n.body[:-1], scaling), loop.body[place + 1 :], made[position + 1 : behind[0]], scaling, choice)
         early = map_blocks(n.body[:-1], lambda x, scaled=scaling: None if _same(x, scaled) else x)  # type: ignore[misc]
         made[position] = replace(n, body=(*early, replace(loop, body=tuple(inside))))
         last = made[behind[0]]
@@ -75,6 +80,30 @@ def _check(loop: s.For, scaling: s.Compute, start: int, choice: s.Choice) -> Non
         raise unfit(choice, f"{names} is computed before the first GEMM", "remove this choice")
 
 
+def _later(body: tuple[s.Statement, ...], scaling: s.Compute) -> tuple[s.Statement, ...]:
+    """Give what stands behind the first tile's scaling."""
+    at = next((i for i, x in enumerate(body) if _same(x, scaling)), len(body))
+    return body[at + 1 :]
+
+
+def _alone(
+    early: tuple[s.Statement, ...],
+    late: tuple[s.Statement, ...],
+    between: list[s.Statement],
+    scaling: s.Compute,
+    choice: s.Choice,
+) -> None:
+    """Nothing may use the tile where it is not scaled yet, or change what the factor reads."""
+    factor = names_in(scaling.value) - {scaling.out}
+    for n in (*early, *late, *between):
+        written = set().union(*[written_by(x) for x in statements((n,))])
+        if scaling.out in touches(n) or written & factor:
+            raise unfit(
+                choice, f"a statement behind `{head(scaling)}` needs {scaling.out} scaled, or changes its factor",
+                "remove this choice",
+            )  # fmt: skip
+
+
 def _before_gemm(body: tuple[s.Statement, ...], scaling: s.Compute) -> tuple[s.Statement, ...]:
     at = next(i for i, x in enumerate(body) if isinstance(x, s.Gemm))
     return (*body[:at], scaling, *body[at:])
@@ -85,7 +114,7 @@ def _scales(n: s.Compute, tile: str) -> bool:
     value = n.value
     if isinstance(value, s.Call) and value.function == "where" and value.args[2] == s.Name(tile):
         value = value.args[1]
-    return n.out == tile and isinstance(value, s.Binary) and value.left == s.Name(tile)
+    return n.out == tile and isinstance(value, s.Binary) and value.op == "*" and value.left == s.Name(tile)
 
 
 def _same(n: s.Statement, scaling: s.Compute) -> bool:
@@ -95,6 +124,10 @@ def _same(n: s.Statement, scaling: s.Compute) -> bool:
 def _is(n: s.Statement, names: tuple[str, str]) -> bool:
     shown = (f"{o.name}{'.T' if o.transposed else ''}" for o in (n.a, n.b)) if isinstance(n, s.Gemm) else ()
     return isinstance(n, s.Gemm) and n.asynchronous and tuple(shown) == names
+
+
+def _makes(n: s.Statement, tile: str) -> bool:
+    return isinstance(n, s.Gemm) and n.out == tile
 
 
 def _adds(n: s.If, tile: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from qimeng_attention.errors import Diagnostic, DiagnosticError, Span
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.traverse import words_in
+from qimeng_attention.tl.traverse import names_in, statements, words_in
 from qimeng_attention.tl.types import Checked
 
 Apply = Callable[[s.Kernel, s.Choice, Checked], s.Kernel]
@@ -111,6 +111,28 @@ def fills(n: s.Statement, shared: Shared) -> set[str]:
             return set().union(*[fills(x, shared) for x in n.body])
         case s.If():
             return set().union(*[fills(x, shared) for x in (*n.body, *n.orelse)])
+    return set()
+
+
+def touches(n: s.Statement) -> set[str]:
+    """Give the register tiles that a statement reads or writes."""
+    found: set[str] = set()
+    for x in statements((n,)):
+        found |= names_in(x) | written_by(x)
+        if isinstance(x, s.Reshape):
+            found.add(x.name)
+    return found
+
+
+def written_by(n: s.Statement) -> set[str]:
+    """Give the register tiles that a statement of fragments writes."""
+    match n:
+        case s.Compute():
+            return {n.out}
+        case s.Mask():
+            return {n.tile}
+        case s.Reshape():
+            return {n.out or n.name}
     return set()
 
 

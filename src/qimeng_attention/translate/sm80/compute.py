@@ -224,7 +224,9 @@ def _index_lines(low: Lowering, n: s.Statement, tiles: set[str], axes: list[tupl
 def _added_to(n: s.Compute, low: Lowering) -> dict[s.Expr, str]:
     """Match `x + LaneSum(T)`: the elements are added to x one by one."""
     match n.value:
-        case s.Binary("+", s.Name(x), s.Call("LaneSum", (s.Name(tile),))) if _columns(tile, low) == 2:
+        case s.Binary("+", s.Name(x), s.Call("LaneSum", (s.Name(tile),))) if (
+            x in low.checked.tiles and _columns(tile, low) == 2
+        ):
             return {n.value: f"tl::lane_sum({names.register(tile)}, r, {names.register(x)}(r))"}
     return {}
 
