@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,18 @@ def bench(folder: Path, dim: int, mask: str, length: int, rounds: int) -> SpeedR
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(doc: str | None) -> argparse.Namespace:
+    """Read what every benchmark of speeds takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", help="of the tree that runs, where git cannot tell")
     parser.add_argument("--rounds", type=int, default=25)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments(__doc__)
     results = provenance("ampere_forward_h200", args.commit)
     rows = []
     for dim in (64, 128):
@@ -133,7 +139,7 @@ def main() -> None:
                 assert max(row.error_before, row.error_after) < MOST_ERROR, "our output is wrong"
     ratios = [r.ratio for r in rows]
     summary = {
-        "geomean": math.exp(sum(map(math.log, ratios)) / len(ratios)),
+        "geomean": statistics.geometric_mean(ratios),
         "least": min(ratios),
         "rows": len(rows),
         "under_0.95": sum(r < 0.95 for r in ratios),

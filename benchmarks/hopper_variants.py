@@ -10,15 +10,14 @@ float64 before and after timing. A peer that is not installed, or refuses a row,
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from ampere_forward import MOST_ERROR, error
+from ampere_forward import MOST_ERROR, arguments, error
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from qimeng_attention.bench.results import Case, SpeedRow, provenance
@@ -170,12 +169,7 @@ def bench(folder: Path, name: str, rounds: int) -> SpeedRow:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundles", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--commit", help="of the tree that runs, where git cannot tell")
-    parser.add_argument("--rounds", type=int, default=25)
-    args = parser.parse_args()
+    args = arguments(__doc__)
     results, rows = provenance("hopper_variants_h200", args.commit), []
     with torch.no_grad():
         for name in MASKS:
@@ -188,7 +182,7 @@ def main() -> None:
     summary = {
         "rows": len(rows),
         "ratios": {r.case.mods: round(r.ratio, 4) for r in rows},
-        "geomean": math.exp(sum(math.log(r.ratio) for r in rows) / len(rows)),
+        "geomean": statistics.geometric_mean(r.ratio for r in rows),
     }
     results = results.model_copy(update={"rows": rows, "summary": summary})
     print(json.dumps(summary), results.save(args.out))

@@ -10,10 +10,10 @@ The table needs the package only; the figure needs matplotlib (the `report` extr
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from qimeng_attention.bench.results import Results, SpeedRow
@@ -48,11 +48,6 @@ def panel(results: Results, dim: int, mask: str) -> list[SpeedRow]:
     return sorted(chosen, key=lambda r: r.case.Sk)
 
 
-def geomean(values: list[float]) -> float:
-    """Give the geometric mean."""
-    return math.exp(sum(math.log(v) for v in values) / len(values))
-
-
 # ------------------------------------------------------------------ the table
 
 
@@ -65,7 +60,7 @@ def table(results: Results) -> str:
         cells = [f"{tflops(r, r.ours_ms):.0f} / {tflops(r, r.peers_ms[PEER]):.0f} ({r.ratio:.2f})" for r in rows]
         lines.append(f"| {rows[0].case.Sk:,} | " + " | ".join(cells) + " |")
     everything = [r for column in columns for r in column]
-    means = [f"{geomean([r.ratio for r in column]):.3f}" for column in columns]
+    means = [f"{geometric_mean([r.ratio for r in column]):.3f}" for column in columns]
     lines.append("| geometric mean | " + " | ".join(means) + " |")
     ratios = [r.ratio for r in everything]
     spread, error = (
@@ -75,7 +70,7 @@ def table(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.packages.items())
     note = (
         f"Each cell: ours / {PEER} in TFLOP/s, and the ratio of the times in brackets.\n"
-        f"{len(ratios)} rows, geometric mean {geomean(ratios):.3f}, "
+        f"{len(ratios)} rows, geometric mean {geometric_mean(ratios):.3f}, "
         f"least {min(ratios):.3f}, greatest {max(ratios):.3f}.\n"
         f"Measured on {results.device} on {results.date} (driver {results.driver}, {versions}), bf16, "
         f"{everything[0].case.Hq * everything[0].case.Dqk} / D heads, 16,384 tokens a call, graphs replayed, medians; "

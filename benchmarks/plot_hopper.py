@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from plot import OURS_COLOUR, geomean, run, tflops
+from plot import OURS_COLOUR, run, tflops
 
 from qimeng_attention.bench.results import Results, SpeedRow
 
@@ -54,7 +55,7 @@ def table(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.packages.items())
     note = (
         f"Speeds in TFLOP/s; the ratio is the best peer's time over ours.\n"
-        f"{len(rows)} rows, geometric mean {geomean(ratios):.3f}, least {min(ratios):.3f}, greatest {max(ratios):.3f}."
+        f"{len(rows)} rows, geometric mean {geometric_mean(ratios):.3f}, least {min(ratios):.3f}, greatest {max(ratios):.3f}."
         + (f" Not measured here: {', '.join(left_out)}." if left_out else "")
         + f"\nMeasured on {results.device} on {results.date} (driver {results.driver}, {versions}), bf16, 16,384 "
         f"tokens a call, graphs replayed, medians; the times of one row spread by at most "

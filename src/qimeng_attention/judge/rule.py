@@ -38,7 +38,7 @@ FLOOR = {
     "bf16": 2.0**-120,
     "f32": 2.0**-120,
 }  # fp16 has subnormals; below the others a kernel may flush
-MEAN_APPROXIMATE = 0.5  # an approximation's error changes its sign over its range: its mean is well under its largest
+MEAN_APPROXIMATE = 0.5  # an error that is spread evenly up to its largest is half of it in the mean
 MEAN_FLOOR = 1.0  # of FLOOR
 
 
@@ -81,8 +81,9 @@ def lse_limits(truth: Truth) -> Limits:
     """Give the limits of LSE (rule 4)."""
     finite = np.isfinite(truth.lse)
     size = np.where(finite, np.abs(truth.lse), 0)
-    element = LSE_RELATIVE * size + LSE_EXPONENTIAL + np.swapaxes(truth.slack, 1, 2)
-    return Limits(element, _mean(element[finite]))  # as the mean of the errors is one of finite elements
+    moved = np.swapaxes(truth.approximate, 1, 2)  # 0 where nothing is approximated
+    element = LSE_RELATIVE * size + LSE_EXPONENTIAL + np.swapaxes(truth.slack - truth.approximate, 1, 2)
+    return Limits(element + moved, _mean(element) + _mean(moved[finite]))
 
 
 def sampled_limits(want: Array, changes: Array, magnitude: Array | None, dtype: str, inner: str) -> Limits:
