@@ -55,7 +55,8 @@ def table(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.packages.items())
     note = (
         f"Speeds in TFLOP/s; the ratio is the best peer's time over ours.\n"
-        f"{len(rows)} rows, geometric mean {geometric_mean(ratios):.3f}, least {min(ratios):.3f}, greatest {max(ratios):.3f}."
+        f"{len(rows)} rows, geometric mean {geometric_mean(ratios):.3f}, least {min(ratios):.3f}, "
+        f"greatest {max(ratios):.3f}."
         + (f" Not measured here: {', '.join(left_out)}." if left_out else "")
         + f"\nMeasured on {results.device} on {results.date} (driver {results.driver}, {versions}), bf16, 16,384 "
         f"tokens a call, graphs replayed, medians; the times of one row spread by at most "
