@@ -2,14 +2,14 @@
 
     python benchmarks/make_bundles.py --set judge --arch sm_90 --out out/judge      # anywhere
     python benchmarks/judge_gpu.py --bundles out/judge --out benchmarks/results
-    python benchmarks/make_bundles.py --set judge --target H200 --out out/judge_h200
-    python benchmarks/judge_gpu.py --bundles out/judge_h200 --name judge_hopper_h200 --target H200 \\
+    python benchmarks/make_bundles.py --set judge_hopper --out out/judge_hopper
+    python benchmarks/judge_gpu.py --bundles out/judge_hopper --name judge_hopper_h200 --target H200 \\
         --out benchmarks/results
 
 With --repeats 10, ten of the kernels, each at the largest shape it was judged at, run once directly and then 1,000
 times by replay of a CUDA graph, over poisoned outputs: every bit must be the same.
 
-D 64/128 x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA; each kernel in a process of its own, several at a time.
+D 64/128 (the Hopper set: 256 too) x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA; each kernel in a process of its own, several at a time.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
     python benchmarks/make_bundles.py --set hopper --out out/hopper                # H200 programs
     python benchmarks/make_bundles.py --set variants --out out/variants            # H200 programs, masks and scores
-    python benchmarks/make_bundles.py --set judge --target H200 --out out/judge_h200
+    python benchmarks/make_bundles.py --set judge_hopper --out out/judge_hopper    # H200 programs
 
 By default a bundle is an A100 program (its schedule keeps within 163 KB of shared memory), compiled for the
 architecture named; without one it is compiled for its target's own.
@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -40,14 +41,19 @@ def speed_specs() -> dict[str, dict[str, object]]:
     return made
 
 
-def judge_specs() -> dict[str, dict[str, object]]:
-    """D 64/128 x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA."""
+def judge_specs(dims: Sequence[int] = (64, 128)) -> dict[str, dict[str, object]]:
+    """Head dims x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA."""
     made = {}
     for dim, (mask, mods), dtype, (heads, (hq, hk)) in itertools.product(
-        (64, 128), MASKS.items(), ("bf16", "fp16"), HEADS.items()
+        dims, MASKS.items(), ("bf16", "fp16"), HEADS.items()
     ):
         made[f"{heads}_{mask}_d{dim}_{dtype}"] = {"Hq": hq, "Hk": hk, "Dqk": dim, "dtype": dtype, **mods}
     return made
+
+
+def judge_hopper_specs() -> dict[str, dict[str, object]]:
+    """The judge's kernels with D 256 too."""
+    return judge_specs((64, 128, 256))
 
 
 def hopper_specs() -> dict[str, dict[str, object]]:
@@ -71,7 +77,14 @@ def variant_specs() -> dict[str, dict[str, object]]:
     return {name: {"Hq": 16, "Hk": 16, "Dqk": 128, **fields} for name, fields in variants.items()}
 
 
-SETS = {"speed": speed_specs, "judge": judge_specs, "hopper": hopper_specs, "variants": variant_specs}
+SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
+    "speed": speed_specs,
+    "judge": judge_specs,
+    "judge_hopper": judge_hopper_specs,
+    "hopper": hopper_specs,
+    "variants": variant_specs,
+}
+HOPPER = ("judge_hopper", "hopper", "variants")
 
 
 def make(item: tuple[str, dict[str, object], str, str | None, str]) -> tuple[str, float, int]:
@@ -86,13 +99,13 @@ def make(item: tuple[str, dict[str, object], str, str | None, str]) -> tuple[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=tuple(SETS), required=True)
-    parser.add_argument("--target", help="default: A100, H200 for the sets hopper and variants")
+    parser.add_argument("--target", help=f"default: A100, H200 for the sets {', '.join(HOPPER)}")
     parser.add_argument("--arch", help="default: the target's own")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     specs = SETS[args.set]()
-    target = args.target or ("H200" if args.set in ("hopper", "variants") else "A100")
+    target = args.target or ("H200" if args.set in HOPPER else "A100")
     args.out.mkdir(parents=True, exist_ok=True)
     items = [(name, fields, target, args.arch, str(args.out)) for name, fields in specs.items()]
     with ProcessPoolExecutor(args.jobs) as pool:

@@ -24,6 +24,7 @@ OTHER_REGISTERS = 31  # at 160 registers: 128 for tiles compile without spills, 
 ISSUE_AN_ELEMENT = 6.1  # 390 instructions for 64 elements in the unmasked loop, counted in SASS at D = 128
 LATENCY = 430  # clocks: 2,419 measured for 128 x 128 at D = 128, less tensor, special and issue
 SHARING = {2: 1.0, 3: 1.18}  # 192 x 80 at D = 128 and 192 x 128 at D = 64, measured against the model without it
+SELDOM = 3  # elements of O for one of S: +3.5 % at 3.2 (D = 256), -1 to -4 % at 1 and 0.5 (D = 128, 64), measured
 BARRIER_BYTES = 256
 CLOSE = 1.03  # tilings this close count as equal: the lower one leaves less at the ends
 
@@ -41,6 +42,7 @@ class GroupTiling:
     second: float  # of them, for P V
     special: float
     issue: float
+    scaled: float  # elements of O for one of S: what scaling O costs beside the rest
 
     @property
     def rows(self) -> int:
@@ -54,8 +56,8 @@ class GroupTiling:
 
     @property
     def waits_early(self) -> bool:
-        """Tell whether P V is done before the exponentials are: the row sums may then come behind the wait for it."""
-        return self.second <= self.special
+        """Tell whether the wait for P V is best put before the row sums: P V is done by then, or little comes after."""
+        return self.second <= self.special or self.scales_seldom
 
     @property
     def sums_run(self) -> bool:
@@ -65,7 +67,12 @@ class GroupTiling:
     @property
     def rescales_late(self) -> bool:
         """Tell whether O is best scaled under the next S; with three instances the tensor cores never idle there."""
-        return self.waits_early and self.instances == min(INSTANCES)
+        return self.second <= self.special and self.instances == min(INSTANCES)
+
+    @property
+    def scales_seldom(self) -> bool:
+        """Tell whether O is best left alone while no row's maximum has grown much: to test costs less than to scale."""
+        return self.scaled >= SELDOM
 
     @property
     def clocks(self) -> float:
@@ -139,4 +146,5 @@ def _tiling(target: Target, instances: int, columns: int, dqk: int, dv: int, spe
         second=2 * elements * dv / target.tensor_flops_per_clock,
         special=elements * special / target.special_per_clock,
         issue=(ISSUE_AN_ELEMENT * elements + ROWS * dv) / target.fp32_lanes,
+        scaled=dv / columns,
     )

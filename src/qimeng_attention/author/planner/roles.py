@@ -15,6 +15,9 @@ from qimeng_attention.tl.traverse import names_in
 _TURNS_NEED = 256  # head dim of values from which two instances gain by turns although their loops differ in length
 
 
+_THRESHOLD = 8  # weights up to 2^8: in any 16-bit type, and few maxima grow by more once a row has seen some keys
+
+
 def choose(
     spec: AttentionSpec, target: Target, special: int, fast: Sequence[str] = ()
 ) -> tuple[GroupTiling, list[Reason], list[str]]:
@@ -36,6 +39,7 @@ def choose(
     turns = _turns(spec, t, uneven)
     beside = "exponentials" if t.waits_early else "row statistics"
     chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "rescale": t.rescales_late}
+    chosen["threshold"] = t.scales_seldom
     reasons = [r for r in _reasons(t, choices, uneven, special) if chosen.get(r.parameter, True)]
     reasons += [_approximation(f) for f in fast]
     why = {r.parameter: r.why for r in reasons}
@@ -43,6 +47,7 @@ def choose(
     lines = [
         *(f"approximate {f}  # {why[f]}" for f in fast),
         f"ring K stages 2, V stages 2  # {why['ring']}",
+        *([f"threshold {_THRESHOLD}  # {why['threshold']}"] if t.scales_seldom else []),
         f"sums per lane{' running' if t.sums_run else ''}  # {why['sums']}",
         f"guard Mask of loop i where it is all true  # {why['guard']}",
         f"roles producer ({producer} registers), consumer ({t.instances} along q, {consumer} registers)"
@@ -100,6 +105,10 @@ def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: 
         Reason(
             "ring", "K stages 2, V stages 2", f"{t.shared_bytes / 1024:.0f} KB of shared memory: one tile is read "
             "while the next arrives", {"shared_bytes": t.shared_bytes},
+        ),
+        Reason(
+            "threshold", str(_THRESHOLD), f"O has {t.scaled:.1f} elements for one of S: scaled only where a maximum "
+            f"has grown by 2^{_THRESHOLD}", {"elements": round(t.scaled, 2)},
         ),
         Reason(
             "sums", f"per lane{' running' if t.sums_run else ''}", "one addition across lanes a row, behind the loop"
