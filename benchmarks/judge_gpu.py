@@ -9,7 +9,8 @@
 With --repeats 10, ten of the kernels, each at the largest shape it was judged at, run once directly and then 1,000
 times by replay of a CUDA graph, over poisoned outputs: every bit must be the same.
 
-D 64/128 (the Hopper set: 256 too) x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA; each kernel in a process of its own, several at a time.
+D 64/128 (the Hopper set: 256 too) x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA; each kernel in a process of
+its own, several at a time.
 """
 
 from __future__ import annotations
