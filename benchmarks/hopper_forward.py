@@ -43,7 +43,7 @@ BINDS = {
     "128 causal": "without turns both instances meet at the tensor cores at times, with them one waits for the other; "
     "tried: turns (-1 %), running sums (-1 to -2 %), heads in groups for the L2 cache (-2 %)",
     "256 full": "shared memory: S = Q K^T of 64 x 80 reads 4.6 KB in 40 clocks, copies write 80 KB an iteration, 116 "
-    "of 128 bytes a clock together; tried: O scaled in every tile (-3.5 %), no turns (-1.5 to -4 %), "
+    "of 128 bytes a clock together; tried: O scaled in every tile (-3.5 %), no turns (-7 %), "
     "a turn for S alone (0), O scaled under S (-4 %)",
     "256 causal": "as full, and no shared memory is left for a staging tile or a second Q: tiles end one by one; "
     "tried: asking for tiles later (+1.5 % at 16384, +10 % at 2048), all batches together (-5 to -16 %)",
