@@ -193,7 +193,7 @@ def _stage_text(results: Any, stage: str) -> str:
     if stage in ("sketch", "code", "scheduled"):
         return str(getattr(results, stage))
     if stage == "cute":
-        return str(results.translation.source)
+        return str(results.source)
     return json.dumps(results.built.to_json() if stage == "cubin" else results.verdict.to_json(), indent=1)
 
 
@@ -207,7 +207,7 @@ def _outcome_json(outcome: Any) -> dict[str, Any]:
         "code": r.code,
         "reasons": r.reasons,
         "scheduled": r.scheduled,
-        "cute": r.translation.source if r.translation else None,
+        "cute": r.source or None,
         "build": r.built.to_json() if r.built else None,
         "verdict": r.verdict.to_json() if r.verdict else None,
         "bundle": str(outcome.folder) if outcome.folder else None,
@@ -226,7 +226,7 @@ def _report(stage: str, results: Any, seconds: float) -> None:
     elif stage in ("code", "scheduled"):
         terminal.listing(getattr(results, stage))
     elif stage == "cute":
-        lines = results.translation.source.splitlines()
+        lines = results.source.splitlines()
         terminal.listing("\n".join(lines[:24]) + f"\n  ... {len(lines)} lines of CuTe C++ in all")
     elif stage == "cubin":
         terminal.resources(results.built.report.to_json())

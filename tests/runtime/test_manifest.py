@@ -27,7 +27,7 @@ def test_the_json_is_what_the_documentation_shows(manifest: Manifest) -> None:
     digest = fields.pop("digest")
     assert len(digest) == 64
     assert fields == {
-        "format": 2,
+        "format": 3,
         "kernel": "gqa_causal_d64_bf16",
         "target": "A100",
         "arch": "sm_80",
@@ -57,6 +57,8 @@ def test_the_json_is_what_the_documentation_shows(manifest: Manifest) -> None:
         "default_scale": 0.125,
         "provenance": {"package": "0.1.0", "versions": {"nvrtc": "13.2"}, "date": "2026-08-20"},
         "files": {},
+        "chosen": {},
+        "then": [],
     }
 
 
@@ -77,9 +79,9 @@ def test_a_torn_manifest_is_noticed(manifest: Manifest, end: int) -> None:
 
 
 def test_a_format_of_the_future_asks_for_an_upgrade(manifest: Manifest) -> None:
-    raw = seal({**fields_of(manifest), "format": 3, "more": []})
+    raw = seal({**fields_of(manifest), "format": 4, "more": []})
 
-    with pytest.raises(BundleError, match=r"format 3.*\n.*upgrade"):
+    with pytest.raises(BundleError, match=r"format 4.*\n.*upgrade"):
         from_json(raw)
 
 

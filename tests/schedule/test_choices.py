@@ -69,6 +69,9 @@ MALFORMED = [
     "grid longest last",
     "grid first",
     "warps 4 along q, 2 blocks",
+    "unroll loop i",
+    "unroll i by 2",
+    "unroll loop i by two",
 ]
 
 
@@ -97,6 +100,9 @@ UNFIT = {
     "store O through shared over K": "larger tile",
     "split loop j where Mask is not all true": "name the variable",
     "guard Mask of loop j where it is all true": "name the variable",
+    "unroll loop j by 2": "name the variable",
+    "unroll loop i by 1": "from 2 to 16",
+    "unroll loop i by 17": "from 2 to 16",
     "warps 4 along q": "fewer warps",
     "warps 2 along k": "name the axis",
     "warps 0 along q": "fewer warps",

@@ -56,6 +56,7 @@ SCHEDULES = {
         "grid persistent by counter",
     ],
     "threshold": ["threshold 8"],
+    "unrolled": ["ring K stages 2, V stages 2", "copies async", "unroll loop i by 3"],
     "exponentials on the FMA lanes": ["approximate exp2 1 of 2", ROLES, OVERLAP, "grid persistent"],
     "roles, threshold": [
         "ring K stages 2, V stages 2",

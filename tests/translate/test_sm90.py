@@ -111,6 +111,29 @@ def test_a_wait_stands_behind_the_row_values_that_come_first() -> None:
     assert late.count("tl::wait_gemm_behind<0>(rl_lane(rl_lane.kR - 1));") == 2
 
 
+def test_heads_of_a_group_are_the_rows_of_a_tile_that_ends_with_them() -> None:
+    """The copy engine sees the heads as groups: a tile's rows beyond its group are zeros."""
+    split, combine = translate(schedule(parse(planned(Hq=16, Hk=2, Sq=1, Dqk=128))))
+
+    assert (
+        "tl::load_tile(tl::stage(sQ, Q_ring.slot(Q_uses)), mQ_1x1x64x64_by_8, Q_ring.full(Q_uses), 0, group, t, batch)"
+        in (split.source)
+    )
+    assert {"tensor": "Q", "box": [1, 1, 64, 64], "dimension": 2, "group": 8} in split.facts["maps"]
+    assert "tl::store_group_float(" in split.source
+    assert "#pragma unroll 8" in combine.source
+    assert "tl::load_float(" in combine.source
+    assert split.facts["chosen"]["Splits"][0] == "clamp"
+
+
+def test_a_tile_that_ends_elsewhere_is_refused() -> None:
+    code = planned(Hq=16, Hk=2, Sq=1, Dqk=128).replace("(group + 1) * G]", "group * G + 3]")
+
+    with pytest.raises(DiagnosticError, match="groups of rows") as caught:
+        translate(schedule(parse(code)))
+    assert caught.value.diagnostics[0].code == "TL701"
+
+
 def test_a_wait_with_nothing_before_it_is_plain() -> None:
     source = translated(planned(Dqk=128)).source
 

@@ -35,6 +35,7 @@ DIMS = {
     "Lse": "(B, Hq, Sq)",
 }
 SCALE = "scale"
+CHOSEN = (2, 1, 3, 7)  # values for a size that a launcher chooses, taken in turn from shape to shape
 
 
 class Stopped(Exception):
@@ -149,13 +150,24 @@ class Interpreted:
     def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
         """Interpret the kernels; roles interleave in another order in each run, strides mean nothing here."""
         self._runs += 1
-        return run_kernels(self.kernels, sizes_of(call), tensors, {SCALE: call.scale}, self._runs)
+        sizes = sizes_of(call) | chosen_sizes(chosen_in(self.kernels), call)
+        return run_kernels(self.kernels, sizes, tensors, {SCALE: call.scale}, self._runs)
 
 
 def sizes_of(call: Call) -> dict[str, int]:
     """Give every size a program may name."""
     sizes = {name: getattr(call, name) for name in SIZES} | {"Dqk": call.Dqk, "Dv": call.Dv}
     return sizes | ({"D": call.Dqk} if call.Dqk == call.Dv else {})
+
+
+def chosen_in(kernels: Sequence[Checked]) -> list[str]:
+    """Give the sizes that a launcher chooses."""
+    return [name for kernel in kernels for name in kernel.chosen]
+
+
+def chosen_sizes(names: Sequence[str], call: Call) -> dict[str, int]:
+    """Draw the sizes that a launcher chooses: a program is right for any, so each shape takes others."""
+    return {name: CHOSEN[(call.Sq + call.Sk + place) % len(CHOSEN)] for place, name in enumerate(names)}
 
 
 def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
@@ -211,6 +223,7 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
         "Sk": spec.Sk,
     }
     call = Call(spec.B or 2, spec.Sq or 3, spec.Sk or 5, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale)
+    chosen = chosen_sizes(chosen_in(kernels), call)
     for kernel in kernels:
         for name in asked.keys() & kernel.fixed.keys():
             if kernel.fixed[name] != asked[name]:
@@ -219,7 +232,7 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
                     f"the program fixes {name} = {kernel.fixed[name]}, the spec asks for {wanted}",
                     hint=f"declare `Size {name}`{'' if wanted == 'any' else f' = {wanted}'}",
                 )
-        if unknown := sorted(set(kernel.sizes) - sizes_of(call).keys()):
+        if unknown := sorted(set(kernel.sizes) - sizes_of(call).keys() - set(chosen_in(kernels))):
             raise JudgeError(
                 f"the run-time size {unknown[0]} is no size of the spec",
                 hint=f"sizes are {', '.join(sizes_of(call))}",
@@ -228,7 +241,7 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
             tensor = kernel.tensors.get(name)
             if (
                 tensor is not None
-                and tuple(integer(d, {**sizes_of(call), **kernel.fixed}) for d in tensor.dims) != shape
+                and tuple(integer(d, {**sizes_of(call), **chosen, **kernel.fixed}) for d in tensor.dims) != shape
             ):
                 raise JudgeError(
                     f"{name} is not declared as {DIMS[name]} with the spec's sizes",

@@ -26,7 +26,16 @@ import numpy as np
 
 from qimeng_attention import runtime
 from qimeng_attention.errors import DiagnosticError, EnvironmentMissing, JudgeError
-from qimeng_attention.judge.candidate import INPUTS, SCALE, Stopped, approximated_in, numbers_in, sizes_of, tiles_of
+from qimeng_attention.judge.candidate import (
+    INPUTS,
+    SCALE,
+    Stopped,
+    approximated_in,
+    chosen_sizes,
+    numbers_in,
+    sizes_of,
+    tiles_of,
+)
 from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
 from qimeng_attention.judge.meaning import Call, Operator
@@ -126,13 +135,15 @@ class Isolated:
         timeout_s: float = TIMEOUT_S,
         kernels: Sequence[Checked] = (),
     ) -> None:
-        _check_manifest(manifest, spec)
+        face = manifest.face
+        _check_manifest(face, spec)
         self.name = manifest.kernel
         self.numbers, self.approximated = numbers_in(kernels), approximated_in(kernels)
         self.digest = hashlib.sha256(json.dumps(dict(manifest.files), sort_keys=True).encode()).hexdigest()
         heads = {"Hq", "Hk"}
-        self.any_heads = heads <= set(manifest.sizes) and not any(heads & set(names(r.left)) for r in manifest.requires)
-        self._manifest, self._spec, self._timeout_s = manifest, spec, timeout_s
+        self.any_heads = heads <= set(face.sizes) and not any(heads & set(names(r.left)) for r in manifest.requires)
+        self._chosen = list(manifest.chosen)
+        self._manifest, self._spec, self._timeout_s = face, spec, timeout_s
         self._folder = tempfile.TemporaryDirectory(prefix="qimeng-judge-")
         self._command = [*command, self._folder.name]
         self._process: subprocess.Popen[bytes] | None = None
@@ -179,6 +190,7 @@ class Isolated:
             t.name: {"dtype": t.dtype, "shape": shapes[t.name]} for t in self._manifest.tensors if t.role == "output"
         }
         sizes = {n: value for n, value in sizes_of(call).items() if n in self._manifest.sizes}
+        sizes |= chosen_sizes(self._chosen, call)
         scalars = {x.name: call.scale for x in self._manifest.scalars}
         return {"inputs": inputs, "outputs": outputs, "layout": layout, "sizes": sizes, "scalars": scalars}
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime import comparison, summary
+from qimeng_attention.runtime.chain import Chain
 from qimeng_attention.runtime.checks import check_names, check_scalar, check_sizes
 from qimeng_attention.runtime.folder import Contents, read_folder
 from qimeng_attention.runtime.launcher import Launcher, Prepared, Where
@@ -104,7 +105,8 @@ class Bundle:
     """One kernel, ready to be called."""
 
     def __init__(self, contents: Contents) -> None:
-        self._contents, self._manifest = contents, contents.manifest
+        self._contents, self._whole = contents, contents.manifest
+        self._manifest = self._whole.face  # what a call is checked against
         self._names = [tensor.name for tensor in self._manifest.tensors]
         self._pointers, self._scalars = places_of(self._manifest)
         self._arguments = _arguments(self._manifest)
@@ -123,7 +125,7 @@ class Bundle:
     @property
     def manifest(self) -> Manifest:
         """Say how the kernel is launched and where it comes from."""
-        return self._manifest
+        return self._whole
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -198,9 +200,12 @@ class Bundle:
         check_names(scalars, [scalar.name for scalar in self._manifest.scalars], "scalar")
         ordered = [tensors[name] for name in self._names]
         layouts = tuple(layout_of(tensor, name) for tensor, name in zip(ordered, self._names, strict=True))
-        plan = self._plan(layouts, self._names, check_sizes(self._manifest.sizes, sizes))
+        chosen = {name: sizes[name] for name in self._whole.chosen if name in sizes}
+        check_sizes(list(chosen), chosen)
+        own = {name: value for name, value in sizes.items() if name not in chosen}
+        plan = self._plan(layouts, self._names, check_sizes(self._manifest.sizes, own))
         values = tuple(scalars[scalar.name] for scalar in self._manifest.scalars)
-        self._run(torch, plan, ordered, self._names, values, self._where(plan.device))
+        self._run(torch, plan, ordered, self._names, values, self._where(plan.device), chosen)
 
     def prepare(self, device: int = 0) -> None:
         """Load the kernel on a device, which its first call does otherwise; call it before a capture.
@@ -210,11 +215,11 @@ class Bundle:
             EnvironmentMissing: no PyTorch or no GPU.
         """
         gpu_torch()
-        self._launcher.load(device)
+        (self._launcher if self._chain is None else self._chain).load(device)
 
     def show(self) -> str:
         """Describe the kernel as text: operator, tiles, schedule, resources, verdict, speed."""
-        return summary.describe(self._manifest, self.files)
+        return summary.describe(self._whole, self.files)
 
     def compare(self, q: TensorLike, k: TensorLike, v: TensorLike, *, scale: float | None = None) -> dict[str, Any]:
         """Measure error and time on these tensors.
@@ -231,6 +236,11 @@ class Bundle:
     @cached_property
     def _launcher(self) -> Launcher:
         return Launcher(self._manifest, self.files["kernel.cubin"], cuda_driver())
+
+    @cached_property
+    def _chain(self) -> Chain | None:
+        """Give the kernels behind each other, None where there is one that takes only what a caller gives."""
+        return None if self._manifest is self._whole else Chain(self._whole, self.files, cuda_driver())
 
     def _labels_of_call(self, scale: float | None, lse: TensorLike | None, return_lse: bool) -> list[str]:
         """Give what the caller calls each tensor, if the kernel is what was called for."""
@@ -296,6 +306,7 @@ class Bundle:
         labels: Sequence[str],
         scalars: tuple[Any, ...],
         where: Where,
+        chosen: Mapping[str, int] | None = None,
     ) -> None:
         if torch.is_grad_enabled():
             _refuse_grad(tensors, labels)
@@ -303,6 +314,12 @@ class Bundle:
         if scalars is not self._default_scalars:
             known = zip(self._manifest.scalars, scalars, strict=True)
             scalars = tuple([value if type(value) is float else check_scalar(scalar, value) for scalar, value in known])
+        if self._chain is not None:
+            values = tuple([check_scalar(s, value) for s, value in zip(self._manifest.scalars, scalars, strict=True)])
+            device = tensors[0].device
+            allocate = partial(torch.empty, dtype=torch.uint8, device=device)
+            self._chain.run(plan, pointers, values, labels, where, allocate, chosen)
+            return
         prepared = self._prepared.get((plan, pointers, scalars)) or self._prepare(plan, pointers, scalars, labels)
         if not plan.empty:
             self._launcher.launch(prepared, where)

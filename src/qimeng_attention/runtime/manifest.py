@@ -15,16 +15,18 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from qimeng_attention.runtime.expressions import Expression, names
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 ITEM_BYTES = {"fp16": 2, "bf16": 2, "f32": 4, "i32": 4}
 ROLES = ("input", "output")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
+MOST_KERNELS = 9  # of a bundle: more than any operator needs
 MOST_BOX = 256  # elements along a dimension; CUDA driver API, cuTensorMapEncodeTiled
 CALL = ("q", "k", "v")  # the arguments of Bundle.__call__
 REQUIRED = (
@@ -41,6 +43,7 @@ OPTIONAL = ("verdict.json", "speed.json")  # besides any number of headers, *.cu
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 ARCH = re.compile(r"sm_(\d{1,3})(\d)([af]?)")
+_KERNEL = re.compile(r"kernel_[2-9]\.(cu|cubin)")
 _HEADER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}\.cuh")
 
 
@@ -79,6 +82,8 @@ class TensorMap:
 
     tensor: str
     box: tuple[int, ...]  # elements along each dimension
+    dimension: int = 0  # the one seen as two, groups and their rows
+    group: int = 0  # rows of a group, beyond which a box reads zeros; 0: no dimension is two
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ class Requirement:
     right: Expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """How a kernel is launched and what it is made of."""
 
@@ -123,21 +128,86 @@ class Manifest:
     default_scale: float = 1.0  # of a call that names none
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, date: plain JSON values
     files: Mapping[str, str] = field(default_factory=dict)  # sha256 in hexadecimal by name
+    chosen: Mapping[str, Expression] = field(default_factory=dict)  # sizes that the launcher works out, from others
+    then: tuple[Manifest, ...] = ()  # the kernels launched behind this one, on tensors of the same names
     format: int = FORMAT
+
+    @property
+    def kernels(self) -> tuple[Manifest, ...]:
+        """Give the manifests of all kernels, in the order they are launched."""
+        return (replace(self, then=()), *self.then)
+
+    @cached_property
+    def face(self) -> Manifest:
+        """Give what a caller sees: the tensors that are the caller's, and the sizes they tell; itself for one kernel.
+
+        What one kernel writes and a later one reads is no argument, nor is a size that the launcher works out.
+        """
+        if not self.then and not self.chosen:
+            return self
+        tensors: dict[str, Tensor] = {}
+        for kernel in self.kernels:
+            for tensor in kernel.tensors:
+                seen = tensors.setdefault(tensor.name, tensor)
+                if seen.role == "output" and tensor.role == "input":
+                    tensors[tensor.name] = replace(seen, role="scratch")
+        scalars = {scalar.name: scalar for kernel in self.kernels for scalar in kernel.scalars}
+        sizes = {size: None for kernel in self.kernels for size in kernel.sizes if size not in self.chosen}
+        return replace(
+            self,
+            grid=(GridAxis("call", 0, 1),),
+            tensors=tuple(tensor for tensor in tensors.values() if tensor.role != "scratch"),
+            scalars=tuple(scalars.values()),
+            sizes=tuple(sizes),
+            maps=(),
+            persistent=False,
+            counter=False,
+            chosen={},
+            then=(),
+        )
 
     def tensor(self, name: str) -> Tensor:
         """Find a tensor by name."""
         return next(tensor for tensor in self.tensors if tensor.name == name)
 
 
+def kernel_file(number: int, kind: str) -> str:
+    """Name the file of a kernel, counted from 0: kernel.cubin, kernel_2.cubin."""
+    return f"kernel{f'_{number + 1}' if number else ''}.{kind}"
+
+
 def is_file_name(name: object) -> bool:
     """Tell whether a bundle may hold a file of this name besides its manifest."""
-    return isinstance(name, str) and (name in REQUIRED or name in OPTIONAL or _HEADER.fullmatch(name) is not None)
+    known = isinstance(name, str) and (name in REQUIRED or name in OPTIONAL)
+    return known or (isinstance(name, str) and any(p.fullmatch(name) for p in (_HEADER, _KERNEL)))
 
 
 def problem_with(manifest: Manifest) -> str | None:
     """Say which field of a manifest contradicts another or its kind, None if all is well."""
-    return _wrong_value(manifest) or _wrong_argument(manifest) or _wrong_name(manifest) or _wrong_call(manifest)
+    for kernel in manifest.kernels:
+        if problem := _wrong_value(kernel) or _wrong_argument(kernel) or _wrong_name(kernel):
+            return problem
+    return _wrong_sequence(manifest) or _wrong_call(manifest.face)
+
+
+def _wrong_sequence(manifest: Manifest) -> str | None:
+    """Say what is wrong between the kernels of one bundle."""
+    if len(manifest.then) > MOST_KERNELS - 1 or any(kernel.then for kernel in manifest.then):
+        return f"then: holds at most {MOST_KERNELS - 1} kernels, which hold none"
+    cubins = [kernel_file(number, "cubin") for number in range(len(manifest.kernels))]
+    if manifest.files and not set(cubins) <= set(manifest.files):
+        return f"files: {next(name for name in cubins if name not in manifest.files)} is missing"
+    for name, expression in manifest.chosen.items():
+        if name not in manifest.sizes or set(names(expression)) & set(manifest.chosen):
+            return f"chosen: {name} must be a size, worked out from sizes that are not"
+    for kernel in manifest.then:
+        for tensor in kernel.tensors:
+            others = [t for k in manifest.kernels for t in k.tensors if t.name == tensor.name]
+            if any((t.dtype, t.dims) != (tensor.dtype, tensor.dims) for t in others):
+                return f"tensors: {tensor.name} is declared in two ways"
+        if kernel.chosen or (kernel.target, kernel.built_arch) != (manifest.target, manifest.built_arch):
+            return "then: kernels of one bundle are for one GPU, and the first says what is chosen"
+    return None
 
 
 def _wrong_value(manifest: Manifest) -> str | None:
@@ -166,6 +236,8 @@ def _wrong_argument(manifest: Manifest) -> str | None:
             return f"tensors: align of {tensor.name} must be a power of two, its items' size or more"
     ranks = {tensor.name: len(tensor.dims) for tensor in manifest.tensors}
     for box in manifest.maps:
+        if box.group < 0 or not 0 <= box.dimension < len(box.box):
+            return f"maps: the group of {box.tensor} must have rows, along one of its dimensions"
         if ranks.get(box.tensor) != len(box.box) or not all(1 <= n <= MOST_BOX for n in box.box):
             return f"maps: {box.tensor} must be a tensor, its box from 1 to {MOST_BOX} along each dimension"
     for scalar in manifest.scalars:

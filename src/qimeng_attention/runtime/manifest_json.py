@@ -64,7 +64,9 @@ def from_json(raw: bytes, *, file: str = MANIFEST) -> Manifest:
     if raw != sealed:
         raise _broken("its bytes do not match its own digest", file)
     try:
-        manifest = _manifest(_Fields(fields))
+        taken = _Fields(fields)
+        manifest = _manifest(taken)
+        taken.end()
     except ValueError as error:
         raise _broken(str(error), file) from None
     if (problem := problem_with(manifest)) is not None:
@@ -99,7 +101,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         ],
         "sizes": [{"name": name} for name in manifest.sizes],
         "scalars": [dataclasses.asdict(scalar) for scalar in manifest.scalars],
-        "maps": [{"tensor": m.tensor, "box": list(m.box)} for m in manifest.maps],
+        "maps": [{**dataclasses.asdict(m), "box": list(m.box)} for m in manifest.maps],
         "persistent": manifest.persistent,
         "counter": manifest.counter,
         "requires": [[plain(r.left), r.op, plain(r.right)] for r in manifest.requires],
@@ -108,6 +110,8 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         "default_scale": manifest.default_scale,
         "provenance": dict(manifest.provenance),
         "files": dict(sorted(manifest.files.items())),
+        "chosen": {name: plain(e) for name, e in manifest.chosen.items()},
+        "then": [_fields(kernel) for kernel in manifest.then],
     }
 
 
@@ -163,7 +167,9 @@ def _expression(value: object, place: str) -> expressions.Expression:
 
 
 def _manifest(fields: _Fields) -> Manifest:
-    manifest = Manifest(
+    """Read a whole manifest, or that of a kernel which is launched behind another."""
+    chosen: dict[str, Any] = fields.take("chosen", dict)
+    return Manifest(
         format=fields.take("format", int),
         kernel=fields.take("kernel", str),
         target=fields.take("target", str),
@@ -184,9 +190,9 @@ def _manifest(fields: _Fields) -> Manifest:
         default_scale=float(fields.take("default_scale", float, int)),
         provenance=fields.take("provenance", dict),
         files=_digests(fields.texts("files")),
+        chosen={name: _expression(e, f"chosen.{name}") for name, e in chosen.items()},
+        then=fields.each("then", _manifest),
     )
-    fields.end()
-    return manifest
 
 
 def _tensor(fields: _Fields) -> Tensor:
@@ -203,7 +209,7 @@ def _map(fields: _Fields) -> TensorMap:
     name, box = fields.take("tensor", str), fields.take("box", list)
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in box):
         raise ValueError("maps.box: must hold integers")
-    return TensorMap(name, tuple(box))
+    return TensorMap(name, tuple(box), fields.take("dimension", int), fields.take("group", int))
 
 
 def _scalar(fields: _Fields) -> Scalar:

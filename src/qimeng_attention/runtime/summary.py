@@ -33,7 +33,7 @@ def describe(manifest: Manifest, files: Mapping[str, bytes]) -> str:
         ("operator", _join(_flat({name: spec[name] for name in _SPEC if spec.get(name) is not None}))),
         (
             "tensors",
-            [f"{t.name} ({', '.join(show(dim) for dim in t.dims)}) {t.dtype} {t.role}" for t in manifest.tensors],
+            [f"{t.name} ({', '.join(show(dim) for dim in t.dims)}) {t.dtype} {t.role}" for t in manifest.face.tensors],
         ),
         ("scalars", [f"{s.name}{f' {s.op} {s.bound:g}' if s.op else ''}" for s in manifest.scalars]),
         (
@@ -41,7 +41,7 @@ def describe(manifest: Manifest, files: Mapping[str, bytes]) -> str:
             [line.removeprefix("Tile ").split("#")[0].strip() for line in code if line.startswith("Tile ")],
         ),
         ("schedule", _schedule(code)),
-        ("launch", [_launch(manifest)]),
+        ("launch", [_launch(kernel) for kernel in manifest.kernels]),
         (
             "resources",
             _join(_flat({name: report[name] for name in _RESOURCES if report.get(name) is not None})),

@@ -45,8 +45,13 @@ def boxes_of(
         kind, (shape, strides, *_) = manifest.tensors[index], layouts[index]
         row = -(-shape[-1] * kind.item_bytes // _UNIT) * _UNIT
         steps = [s * kind.item_bytes if n > 1 else row for n, s in zip(shape[:-1], strides[:-1], strict=True)]
-        extents = tuple(max(n, 1) for n in reversed(shape))
-        found.append(Box(index, kind.dtype, extents, tuple(reversed(steps)), tuple(reversed(wanted.box))))
+        extents, box = [max(n, 1) for n in shape], list(wanted.box)
+        if wanted.group:
+            at = wanted.dimension
+            extents[at : at + 1] = [max(extents[at] // wanted.group, 1), wanted.group]
+            steps[at : at + 1] = [strides[at] * wanted.group * kind.item_bytes, strides[at] * kind.item_bytes]
+            box[at : at + 1] = [1, box[at]]
+        found.append(Box(index, kind.dtype, *(tuple(reversed(x)) for x in (extents, steps, box))))
     return tuple(found)
 
 

@@ -31,6 +31,7 @@ from qimeng_attention.schedule import (
     store,
     sync,
     threshold,
+    unroll,
     unswitch,
     warps,
 )
@@ -61,6 +62,7 @@ REWRITINGS: dict[str, Rewriting] = {
         unswitch,
         pingpong,
         stage,
+        unroll,
         warps,
         grid,
         group,

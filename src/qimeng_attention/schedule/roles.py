@@ -94,7 +94,8 @@ def _frame(kernel: s.Kernel) -> tuple[list[s.Statement], tuple[s.Statement, ...]
     kept: list[s.Statement] = [
         n
         for n in kernel.body
-        if isinstance(n, s.Size | s.Scalar | s.Tile | s.Grid) or (isinstance(n, s.Allocate) and n.space != "register")
+        if isinstance(n, s.Size | s.Choose | s.Scalar | s.Tile | s.Grid)
+        or (isinstance(n, s.Allocate) and n.space != "register")
     ]
     return kept, tuple(n for n in kernel.body if n not in kept and not isinstance(n, s.Warps))
 

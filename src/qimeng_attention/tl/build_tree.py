@@ -153,6 +153,9 @@ class LineBuilder(Transformer[Token, Any]):
     def warps(self, meta: Any, c: list[Any]) -> s.Statement:
         return s.Warps(c[0], str(c[1]), c[2], span=self._span(meta))
 
+    def choose(self, meta: Any, c: list[Any]) -> s.Statement:
+        return s.Choose(str(c[0]), c[1], span=self._span(meta))
+
     def let(self, meta: Any, c: list[Any]) -> s.Statement:
         return s.Let(str(c[0]), c[1], span=self._span(meta))
 
@@ -244,8 +247,9 @@ class LineBuilder(Transformer[Token, Any]):
     # -------------------------------------------------------------- heads of blocks
     def for_head(self, meta: Any, c: list[Any]) -> s.Statement:
         ranges = tuple(r for r in c[1:] if isinstance(r, s.Range))
-        down = any(isinstance(r, Token) for r in c[1:])
-        return s.For(str(c[0]), ranges, (), down, span=self._span(meta))
+        marks = [r for r in c[1:] if isinstance(r, Token)]
+        unroll = next((int(r) for r in marks if r.type == "INT"), 1)
+        return s.For(str(c[0]), ranges, (), any(r.type == "DOWN" for r in marks), unroll, span=self._span(meta))
 
     def tiles_head(self, meta: Any, c: list[Any]) -> s.Statement:
         return s.For(str(c[0]), (), (), span=self._span(meta))

@@ -35,6 +35,7 @@ KEYWORDS = (
     "Grid",
     "Warps",
     "Let",
+    "Choose",
     "Allocate",
     "Copy",
     "Compute",

@@ -157,7 +157,8 @@ def _reshape(n: s.Reshape) -> str:
 def _for(n: s.For) -> str:
     if not n.ranges:
         return f"for {n.var} in tiles"
-    return f"for {n.var} = {', '.join(_range(r) for r in n.ranges)}{' down' * n.down}"
+    unroll = f" unroll {n.unroll}" if n.unroll > 1 else ""
+    return f"for {n.var} = {', '.join(_range(r) for r in n.ranges)}{' down' * n.down}{unroll}"
 
 
 def _role(n: s.Role) -> str:
@@ -179,6 +180,7 @@ _FORMS: dict[type, Callable[[Any], str]] = {
     s.Grid: _grid,
     s.Warps: _warps,
     s.Let: lambda n: f"Let {n.name} = {expression(n.value)}",
+    s.Choose: lambda n: f"Choose {n.name} = {expression(n.value)}",
     s.Allocate: _allocate,
     s.Copy: _copy,
     s.Gemm: _gemm,

@@ -161,6 +161,14 @@ class Size(Statement):
 
 
 @dataclass(frozen=True, slots=True)
+class Choose(Statement):
+    """`Choose Splits = 132 // (B * Hk)`: the value a launcher gives a run-time size that the caller does not."""
+
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Scalar(Statement):
     """`Scalar scale f32 > 0`: a number given at each call, and what the launcher must find true of it."""
 
@@ -290,12 +298,13 @@ class Reshape(Statement):
 
 @dataclass(frozen=True, slots=True)
 class For(Statement):
-    """`for i = a : b, c : d down`; `ranges` is empty for `for tile in tiles` of a persistent grid."""
+    """`for i = a : b, c : d down unroll 4`; `ranges` is empty for `for tile in tiles` of a persistent grid."""
 
     var: str
     ranges: tuple[Range, ...]
     body: tuple[Statement, ...]
     down: bool = False
+    unroll: int = 1  # how many iterations the loop's body holds in the kernel
 
 
 @dataclass(frozen=True, slots=True)

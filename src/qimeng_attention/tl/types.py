@@ -108,3 +108,8 @@ class Checked:
     warp_axis: str = ""
     blocks_per_sm: int | None = None
     warnings: tuple[object, ...] = field(default=())
+
+    @property
+    def chosen(self) -> dict[str, s.Expr]:
+        """Give the run-time sizes that a launcher works out, each with its expression of other sizes."""
+        return {n.name: n.value for n in self.kernel.body if isinstance(n, s.Choose)}

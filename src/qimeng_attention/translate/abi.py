@@ -19,15 +19,21 @@ from qimeng_attention.tl.types import Checked
 
 @dataclass(frozen=True)
 class TensorMap:
-    """A tensor as the copy engine sees it: the box of elements that one instruction moves, dimension by dimension."""
+    """A tensor as the copy engine sees it: the box of elements that one instruction moves, dimension by dimension.
+
+    With a group the engine sees one dimension as two, groups and the rows of each: a larger box ends with its group.
+    """
 
     tensor: str
     box: tuple[int, ...]
+    dimension: int = 0  # the one that is two
+    group: int = 0  # rows of a group, 0 where none is
 
     @property
     def name(self) -> str:
         """Name the kernel's argument."""
-        return f"m{self.tensor}_{'x'.join(map(str, self.box))}"
+        group = f"_by_{self.group}" if self.group else ""
+        return f"m{self.tensor}_{'x'.join(map(str, self.box))}{group}"
 
 
 _FUNCTIONS = ("min", "max", "clamp", "ceildiv")
@@ -61,7 +67,7 @@ def launch_facts(checked: Checked, maps: Sequence[TensorMap] = ()) -> dict[str, 
         }
         for d in checked.grid.dims
     ]
-    boxes = [{"tensor": m.tensor, "box": list(m.box)} for m in maps]
+    boxes = [{"tensor": m.tensor, "box": list(m.box), "dimension": m.dimension, "group": m.group} for m in maps]
     return {
         "grid": grid,
         "persistent": checked.grid.persistent,
@@ -70,6 +76,7 @@ def launch_facts(checked: Checked, maps: Sequence[TensorMap] = ()) -> dict[str, 
         "sizes": list(checked.sizes),
         "scalars": scalars,
         "maps": boxes,
+        "chosen": {name: json_expression(e, checked.fixed) for name, e in checked.chosen.items()},
     }
 
 

@@ -21,9 +21,10 @@ from qimeng_attention import __version__
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
 from qimeng_attention.runtime import Bundle, load
-from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap
+from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap, kernel_file
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import write_bundle
+from qimeng_attention.translate import Translation
 from qimeng_attention.workflow import stages
 from qimeng_attention.workflow.stages import Results
 
@@ -140,14 +141,14 @@ def _steps(
         return stages.author(results, spec)
 
     def verdict(results: Results) -> Results:
-        if not judge or results.spec is None or results.checked is None:
+        if not judge or results.spec is None or not results.kernels:
             outcome.notes.append("not judged: " + ("no spec says what it should compute" if judge else "switched off"))
             return results
         from qimeng_attention.judge import judge_program
 
         return replace(
             results,
-            verdict=judge_program(results.checked, results.spec, seed=secrets.randbits(32), progress=progress),
+            verdict=judge_program(results.kernels, results.spec, seed=secrets.randbits(32), progress=progress),
         )
 
     steps: list[tuple[str, Callable[[Results], Results]]] = [
@@ -171,7 +172,6 @@ def save(outcome: Outcome, out: str | Path | None, overwrite: bool) -> Path | No
     if results.verdict is not None and results.verdict.verdict == "rejected":
         outcome.notes.append("no bundle is written for a rejected program")
         return None
-    assert results.translation is not None
     where, name = (Path(), None) if out is None else (Path(out).absolute().parent, Path(out).name)
     try:
         return write_bundle(where, bundle_files(results), manifest_of(results), name=name, overwrite=overwrite)
@@ -182,20 +182,18 @@ def save(outcome: Outcome, out: str | Path | None, overwrite: bool) -> Path | No
 
 def bundle_files(results: Results) -> dict[str, bytes]:
     """Give every file of a bundle but its manifest."""
-    t, b = results.translation, results.built
-    assert t is not None
-    assert b is not None
     spec = results.spec.model_dump(mode="json") if results.spec else None
+    reports = [{**b.to_json(), **b.report.to_json()} for b in results.builds]
     files = {
         "spec.json": _json(spec),
         "sketch.tl": results.sketch.encode(),
         "code.tl": results.code.encode(),
-        "scheduled.tl": t.scheduled.encode(),
-        "kernel.cu": t.source.encode(),
-        "kernel.cubin": b.cubin,
-        "report.json": _json({**b.to_json(), **b.report.to_json()}),
+        "scheduled.tl": results.scheduled.encode(),
+        "report.json": _json(reports[0] | ({"then": reports[1:]} if reports[1:] else {})),
         "reasons.json": _json(results.reasons),
     }
+    for number, (t, b) in enumerate(zip(results.translations, results.builds, strict=True)):
+        files[kernel_file(number, "cu")], files[kernel_file(number, "cubin")] = t.source.encode(), b.cubin
     for header in resources.files("qimeng_attention.translate").joinpath("prelude").iterdir():
         if header.name.endswith(".cuh"):
             files[header.name] = header.read_bytes()
@@ -217,13 +215,32 @@ def _json(value: Any) -> bytes:
 
 def manifest_of(results: Results) -> Manifest:
     """Say how the kernel is launched, and where it comes from."""
-    t, b = results.translation, results.built
-    assert t is not None
-    assert b is not None
-    facts = t.facts
-    names = {x["name"] for x in facts["tensors"]}
-    inputs = {x["name"] for x in facts["tensors"] if x["role"] == "input"}
+    first, *then = [_kernel_manifest(results, t) for t in results.translations]
+    whole = replace(first, then=tuple(then))
+    face = whole.face
+    names = {t.name for t in face.tensors}
+    inputs = {t.name for t in face.tensors if t.role == "input"}
     callable_ = inputs == set(_ARGUMENTS) and "Out" in names  # with more inputs it is called through `launch`
+    return replace(
+        whole,
+        requires=_envelope(results.spec, list(face.sizes)),
+        call={v: k for k, v in _ARGUMENTS.items()} if callable_ else {},
+        outputs=tuple(n for n in ("Out", "Lse") if n in names) if callable_ else (),
+        default_scale=results.spec.default_scale if results.spec else 1.0,
+        provenance={
+            "package": __version__,
+            "tl": TL_VERSION,
+            "python": platform.python_version(),
+            **dict(results.builds[0].versions),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "author": (results.reasons or {}).get("author", ""),
+        },
+    )
+
+
+def _kernel_manifest(results: Results, t: Translation) -> Manifest:
+    """Say how one kernel is launched."""
+    facts = t.facts
     return Manifest(
         kernel=t.name,
         target=results.target.name,
@@ -239,21 +256,10 @@ def manifest_of(results: Results) -> Manifest:
         scalars=tuple(
             Scalar(name=x["name"], dtype=x["dtype"], op=x["op"], bound=x["bound"] or 0.0) for x in facts["scalars"]
         ),
-        maps=tuple(TensorMap(m["tensor"], tuple(m["box"])) for m in facts["maps"]),
+        maps=tuple(TensorMap(m["tensor"], tuple(m["box"]), m["dimension"], m["group"]) for m in facts["maps"]),
         persistent=facts["persistent"],
         counter=facts["counter"],
-        requires=_envelope(results.spec, facts["sizes"]),
-        call={v: k for k, v in _ARGUMENTS.items()} if callable_ else {},
-        outputs=tuple(n for n in ("Out", "Lse") if n in names) if callable_ else (),
-        default_scale=results.spec.default_scale if results.spec else 1.0,
-        provenance={
-            "package": __version__,
-            "tl": TL_VERSION,
-            "python": platform.python_version(),
-            **dict(b.versions),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "author": (results.reasons or {}).get("author", ""),
-        },
+        chosen=facts["chosen"],
     )
 
 

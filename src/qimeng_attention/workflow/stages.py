@@ -34,11 +34,26 @@ class Results:
     sketch: str = ""
     code: str = ""
     reasons: dict[str, Any] | None = None
-    checked: Checked | None = None
+    kernels: tuple[Checked, ...] = ()  # those of the file, which run one behind the other
     scheduled: str = ""
-    translation: Translation | None = None
-    built: Built | None = None
+    translations: tuple[Translation, ...] = ()
+    builds: tuple[Built, ...] = ()
     verdict: Any = None
+
+    @property
+    def translation(self) -> Translation | None:
+        """Give the first kernel in CuTe C++."""
+        return self.translations[0] if self.translations else None
+
+    @property
+    def built(self) -> Built | None:
+        """Give the first kernel's cubin."""
+        return self.builds[0] if self.builds else None
+
+    @property
+    def source(self) -> str:
+        """Give all kernels in CuTe C++."""
+        return "\n".join(t.source for t in self.translations)
 
 
 def find_target(name: str, arch: str | None = None) -> tuple[Target, str]:
@@ -98,35 +113,35 @@ def author(results: Results, spec: AttentionSpec) -> Results:
 
 def check_code(results: Results) -> Results:
     """Check the code; only a checked program goes on."""
-    (checked, *_) = check_text(results.code, target=results.target.name, file="code.tl")
-    return replace(results, checked=checked)
+    return replace(results, kernels=tuple(check_text(results.code, target=results.target.name, file="code.tl")))
 
 
 def apply_schedule(results: Results) -> Results:
     """Write the schedule's choices out as statements, and check the result."""
     program = schedule(parse(results.code, "code.tl"), target=results.target.name)
     text = print_program(program)
-    (checked, *_) = check_text(text, target=results.target.name, file="scheduled.tl")
-    return replace(results, scheduled=text, checked=checked)
+    kernels = check_text(text, target=results.target.name, file="scheduled.tl")
+    return replace(results, scheduled=text, kernels=tuple(kernels))
 
 
 def to_cute(results: Results) -> Results:
     """Translate scheduled TL to CuTe C++."""
-    (translation, *_) = translate(parse(results.scheduled, "scheduled.tl"), target=results.target.name)
-    return replace(results, translation=translation)
+    made = translate(parse(results.scheduled, "scheduled.tl"), target=results.target.name)
+    return replace(results, translations=tuple(made))
 
 
 def to_cubin(results: Results, cache: Cache | None = None) -> Results:
-    """Compile the CuTe C++."""
-    t = results.translation
-    assert t is not None
-    built = build(
-        t.source,
-        name=t.name,
-        arch=results.arch,
-        threads=t.threads,
-        shared_bytes=t.shared_bytes,
-        target=results.target,
-        cache=cache,
-    )
-    return replace(results, built=built)
+    """Compile the CuTe C++, each kernel by itself."""
+    builds = [
+        build(
+            t.source,
+            name=t.name,
+            arch=results.arch,
+            threads=t.threads,
+            shared_bytes=t.shared_bytes,
+            target=results.target,
+            cache=cache,
+        )
+        for t in results.translations
+    ]
+    return replace(results, builds=tuple(builds))

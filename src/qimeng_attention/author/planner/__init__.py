@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qimeng_attention.author.planner import roles, warps
+from qimeng_attention.author.planner import decode, roles, warps
 from qimeng_attention.author.planner.code import Tiled, write_code
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import compose
@@ -63,6 +63,8 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
         SpecError: a head dim or type that the generator or the target lacks, or an expression it cannot read.
     """
     _refuse(spec, target)
+    if decode.fits(spec):
+        return _decode(spec, target)
     sketch = compose(spec)
     called = _functions_an_element(sketch)
     best: Tiled
@@ -72,6 +74,17 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
     else:
         best, reasons, schedule = warps.choose(spec, target, _results(called, ()))
     code = write_code(spec, target, sketch, best, reasons[0].why, schedule)
+    return Plan(print_program(sketch), print_program(code), tuple(reasons))
+
+
+def _decode(spec: AttentionSpec, target: Target) -> Plan:
+    """Write the two kernels for few queries."""
+    sketch = compose(spec, "decode")
+    fast = [f for f in FASTER if f in _functions_an_element(sketch) and "wgmma" in target.capabilities]
+    tile, reasons, *schedules = decode.choose(spec, target, fast)
+    reasons += [roles.approximation(f) for f in fast]
+    why = {r.parameter: r.why for r in reasons}
+    code = decode.write_decode(spec, target, sketch, tile, why, (schedules[0], schedules[1]))
     return Plan(print_program(sketch), print_program(code), tuple(reasons))
 
 

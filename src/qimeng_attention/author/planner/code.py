@@ -49,7 +49,7 @@ def write_code(
     kernel = sketch.kernels[0]
     frame = parse(_frame(spec, target, tiling, why, schedule)).kernels[0]
     body = map_blocks(kernel.body, lambda n: _elaborated(n, spec, tiling))
-    body = _reshaped(body, spec)
+    body = reshaped(body, spec)
     shapes = _register_tiles(kernel, spec)
     before = [*frame.body, *[_allocate(name, dims, kernel, sketch) for name, dims in shapes]]
     if _grouped(spec):
@@ -145,7 +145,7 @@ def _bounds(spec: AttentionSpec, t: Tiled) -> s.Range:
     return s.Range(start, stop)
 
 
-def _reshaped(body: tuple[s.Statement, ...], spec: AttentionSpec) -> tuple[s.Statement, ...]:
+def reshaped(body: tuple[s.Statement, ...], spec: AttentionSpec) -> tuple[s.Statement, ...]:
     """Put a Reshape before each GEMM whose first operand is the result of another."""
     results = {n.out for n in statements(body) if isinstance(n, s.Gemm)}
 

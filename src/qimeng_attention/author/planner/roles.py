@@ -41,7 +41,7 @@ def choose(
     chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "rescale": t.rescales_late}
     chosen["threshold"] = t.scales_seldom
     reasons = [r for r in _reasons(t, choices, uneven, special) if chosen.get(r.parameter, True)]
-    reasons += [_approximation(f) for f in fast]
+    reasons += [approximation(f) for f in fast]
     why = {r.parameter: r.why for r in reasons}
     producer, consumer = t.registers
     lines = [
@@ -65,7 +65,8 @@ def choose(
     return t, reasons, lines
 
 
-def _approximation(function: str) -> Reason:
+def approximation(function: str) -> Reason:
+    """Say why a function is approximated."""
     error = APPROXIMATIONS[function][1]
     return Reason(
         function,

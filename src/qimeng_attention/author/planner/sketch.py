@@ -97,13 +97,17 @@ def softmax_factor(spec: AttentionSpec) -> tuple[bool, s.Expr]:
     return written, s.Name("log2e") if written else s.Binary("*", s.Name("scale"), s.Name("log2e"))
 
 
-def compose(spec: AttentionSpec) -> s.Program:
+def compose(spec: AttentionSpec, library: str = "attention") -> s.Program:
     """Compose a specification's sketch.
+
+    Args:
+        spec: what is asked for.
+        library: the shipped sketch to begin with; mask and score go into its first kernel.
 
     Raises:
         SpecError: an expression that does not parse, or reads an unknown name.
     """
-    program = library_sketch("attention")
+    program = library_sketch(library)
     written, factor = softmax_factor(spec)
     condition = visible(spec)
     mask = COLUMN_LIMIT if condition is None else s.Binary("and", condition, COLUMN_LIMIT)
@@ -112,8 +116,9 @@ def compose(spec: AttentionSpec) -> s.Program:
     m = s.Name("m") if written else s.Binary("*", s.Name("m"), s.Name("scale"))
     values: dict[str, s.Expr] = {"visible": mask, "c": factor, "logarithm": s.Binary("+", m, summed)}
     kernel = program.kernels[0]
-    body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, "LSE" in spec.outputs))
-    return replace(program, kernels=(replace(kernel, body=body),))
+    lse = "LSE" in spec.outputs or len(program.kernels) > 1  # a later kernel needs the parts' own
+    body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, lse))
+    return replace(program, kernels=(replace(kernel, body=body), *program.kernels[1:]))
 
 
 def _filled_in(n: s.Statement, values: Mapping[str, s.Expr], score: s.Expr | None, lse: bool) -> s.Statement | None:

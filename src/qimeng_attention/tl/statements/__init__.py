@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qimeng_attention.tl.statements import (
     allocate,
+    choose,
     compute,
     control,
     copy,
@@ -17,7 +18,7 @@ from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.syntax import Statement
 
 TABLE: dict[type[Statement], Rule] = {}
-for _module in (declare, allocate, copy, gemm, mask, compute, reshape, control, sync):
+for _module in (declare, choose, allocate, copy, gemm, mask, compute, reshape, control, sync):
     TABLE |= _module.RULES
 
 EXAMPLES: dict[str, str] = {}

@@ -92,6 +92,23 @@ __device__ inline void store_float(float* target, int64_t stride, Accumulator<kR
   }
 }
 
+/// Read a tile of fp32, zeros outside of rows [first, last).
+template <int kRows, int kCols>
+__device__ inline void load_float(Accumulator<kRows, kCols>& acc, float const* source, int64_t stride, int first,
+                                  int last) {
+#pragma unroll
+  for (int r = 0; r < kRows / 8; ++r) {
+    int const row = tile_row<kRows>(r);
+    bool const there = row >= first && row < last;
+#pragma unroll
+    for (int c = 0; c < kCols / 4; c += 2) {
+      float2 const two = there ? *reinterpret_cast<float2 const*>(source + row * stride + tile_col(c)) : float2{};
+      acc(r, c) = two.x;
+      acc(r, c + 1) = two.y;
+    }
+  }
+}
+
 /// Write one value a row to rows [0, rows) of `target`; one lane of the four that share a row writes.
 template <class Element, int kRows>
 __device__ inline void store_vector(Element* target, int64_t stride, RowVector<kRows> const& values, int rows) {

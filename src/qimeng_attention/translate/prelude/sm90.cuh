@@ -229,6 +229,20 @@ __device__ inline void load_tile(Tile tile, TensorMap const& map, uint64_t* full
         : "memory");
 }
 
+/// Fill a tile with the box at (column 0, i1, i2, i3, i4) of a tensor of which one dimension is seen as two.
+template <class Tile>
+__device__ inline void load_tile(Tile tile, TensorMap const& map, uint64_t* full, int i1, int i2, int i3, int i4) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)), "r"(Tile::kBytes)
+               : "memory");
+#pragma unroll
+  for (int panel = 0; panel < Tile::kPanels; ++panel)
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, "
+        "%7}], [%2];" ::"r"(shared_address(tile.data) + panel * Tile::kPanelBytes),
+        "l"(&map), "r"(shared_address(full)), "r"(panel * kPanel), "r"(i1), "r"(i2), "r"(i3), "r"(i4)
+        : "memory");
+}
+
 /// Start storing a tile to the box at (column 0, i1, i2, i3); what lies outside of the tensor is not written.
 template <class Tile>
 __device__ inline void store_tile(Tile tile, TensorMap const& map, int i1, int i2, int i3) {
@@ -435,6 +449,18 @@ __device__ inline void store_group_rows(Element* target, int64_t stride, Accumul
         *reinterpret_cast<uint4*>(target + row * stride + 32 * part + lane_index() % 4 * 8) =
             make_uint4(words[0], words[1], words[2], words[3]);
     }
+  }
+}
+
+/// Write a warpgroup's rows as fp32 to rows [0, rows) of `target`, 16 bytes a lane.
+template <int kCols>
+__device__ inline void store_group_float(float* target, int64_t stride, Accumulator<16, kCols> const& acc, int rows) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    int const row = group_row(r);
+#pragma unroll
+    for (int c = 0; c < kCols / 4; c += 2)
+      if (row < rows) *reinterpret_cast<float2*>(target + row * stride + tile_col(c)) = make_float2(acc(r, c), acc(r, c + 1));
   }
 }
 

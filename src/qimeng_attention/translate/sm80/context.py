@@ -78,7 +78,7 @@ class Lowering:
             for name in self.first_uses(body, position):
                 self.out.line(f"{self.register_type(name, n)} {names.register(name)};")
                 self.declared.add(name)
-            if not isinstance(n, s.Size | s.Tile | s.Scalar | s.Grid | s.Warps | s.Allocate):
+            if not isinstance(n, s.Size | s.Choose | s.Tile | s.Scalar | s.Grid | s.Warps | s.Allocate):
                 self.out.mark(n.span.line, head(n))
             self._lower(n, self)
 

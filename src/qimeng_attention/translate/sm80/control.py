@@ -13,7 +13,7 @@ def _for(n: s.For, low: Lowering) -> None:
     if not n.ranges:
         raise Refused(n, "this generation's lowering has no persistent tiles", "remove `persistent`")
     ends = [(low.integer(r.start, n), low.integer(r.stop, n)) for r in n.ranges]
-    out.line("#pragma unroll 1")
+    out.line(f"#pragma unroll {n.unroll}")
     before = set(low.declared)
     if len(ends) == 1:
         start, stop = ends[0]

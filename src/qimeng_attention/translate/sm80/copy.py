@@ -9,7 +9,7 @@ from qimeng_attention.tl.coordinates import Place, copy_target, copy_tensor, pla
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.traverse import names_in, num, statements, sub
-from qimeng_attention.tl.types import TensorType
+from qimeng_attention.tl.types import TensorType, TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 
@@ -200,11 +200,8 @@ def _load(n: s.Copy, low: Lowering) -> None:
     tile = low.checked.tiles[copy_target(n)]
     if n.target == "register":
         if len(tile.axes) != 1:
-            raise Refused(
-                n,
-                f"{tile.name} {tile.describe()} would go from global memory straight to registers",
-                "copy matrices to shared memory",
-            )
+            _load_matrix(n, tile, low)
+            return
         a = access(n, low, vector=True)
         function = "load_rows" if tile.axes[0].name == low.row_axis else "load_columns"
         low.out.line(f"tl::{function}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
@@ -223,6 +220,18 @@ def _load(n: s.Copy, low: Lowering) -> None:
         low.out.line(f"tl::copy_async_bounded<kThreads>({where}, {a.pointer}, {a.stride}, {a.rows});")
     else:
         low.out.line(f"tl::copy_async_between<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+
+
+def _load_matrix(n: s.Copy, tile: TileType, low: Lowering) -> None:
+    """Into the registers of an accumulator: fp32 only, of which four lanes read 32 bytes together."""
+    if BYTES[low.checked.tensors[copy_tensor(n)].dtype] != 4:
+        raise Refused(
+            n,
+            f"{tile.name} {tile.describe()} would go from global memory straight to registers",
+            "copy matrices of 16-bit types to shared memory",
+        )
+    a = access(n, low, vector=False)
+    low.out.line(f"tl::load_float({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
 
 
 def _store(n: s.Copy, low: Lowering) -> None:

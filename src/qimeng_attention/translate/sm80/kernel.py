@@ -146,6 +146,7 @@ def _nothing(n: s.Statement, low: Lowering) -> None:
 
 LOWERINGS: Lowerings = {
     "Size": _nothing,
+    "Choose": _nothing,
     "Tile": _nothing,
     "Scalar": _nothing,
     "Grid": _nothing,

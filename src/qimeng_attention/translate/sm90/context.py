@@ -9,10 +9,10 @@ from functools import cached_property
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.budget import THREADS_A_WARP
-from qimeng_attention.tl.coordinates import copy_tensor, places
+from qimeng_attention.tl.coordinates import Place, copy_tensor, places
 from qimeng_attention.tl.evaluate import integer
-from qimeng_attention.tl.traverse import statements
-from qimeng_attention.tl.types import Checked, TileType
+from qimeng_attention.tl.traverse import add, mul, num, statements
+from qimeng_attention.tl.types import Checked, TensorType, TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.abi import TensorMap
 from qimeng_attention.translate.sm80.context import Lowering, Refused
@@ -149,10 +149,8 @@ class GroupLowering(Lowering):
         found = places(n, [integer(d.size, self.checked.fixed) for d in n.dims], tensor.axis_names)
         moving = [d for d, p in enumerate(found) if p.kind != "index"]
         last = len(tensor.dims) - 1
-        if any(p.at is not None or p.stop is not None for p in found):
-            raise Refused(
-                n, "this generation's lowering has no copy with `at` or an end of its own", "give a plain coordinate"
-            )
+        if any(p.at is not None for p in found):
+            raise Refused(n, "this generation's lowering has no copy with `at`", "give a plain coordinate")
         if len(tensor.dims) != RANK or len(moving) != 2 or moving[1] != last or found[last].kind != "whole":
             raise Refused(
                 n,
@@ -165,7 +163,29 @@ class GroupLowering(Lowering):
             )
         box = [1] * RANK
         box[moving[0]], box[last] = found[moving[0]].size, PANEL
-        return TensorMap(tensor.name, tuple(box))
+        if found[moving[0]].stop is None:
+            return TensorMap(tensor.name, tuple(box))
+        return TensorMap(tensor.name, tuple(box), moving[0], self._group(n, tensor, moving[0], found[moving[0]])[1])
+
+    def group_index(self, n: s.Copy) -> s.Expr | None:
+        """Give which group of rows a Copy takes, None where it has no end of its own."""
+        tensor = self.checked.tensors[copy_tensor(n)]
+        found = places(n, [integer(d.size, self.checked.fixed) for d in n.dims], tensor.axis_names)
+        bounded = [(d, p) for d, p in enumerate(found) if p.stop is not None]
+        return self._group(n, tensor, *bounded[0])[0] if bounded else None
+
+    def _group(self, n: s.Copy, tensor: TensorType, dimension: int, place: Place) -> tuple[s.Expr, int]:
+        """Match `x * G : (x + 1) * G` along a dimension of groups of G rows: the group x, and G."""
+        match place.start, tensor.dims[dimension]:
+            case s.Binary("*", x, s.Name(size)), s.Binary("*", _, s.Name(grouped)) if (
+                size == grouped and place.stop == mul(add(x, num(1)), s.Name(size)) and size in self.checked.fixed
+            ):
+                return x, self.checked.fixed[size]
+        raise Refused(
+            n,
+            "the copy engine ends a tile within a tensor only where groups of rows do",
+            "write `x * G : (x + 1) * G` along a dimension `N * G`, with G compiled in",
+        )
 
 
 def is_bulk(n: s.Copy) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.coordinates import copy_target, copy_tensor, places
+from qimeng_attention.tl.coordinates import Place, copy_target, copy_tensor, places
 from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.translate import names
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 from qimeng_attention.translate.sm80.copy import access
@@ -33,7 +34,7 @@ def _bulk(n: s.Copy, low: GroupLowering) -> None:
     """The box's coordinates, innermost first; columns are counted by the function."""
     tensor = low.checked.tensors[copy_tensor(n)]
     found = places(n, [integer(d.size, low.checked.fixed) for d in n.dims], tensor.axis_names)
-    at = ", ".join(low.integer(p.start, n) for p in reversed(found[:-1]))
+    at = ", ".join(x for p in reversed(found[:-1]) for x in _indices(p, n, low))
     box = low.map_of(n).name
     if n.signals is None:
         low.out.line(f"tl::store_tile({low.shared_at(n.name, n.slot, n)}, {box}, {at});")
@@ -44,11 +45,20 @@ def _bulk(n: s.Copy, low: GroupLowering) -> None:
     low.out.line(f"++{uses(name)};")
 
 
+def _indices(place: Place, n: s.Copy, low: GroupLowering) -> list[str]:
+    """Give the indices along one dimension, innermost first: of a group, its first row and its number."""
+    if place.stop is None:
+        return [low.integer(place.start, n)]
+    group = low.group_index(n)
+    assert group is not None
+    return ["0", low.integer(group, n)]
+
+
 def _direct(n: s.Copy, low: GroupLowering) -> None:
     """Between global memory and registers: vectors both ways, results on their way out."""
     tile = low.checked.tiles[copy_target(n) if n.source == "global" else n.name]
     matrix = len(tile.axes) != 1
-    if matrix and (n.source == "global" or low.checked.tensors[copy_tensor(n)].dtype not in ("bf16", "fp16")):
+    if matrix and n.source == "global":
         raise Refused(
             n,
             f"{tile.name} {tile.describe()} would go between global memory and registers",
@@ -61,7 +71,8 @@ def _direct(n: s.Copy, low: GroupLowering) -> None:
             raise Refused(
                 n, "a store may begin before the tensor's first row", "begin at a coordinate that is never negative"
             )
-        function = "store_group_rows" if matrix else "store_group_vector"
+        wide = BYTES[low.checked.tensors[copy_tensor(n)].dtype] == 4
+        function = ("store_group_float" if wide else "store_group_rows") if matrix else "store_group_vector"
         low.out.line(f"tl::{function}({a.pointer}, {a.stride}, {register}, {a.rows});")
         return
     function = "load_group_rows" if tile.axes[0].name == low.row_axis else "load_columns"

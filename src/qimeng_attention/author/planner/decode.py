@@ -1,0 +1,292 @@
+"""Programs for few queries: keys split over blocks, heads of a group as rows, and a kernel that weighs the parts.
+
+Such calls are bound by memory: K and V are read once, at the rate of the device, if all multiprocessors read all the
+time. So each key head's group is one tile of rows, whatever its size, and there are so many splits that the
+multiprocessors' shares come out even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from qimeng_attention.author.planner.code import reshaped
+from qimeng_attention.author.planner.reason import Reason
+from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.targets import Target
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.intervals import any_true
+from qimeng_attention.tl.parser import parse, parse_expression
+from qimeng_attention.tl.printer import expression
+from qimeng_attention.tl.traverse import call, map_blocks, mul, num, substitute
+
+MOST_QUERIES = 16  # of a call: each reads K and V anew, so that more are better taken as the rows of a tile
+ROWS = 64  # of the split kernel's tile: wgmma's m, or 16 for each of four warps
+COLUMNS = {True: 128, False: 64}  # keys of a tile, up to head dim 128 and above
+MOST_STAGES = 4
+COMBINED_ROWS, COMBINED_COLUMNS = 16, 32  # of the second kernel's tile: one warp, and many blocks
+UNROLLED = 8  # parts that the second kernel has on their way
+LEAST_TILES = 4  # of a split: its ends cost about one
+BARRIER_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Split:
+    """The tile of the split kernel, and the stages of its rings."""
+
+    columns: int
+    stages: int
+    shared_bytes: int
+
+
+def fits(spec: AttentionSpec) -> bool:
+    """Tell whether a specification is one of few queries."""
+    return spec.Sq is not None and spec.Sq <= MOST_QUERIES and spec.Hq // spec.Hk <= ROWS
+
+
+def split_tile(spec: AttentionSpec, target: Target) -> Split:
+    """Choose the tile: as many keys under way as shared memory holds, up to four tiles."""
+    columns = COLUMNS["wgmma" in target.capabilities and max(spec.Dqk, spec.Dv) <= 128]
+    queries = 2 * ROWS * spec.Dqk * (2 if "wgmma" in target.capabilities else 1)
+    stage = 2 * columns * (spec.Dqk + spec.Dv)
+    room = target.shared_per_block_bytes - queries - BARRIER_BYTES
+    stages = max(1, min(MOST_STAGES, room // stage))
+    return Split(columns, stages, queries + stages * stage)
+
+
+def choose(
+    spec: AttentionSpec, target: Target, fast: Sequence[str] = ()
+) -> tuple[Split, list[Reason], list[str], list[str]]:
+    """Give the tile, the reasons (the tile's first) and the lines of both Schedule blocks."""
+    tile = split_tile(spec, target)
+    reasons = _reasons(spec, target, tile)
+    why = {r.parameter: r.why for r in reasons}
+    k, split = tile.stages, [f"approximate {f}" for f in fast]
+    if "wgmma" in target.capabilities:
+        split += [
+            f"ring K stages {k}, V stages {k}  # {why['ring']}",
+            "sums per lane",
+            "guard Mask of loop i where it is all true",
+            "roles producer (24 registers), consumer (1 along h, 240 registers)",
+            "ahead Q stages 2",
+            "overlap GEMM P, V of the previous tile with the exponentials of this one",
+            "unswitch loop i",
+            f"grid persistent by counter  # {why['grid']}",
+        ]
+    else:
+        split += [
+            f"ring K stages {k}, V stages {k}  # {why['ring']}",
+            f"prefetch K {k} ahead, V {k - 1} ahead" if k > 1 else "prefetch K 1 ahead, V 0 ahead",
+            "copies async",
+            "guard Mask of loop i where it is all true",
+            f"warps 4 along h, 1 blocks an SM  # {why['grid']}",
+        ]
+    return tile, reasons, split, [f"unroll loop part by {UNROLLED}  # {why['combine']}", "warps 1 along h"]
+
+
+def _reasons(spec: AttentionSpec, target: Target, t: Split) -> list[Reason]:
+    group = spec.Hq // spec.Hk
+    moved = 2 * t.columns * (spec.Dqk + spec.Dv)
+    memory = moved * target.sms * target.clock_mhz * 1e6 / target.bandwidth_bytes_per_s
+    tensor = 2 * ROWS * t.columns * (spec.Dqk + spec.Dv) / target.tensor_flops_per_clock
+    figures: dict[str, float | str] = {
+        "memory": round(memory, 1),
+        "tensor": round(tensor, 1),
+        "bound": "memory" if memory > tensor else "tensor cores",
+        "model": "author/planner/decode.py",
+        "kind": "prediction",
+    }
+    return [
+        Reason(
+            "tile",
+            f"BM = {ROWS}, BN = {t.columns}",
+            f"{group} head(s) share a key head and are the rows; a tile of keys takes {memory:.0f} clocks to read and "
+            f"{tensor:.0f} to multiply (predicted)",
+            figures,
+        ),
+        Reason(
+            "splits",
+            "Splits",
+            f"fewer key heads than the {target.sms} multiprocessors: a part for each of those; more: enough parts for "
+            "even shares",
+            {"multiprocessors": target.sms},
+        ),
+        Reason(
+            "ring",
+            f"K stages {t.stages}, V stages {t.stages}",
+            f"{t.shared_bytes / 1024:.0f} KB of shared memory: {t.stages} tile(s) on their way",
+            {"shared_bytes": t.shared_bytes},
+        ),
+        Reason("grid", "key heads first", "neighbours read neighbouring heads of the same keys", {}),
+        Reason("combine", f"unroll {UNROLLED}", "parts are loaded before the ones before them are weighed", {}),
+    ]
+
+
+# ------------------------------------------------------------------ code
+
+
+def write_decode(
+    spec: AttentionSpec,
+    target: Target,
+    sketch: s.Program,
+    tile: Split,
+    why: Mapping[str, str],
+    schedules: tuple[Sequence[str], Sequence[str]],
+) -> s.Program:
+    """Write the code of the library's sketch `decode`: two kernels.
+
+    Args:
+        spec: with few queries.
+        target: the GPU the program is for.
+        sketch: the composed sketch.
+        tile: of the split kernel.
+        why: the reasons by parameter.
+        schedules: the lines of both Schedule blocks.
+    """
+    names = {"head": s.Name("h"), "q": s.Name("t"), "Hq": parse_expression("Hk * G")}
+    split, combine = sketch.kernels
+    frames = parse("\n".join([*_split_frame(spec, target, tile, why, schedules[0]), *_combine_frame(spec, target)]))
+    second = replace(frames.kernels[1], schedule=_choices(schedules[1]))
+    body = map_blocks(split.body, lambda n: _split_statement(substitute(n, names), spec))
+    return s.Program(
+        (
+            replace(frames.kernels[0], body=(*frames.kernels[0].body, *reshaped(body, spec))),
+            replace(second, body=(*second.body, *map_blocks(combine.body, lambda n: _combine_statement(n, spec)))),
+        ),
+        sketch.defines,
+        sketch.below,
+    )
+
+
+def _choices(lines: Sequence[str]) -> tuple[s.Choice, ...]:
+    text = "\n".join(["Kernel x", "Schedule", *[f"    {line}" for line in lines]]) + "\n"
+    return parse(text).kernels[0].schedule
+
+
+def _sizes(spec: AttentionSpec, names: Sequence[str], dims: Sequence[str]) -> list[str]:
+    free = [n for n in names if getattr(spec, n) is None]
+    fixed = [f"{n} = {getattr(spec, n)}" for n in names if getattr(spec, n) is not None]
+    heads = f"G = {spec.Hq // spec.Hk}"
+    return [
+        f"Size {', '.join([*free, 'Hk', 'Splits'])}  # arguments of each call",
+        f"Size {', '.join([*fixed, heads, *dims])}  # G query heads share a key head",
+    ]
+
+
+def _dims(spec: AttentionSpec) -> tuple[str, str]:
+    return ("D", "D") if spec.Dqk == spec.Dv else ("Dqk", "Dv")
+
+
+def _split_frame(
+    spec: AttentionSpec, target: Target, t: Split, why: Mapping[str, str], schedule: Sequence[str]
+) -> list[str]:
+    qk, v = _dims(spec)
+    condition = visible(spec)
+    first, last = _bounds(condition, t)
+    even = f"max({target.sms} // max(B * Sq * Hk, 1), min(4, B * Sq * Hk // {target.sms // 4 + 1}))"
+    return [
+        *[f"# {line}" for line in spec.describe()],
+        f"Kernel {spec.kernel_name}_split for {target.name.lower()}",
+        *_sizes(spec, ("B", "Sq", "Sk"), sorted({f"{qk} = {spec.Dqk}", f"{v} = {spec.Dv}"})),
+        f"Scalar scale f32{' > 0' if spec.scale_sign == 'positive' else ''}",
+        f"Tile BM = {ROWS}, BN = {t.columns}  # {why['tile']}",
+        f"Choose Splits = clamp({even}, 1, ceildiv(Sk, {LEAST_TILES} * BN))  # {why['splits']}",
+        "Grid row = 0 : Sq * Hk, split = 0 : Splits, batch = 0 : B",
+        f"Allocate Q in global (B, Sq, Hk * G, {qk}) {spec.dtype}",
+        f"Allocate K in global (B, Sk, Hk, {qk}) {spec.dtype}",
+        f"Allocate V in global (B, Sk, Hk, {v}) {spec.dtype}",
+        f"Allocate Part in global (B, Sq, Splits, Hk * G, {v}) f32",
+        "Allocate PartLse in global (B, Sq, Splits, Hk * G) f32",
+        "Allocate S in register (BM h, BN k) f32",
+        f"Allocate O in register (BM h, {v}) f32 = 0",
+        "Allocate m in register (BM h) f32 = -inf",
+        "Allocate l in register (BM h) f32 = 0",
+        "Let group = row % Hk",
+        "Let t = row // Hk",
+        f"Let first = {first}",
+        f"Let last = {last}",
+        "Let share = ceildiv(max(last - first, 0), Splits)",
+        "Schedule",
+        *[f"    {line}" for line in schedule],
+        "",
+    ]
+
+
+def _bounds(condition: s.Expr | None, t: Split) -> tuple[str, str]:
+    """Write the tiles of keys in which a query may see one."""
+    end = call("ceildiv", s.Name("Sk"), s.Name("BN"))
+    if condition is None:
+        return "0", expression(end)
+    seen = substitute(condition, {"q": s.Name("t")})
+    origins: dict[str, s.Expr] = {"k": mul(s.Name("i"), s.Name("BN"))}
+    stretch = any_true(seen, origins, {"k": s.Name("BN")}, "i", {"BN": t.columns})
+    start = num(0) if stretch.start is None else call("max", num(0), stretch.start)
+    stop = end if stretch.stop is None else call("min", end, stretch.stop)
+    return expression(start), expression(stop)
+
+
+def _combine_frame(spec: AttentionSpec, target: Target) -> list[str]:
+    _, v = _dims(spec)
+    lse = ["Allocate Lse in global (B, Hk * G, Sq) f32"] if "LSE" in spec.outputs else []
+    return [
+        f"Kernel {spec.kernel_name}_combine for {target.name.lower()}",
+        *_sizes(spec, ("B", "Sq"), (f"{v} = {spec.Dv}",)),
+        f"Tile BM = {COMBINED_ROWS}, BC = {COMBINED_COLUMNS}",
+        f"Grid column = 0 : {v} // BC, row = 0 : ceildiv(Hk * G, BM) * Sq, batch = 0 : B",
+        f"Allocate Part in global (B, Sq, Splits, Hk * G, {v}) f32",
+        "Allocate PartLse in global (B, Sq, Splits, Hk * G) f32",
+        f"Allocate Out in global (B, Sq, Hk * G, {v}) {spec.dtype}",
+        *lse,
+        "Allocate O in register (BM h, BC d) f32 = 0",
+        "Allocate m in register (BM h) f32 = -inf",
+        "Allocate l in register (BM h) f32 = 0",
+        "Let heads = row % ceildiv(Hk * G, BM)",
+        "Let t = row // ceildiv(Hk * G, BM)",
+        "",
+    ]
+
+
+_GROUP = "h = group * G : (group + 1) * G"
+_SPLIT_PLACES = {  # of the tile that is moved: its extents and its coordinate
+    "Q": ("BM, {qk}", f"batch, t, {_GROUP}"),
+    "K": ("BN, {qk}", "batch, k = i * BN, group"),
+    "V": ("BN, {v}", "batch, k = i * BN, group"),
+    "O": ("BM, {v}", f"batch, t, split, {_GROUP}"),
+    "lse": ("BM", f"batch, t, split, {_GROUP}"),
+}
+_COMBINE_PLACES = {
+    "Part": ("BM, BC", "batch, t, part, h = heads * BM, d = column * BC"),
+    "PartLse": ("BM", "batch, t, part, h = heads * BM"),
+    "O": ("BM, BC", "batch, t, h = heads * BM, d = column * BC"),
+    "total": ("BM", "batch, h = heads * BM, t"),
+}
+
+
+def _placed(n: s.Copy, places: Mapping[str, tuple[str, str]], spec: AttentionSpec) -> s.Copy:
+    """Give a Copy its shape and coordinate."""
+    qk, v = _dims(spec)
+    dims, coordinate = places[n.name]
+    text = f"Copy {n.name} ({dims.format(qk=qk, v=v)}) in coordinate [{coordinate}] from global to shared\n"
+    (placed,) = parse("Kernel x\n" + text).kernels[0].body
+    assert isinstance(placed, s.Copy)
+    return replace(n, dims=placed.dims, coordinate=placed.coordinate)
+
+
+def _split_statement(n: s.Statement, spec: AttentionSpec) -> s.Statement:
+    if isinstance(n, s.Copy):
+        return _placed(n, _SPLIT_PLACES, spec)
+    if isinstance(n, s.For):
+        start = parse_expression("first + split * share")
+        return replace(n, ranges=(s.Range(start, parse_expression("min(first + (split + 1) * share, last)")),))
+    return n
+
+
+def _combine_statement(n: s.Statement, spec: AttentionSpec) -> s.Statement | None:
+    if isinstance(n, s.Copy):
+        return _placed(n, _COMBINE_PLACES, spec)
+    if isinstance(n, s.For):
+        return replace(n, ranges=(s.Range(num(0), s.Name("Splits")),))
+    if isinstance(n, s.If):
+        return replace(n, condition=parse_expression("column == 0")) if "LSE" in spec.outputs else None
+    return n

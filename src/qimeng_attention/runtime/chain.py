@@ -1,0 +1,158 @@
+"""Kernels of one bundle that run behind each other, on the caller's tensors and on memory between them.
+
+What one kernel writes and a later one reads is nobody's argument: it lies in a workspace, kept for each stream. Sizes
+that the caller's tensors do not tell are worked out as the program says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qimeng_attention.runtime.expressions import evaluate
+from qimeng_attention.runtime.launcher import Launcher, Prepared, Where
+from qimeng_attention.runtime.manifest import Manifest, Tensor, kernel_file
+from qimeng_attention.runtime.packing import places_of
+from qimeng_attention.runtime.plan import TORCH_TYPES, Layout, Plan, check_pointers, make_plan
+
+_ALIGN = 256  # bytes: what PyTorch's own allocations begin at
+_MOST_PREPARED = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """What follows from one call's layouts: a plan for each kernel, and where its tensors lie."""
+
+    plans: tuple[Plan, ...]
+    places: tuple[tuple[int, ...], ...]  # of each kernel's tensors: of the caller's, or behind them in the workspace
+    offsets: tuple[int, ...]  # bytes, of the tensors in the workspace
+    workspace: int  # bytes
+
+
+class Chain:
+    """Launches the kernels of a bundle in order."""
+
+    def __init__(self, manifest: Manifest, files: Mapping[str, bytes], driver: Any) -> None:
+        self._manifest, self._face, self._kernels = manifest, manifest.face, manifest.kernels
+        self._launchers = [
+            Launcher(kernel, files[kernel_file(number, "cubin")], driver) for number, kernel in enumerate(self._kernels)
+        ]
+        self._steps: dict[tuple[Plan, tuple[int, ...]], _Steps] = {}
+        self._prepared: dict[tuple[_Steps, tuple[int, ...], tuple[float, ...]], list[Prepared]] = {}
+        self._workspaces: dict[tuple[int, int], Any] = {}  # by device and stream
+
+    def load(self, device: int) -> None:
+        """Load every kernel on a device.
+
+        Raises:
+            LaunchError: the kernels are not for this device.
+        """
+        for launcher in self._launchers:
+            launcher.load(device)
+
+    def run(
+        self,
+        plan: Plan,
+        pointers: tuple[int, ...],
+        scalars: tuple[float, ...],
+        labels: Sequence[str],
+        where: Where,
+        allocate: Callable[[int], Any],
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        """Launch every kernel.
+
+        Args:
+            plan: of the caller's tensors.
+            pointers: of the caller's tensors.
+            scalars: checked.
+            labels: what the caller calls the tensors.
+            where: the stream.
+            allocate: gives memory of so many bytes on the plan's device, with a `data_ptr`.
+            sizes: values for sizes that the launcher would work out.
+
+        Raises:
+            LaunchError: tensors that share memory, or a launch that the driver refused.
+        """
+        given = sizes or {}
+        key = (plan, tuple(given.values()))
+        steps = self._steps.get(key)
+        if steps is None:
+            steps = self._steps[key] = self._plan(plan, given)
+        workspace = self._workspace(plan.device, where, steps.workspace, allocate)
+        base = int(workspace.data_ptr()) if workspace is not None else 0
+        whole = (*pointers, *(base + offset for offset in steps.offsets))
+        prepared = self._prepared.get((steps, whole, scalars))
+        if prepared is None:
+            check_pointers(self._face, plan, pointers, labels)
+            prepared = self._prepare(steps, whole, scalars)
+        for launcher, one in zip(self._launchers, prepared, strict=True):
+            if 0 not in one.grid:
+                launcher.launch(one, where)
+
+    def _workspace(self, device: int, where: Where, size: int, allocate: Callable[[int], Any]) -> Any:
+        """Give memory between the kernels: the stream's own, or a graph's while one is captured."""
+        if size == 0:
+            return None
+        if where.capturing:
+            return allocate(size)
+        kept = self._workspaces.get((device, where.stream))
+        if kept is None or kept.numel() < size:
+            kept = self._workspaces[device, where.stream] = allocate(size)
+        return kept
+
+    # ------------------------------------------------------------------ planning
+    def _plan(self, plan: Plan, given: Mapping[str, int]) -> _Steps:
+        sizes = dict(zip(self._face.sizes, plan.sizes, strict=True))
+        sizes |= {name: evaluate(e, sizes) for name, e in self._manifest.chosen.items()}
+        sizes |= given
+        known = [tensor.name for tensor in self._face.tensors]
+        between: dict[str, Tensor] = {}
+        for kernel in self._kernels:
+            between |= {t.name: t for t in kernel.tensors if t.name not in known and t.name not in between}
+        layouts = {
+            tensor.name: (*layout[:2], f"torch.{TORCH_TYPES[tensor.dtype]}", layout[3])  # allocated ones say it plainly
+            for tensor, layout in zip(self._face.tensors, plan.layouts, strict=True)
+        }
+        offsets, end = [], 0
+        for tensor in between.values():
+            layouts[tensor.name] = _dense(tensor, sizes, plan.layouts[0][3])
+            offsets.append(end)
+            end += -(-math.prod(layouts[tensor.name][0]) * tensor.item_bytes // _ALIGN) * _ALIGN
+        order = [*known, *between]
+        plans, places = [], []
+        for kernel in self._kernels:
+            names = [tensor.name for tensor in kernel.tensors]
+            own = {name: sizes[name] for name in kernel.sizes}
+            plans.append(make_plan(replace(kernel, requires=()), [layouts[n] for n in names], names, own))
+            places.append(tuple(order.index(name) for name in names))
+        return _Steps(tuple(plans), tuple(places), tuple(offsets), end)
+
+    def _prepare(self, steps: _Steps, pointers: tuple[int, ...], scalars: tuple[float, ...]) -> list[Prepared]:
+        """Put each kernel's arguments together, and keep them for the next call with the same."""
+        named = dict(zip([scalar.name for scalar in self._face.scalars], scalars, strict=True))
+        made = []
+        for kernel, plan, places in zip(self._kernels, steps.plans, steps.places, strict=True):
+            own = tuple(pointers[place] for place in places)
+            values, (at_pointers, at_scalars) = list(plan.values), places_of(kernel)
+            for place, pointer in zip(at_pointers, own, strict=True):
+                values[place] = pointer
+            for place, scalar in zip(at_scalars, kernel.scalars, strict=True):
+                values[place] = named[scalar.name]
+            made.append(Prepared(plan.device, plan.grid, tuple(values), plan.boxes, own))
+        if 0.0 not in scalars:  # which equals -0.0
+            if len(self._prepared) >= _MOST_PREPARED:
+                self._prepared.clear()
+            self._prepared[steps, pointers, scalars] = made
+        return made
+
+
+def _dense(tensor: Tensor, sizes: Mapping[str, int], device: Any) -> Layout:
+    """Give the layout of a tensor in the workspace."""
+    shape = tuple(evaluate(dim, sizes) for dim in tensor.dims)
+    strides = [1]
+    for extent in reversed(shape[1:]):
+        strides.append(strides[-1] * max(extent, 1))
+    return shape, tuple(reversed(strides)), f"torch.{TORCH_TYPES[tensor.dtype]}", device
