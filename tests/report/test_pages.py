@@ -166,3 +166,16 @@ def test_show_prints_the_page_and_writes_the_file(folder: Callable[..., Path], t
     assert "tl::gemm(rS, sQ, sK);" in printed.output
     assert "tl::gemm" not in brief.output
     assert Reader(out.read_text("utf-8")).texts["tl-2"] == "2Kernel gqa for h200"
+
+
+def test_generate_begins_with_what_it_understood() -> None:
+    asked = ["generate", "--Hq", "4", "--Dqk", "64", "--mask", "window:3", "--target", "A100", "--emit", "sketch"]
+
+    printed = CliRunner().invoke(app, asked)
+    quiet = CliRunner().invoke(app, [*asked, "--quiet"])
+
+    assert printed.exit_code == quiet.exit_code == 0
+    assert printed.output.index("a query sees itself, the 3 keys before it") < printed.output.index("── sketch")
+    assert "weights P, float64" in printed.output
+    assert "██" in printed.output
+    assert "weights P" not in quiet.output

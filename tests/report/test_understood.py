@@ -109,6 +109,11 @@ def test_a_window_says_that_its_bounds_are_inclusive() -> None:
     )
 
 
+@pytest.mark.parametrize("score", ["exp2(score * 4000)", "score / (q_idx - q_idx)", "ln(0 * score)"])
+def test_an_example_that_overflows_is_shown(score: str) -> None:
+    assert drawn(spec(score=score)).count("\n") > 20
+
+
 def test_a_mask_that_cannot_be_read_is_a_spec_error() -> None:
     with pytest.raises(SpecError, match="unknown name"):
         understand(spec(mask="kv_idx <= qidx"))

@@ -26,12 +26,13 @@ SHAPES = ((2, 30, 8, 64), (2, 7, 2, 64), (2, 7, 2, 64))
 class OnTheCpu(Bundle):
     """A bundle whose launch is PyTorch's attention."""
 
-    calls = 0
+    calls, kept = 0, 0  # all, and those for which a bundle keeps memory
 
     def __call__(self, q: Any, k: Any, v: Any, *, scale: Any = None, return_lse: bool = False, **_: Any) -> Any:
         if torch.is_grad_enabled() and q.requires_grad:
             raise LaunchError("q requires grad, and the kernel has no backward")
         self.calls += 1
+        self.kept += not return_lse and len(self.manifest.outputs) > 1
         keys, values = (t.repeat_interleave(q.shape[2] // k.shape[2], dim=2).float() for t in (k, v))
         scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), keys) * (scale or self.manifest.default_scale)
         out = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), values).to(q.dtype).contiguous()
@@ -262,6 +263,15 @@ def test_the_bundle_is_called_once_for_each_call(bundle_named: Callable[..., Bun
     bundle.operator()(*inputs())
 
     assert bundle.calls == 1
+    assert bundle.kept == 0, "memory kept between calls may be a graph's own"
+
+
+def test_an_operator_runs_in_inference_mode(bundle: OnTheCpu) -> None:
+    q, k, v = inputs()
+    q.requires_grad_()
+
+    with torch.inference_mode():
+        assert not bundle.operator()(q, k, v).requires_grad
 
 
 # ------------------------------------------------------------------------------------------ refusals

@@ -51,13 +51,10 @@ def understand(spec: AttentionSpec) -> Understood:
         SpecError: its mask or score cannot be read.
     """
     operator = Operator.of(spec)
-    return Understood(
-        spec.kernel_name,
-        tuple(_formula(spec)),
-        tuple(_assumptions(spec, operator)),
-        draw_mask(spec, operator),
-        example_weights(spec, operator),
-    )
+    with np.errstate(all="ignore"):  # an expression may overflow: the example then shows it
+        picture, weights = draw_mask(spec, operator), example_weights(spec, operator)
+    formula, assumptions = tuple(_formula(spec)), tuple(_assumptions(spec, operator))
+    return Understood(spec.kernel_name, formula, assumptions, picture, weights)
 
 
 def _formula(spec: AttentionSpec) -> list[tuple[str, str]]:

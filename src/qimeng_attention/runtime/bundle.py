@@ -377,4 +377,4 @@ def _addresses(tensors: Sequence[Any], labels: Sequence[str]) -> tuple[int, ...]
         return tuple([tensor.data_ptr() for tensor in tensors])
     except RuntimeError:
         problem = f"one of {', '.join(labels)} has no memory of its own"
-        raise LaunchError(problem, hint="pass dense tensors, outside of tracing") from None
+        raise LaunchError(problem, hint="pass dense tensors; in a traced program call bundle.operator()") from None

@@ -102,15 +102,18 @@ def _register(name: str, bundle: Bundle) -> Operator:
     if _library is None:
         _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
+    has_lse = len(bundle.manifest.outputs) > 1
+
     def plain(q: Any, k: Any, v: Any, *, scale: float | None = None) -> Any:
-        return bundle(q, k, v, scale=scale)
+        # NOTE: an LSE that nobody reads is allocated too: the memory that a direct call keeps for it could lie in the
+        # private pool of a graph, which PyTorch's compiled graphs want back after each call.
+        return bundle(q, k, v, scale=scale, return_lse=True)[0] if has_lse else bundle(q, k, v, scale=scale)
 
     def with_lse(q: Any, k: Any, v: Any, *, scale: float | None = None) -> Any:
         return bundle(q, k, v, scale=scale, return_lse=True)
 
     short = name.removeprefix(f"{NAMESPACE}::")
     _define(torch, short, "Tensor", plain, _fake(torch, bundle.manifest, 1))
-    has_lse = len(bundle.manifest.outputs) > 1
     if has_lse:
         _define(torch, f"{short}.lse", "(Tensor, Tensor)", with_lse, _fake(torch, bundle.manifest, 2))
     packet = getattr(getattr(torch.ops, NAMESPACE), short)

@@ -133,7 +133,7 @@ def check_pointers(manifest: Manifest, plan: Plan, pointers: Sequence[int], labe
 
 def _bad_address(label: str, pointer: int, align: int) -> LaunchError:
     if pointer == 0:  # what a fake tensor says
-        return LaunchError(f"{label} has no memory", hint="call the kernel outside of tracing", argument=label)
+        return LaunchError(f"{label} has no memory", hint="in a traced program call bundle.operator()", argument=label)
     return LaunchError(
         f"{label} starts at an address that is no multiple of {align} bytes",
         hint="pass a copy made with .clone()",
