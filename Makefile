@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint gpu docs docs-check clean
+.PHONY: help setup demo test lint torch gpu docs docs-check clean
 
 help:  ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS='	' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -34,8 +34,14 @@ lint: setup  ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-gpu: setup  ## The tests that need an NVIDIA GPU (installs PyTorch into .venv)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]'
+# Not in `test`: the wheels for the CPU alone come from PyTorch's own index, those of PyPI bring 3 GB of CUDA.
+torch: setup  ## The tests that need PyTorch and transformers but no GPU (installs both for the CPU into .venv)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch --index-url https://download.pytorch.org/whl/cpu
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'transformers>=5.4'
+	$(BIN)/python -m pytest -m 'not gpu' tests/runtime tests/integrations
+
+gpu: setup  ## The tests that need an NVIDIA GPU (installs PyTorch and transformers into .venv)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu,transformers]'
 	$(BIN)/python -m pytest -m gpu
 
 docs: setup  ## Write again what the documents take from tables and results

@@ -154,8 +154,10 @@ def generate(
     code, spec = _source(source, spec_file, {k: v for k, v in given if v is not None})
     verbose = not quiet and not as_json
     if verbose and spec is not None:
+        from qimeng_attention.report import show_understood, understand
+
         terminal.heading("what is asked for")
-        terminal.listing("\n".join(f"  {line}" for line in spec.describe()))
+        show_understood(terminal.page_console(), understand(spec))
     where: dict[str, Any] = {"target": target, "arch": arch, "out": out, "overwrite": force, "until": emit}
     with terminal.progress_bar("judging", verbose) as progress:
         outcome = run(spec, code=code, judge=judge, report=_report if verbose else None, progress=progress, **where)
@@ -469,21 +471,29 @@ def bench(
     terminal.facts(row)
 
 
-@app.command(epilog="Example: qimeng show gqa")
+@app.command(epilog="Example: qimeng show gqa     or: qimeng show gqa --html gqa.html")
 @_guarded
 def show(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
+    html: Annotated[Path | None, typer.Option("--html", help="Write one HTML file that loads nothing else.")] = None,
+    program: Annotated[bool, typer.Option(help="Show TL beside the CuTe C++ it became.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Show a bundle: operator, program, reasons, resources, verdict."""
-    from qimeng_attention.runtime import load
+    """Show a bundle: operator, reasons, resources, verdict, speed, and TL beside the CuTe C++ it became."""
+    from qimeng_attention.runtime import load, read_folder
 
-    loaded = load(bundle)
     if as_json:
-        folder = Path(loaded.path)
+        folder = Path(load(bundle).path)
         terminal.print_json({p.stem: json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))})
         return
-    terminal.listing(loaded.show())
+    from qimeng_attention.report import page_of, show_page, to_html
+
+    page = page_of(read_folder(bundle))
+    if html is not None:
+        html.write_text(to_html(page), "utf-8")
+        terminal.note(f"written: {html}")
+    else:
+        show_page(terminal.page_console(), page, program=program)
 
 
 # ------------------------------------------------------------------ the machine

@@ -154,12 +154,13 @@ class AttentionSpec(BaseModel):
         ]
         if self.score_expression:
             lines.append(f"then score = {self.score_expression}")
-        lines.append(f"visible keys: {self._visible()}")
+        lines.append(f"visible keys: {self.visible_keys()}")
         lines.append("weights: softmax over the visible keys; a row that sees none gives O = 0 and LSE = -inf")
         lines.append(f"outputs: {', '.join(self.outputs)} (LSE is a natural logarithm, of the modified scores)")
         return lines
 
-    def _visible(self) -> str:
+    def visible_keys(self) -> str:
+        """Say which keys a query sees, bounds and alignment spelled out."""
         aligned = "; the last query is aligned with the last key"
         if self.condition is None:
             return "all"

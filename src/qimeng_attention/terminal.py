@@ -20,6 +20,12 @@ from qimeng_attention.errors import QimengError
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+_PAGE_WIDTH = 160  # columns of a page that goes to a file or a pipe
+
+
+def page_console() -> Console:
+    """Give the console for a page whose width matters: the terminal's, or a wide one in a file or a pipe."""
+    return out if out.is_terminal else Console(highlight=False, width=_PAGE_WIDTH)
 
 
 def print_json(value: Any) -> None:

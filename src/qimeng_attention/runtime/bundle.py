@@ -3,11 +3,12 @@
     attention = load("bundles/gqa_causal_d128_bf16.A100")
     out = attention(q, k, v)                                 # (B, Sq, Hq, Dv)
     out, lse = attention(q, k, v, scale=0.1, return_lse=True)  # and (B, Hq, Sq), float32
+    operator = attention.operator()                          # the same for torch.compile
 
 A call runs on the tensors' device and PyTorch's current stream, neither waits nor copies, and can be captured
 in a CUDA graph. What the kernel was not made for is a LaunchError, and nothing is launched.
 
-Not here: the checks (checks.py), the driver (launcher.py), the files (folder.py).
+Not here: the checks (checks.py), the driver (launcher.py), the files (folder.py), the operator (operator.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime import comparison, summary
@@ -36,11 +37,14 @@ from qimeng_attention.runtime.plan import (
     make_plan,
 )
 
+if TYPE_CHECKING:
+    from qimeng_attention.runtime.operator import Operator
+
 _MOST_PLANS = 1024  # kept: one for each combination of layouts that was seen
 _MOST_PREPARED = 4096  # kept: one for each combination of plan, addresses and scalars
 _OUTPUTS = ("out", "lse")  # what a caller calls the manifest's outputs
 CALL_ORDER = (*CALL, *_OUTPUTS)
-_INSTALL = "pip install 'qimeng-attention[gpu]'"
+INSTALL = "pip install 'qimeng-attention[gpu]'"
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:
@@ -64,7 +68,7 @@ def gpu_torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise EnvironmentMissing(f"running a kernel needs PyTorch: {_INSTALL}") from None
+        raise EnvironmentMissing(f"running a kernel needs PyTorch: {INSTALL}") from None
     if not torch.cuda.is_available():
         raise EnvironmentMissing(
             "running a kernel needs an NVIDIA GPU that PyTorch can use: torch.cuda.is_available() is False"
@@ -82,7 +86,7 @@ def cuda_driver() -> Any:
     try:
         from cuda.bindings import driver
     except ImportError:
-        raise EnvironmentMissing(f"running a kernel needs cuda-bindings: {_INSTALL}") from None
+        raise EnvironmentMissing(f"running a kernel needs cuda-bindings: {INSTALL}") from None
     return driver
 
 
@@ -217,6 +221,17 @@ class Bundle:
         gpu_torch()
         (self._launcher if self._chain is None else self._chain).load(device)
 
+    def operator(self) -> Operator:
+        """Give the kernel as a PyTorch operator, which torch.compile and torch.export keep whole in their graphs.
+
+        Raises:
+            LaunchError: the kernel is no operator of q, k and v.
+            EnvironmentMissing: no PyTorch.
+        """
+        from qimeng_attention.runtime.operator import operator_of
+
+        return operator_of(self)
+
     def show(self) -> str:
         """Describe the kernel as text: operator, tiles, schedule, resources, verdict, speed."""
         return summary.describe(self._whole, self.files)
@@ -309,7 +324,7 @@ class Bundle:
         chosen: Mapping[str, int] | None = None,
     ) -> None:
         if torch.is_grad_enabled():
-            _refuse_grad(tensors, labels)
+            refuse_grad(tensors, labels)
         pointers = _addresses(tensors, labels)
         if scalars is not self._default_scalars:
             known = zip(self._manifest.scalars, scalars, strict=True)
@@ -359,7 +374,12 @@ def _layouts(tensors: Sequence[Any], labels: Sequence[str]) -> tuple[Layout | No
     )
 
 
-def _refuse_grad(tensors: Sequence[Any], labels: Sequence[str]) -> None:
+def refuse_grad(tensors: Sequence[Any], labels: Sequence[str]) -> None:
+    """Refuse a tensor that a backward would be asked for.
+
+    Raises:
+        LaunchError: one requires grad.
+    """
     for tensor, label in zip(tensors, labels, strict=True):
         if tensor.requires_grad:
             raise LaunchError(
@@ -374,4 +394,4 @@ def _addresses(tensors: Sequence[Any], labels: Sequence[str]) -> tuple[int, ...]
         return tuple([tensor.data_ptr() for tensor in tensors])
     except RuntimeError:
         problem = f"one of {', '.join(labels)} has no memory of its own"
-        raise LaunchError(problem, hint="pass dense tensors, outside of tracing") from None
+        raise LaunchError(problem, hint="pass dense tensors; in a traced program call bundle.operator()") from None

@@ -98,7 +98,7 @@ def make_plan(
     pairs = [(t, layout, label) for t, layout, label in zip(manifest.tensors, layouts, labels, strict=True) if layout]
     device = _one_device([(layout, label) for _, layout, label in pairs])
     for tensor, layout, label in pairs:
-        _check_kind(tensor, layout, label)
+        check_kind(tensor, layout, label)
     sizes = given if given is not None else _bind(manifest, pairs)
     for tensor, layout, label in pairs:
         _check_dims(tensor, layout[0], label, sizes)
@@ -133,7 +133,7 @@ def check_pointers(manifest: Manifest, plan: Plan, pointers: Sequence[int], labe
 
 def _bad_address(label: str, pointer: int, align: int) -> LaunchError:
     if pointer == 0:  # what a fake tensor says
-        return LaunchError(f"{label} has no memory", hint="call the kernel outside of tracing", argument=label)
+        return LaunchError(f"{label} has no memory", hint="in a traced program call bundle.operator()", argument=label)
     return LaunchError(
         f"{label} starts at an address that is no multiple of {align} bytes",
         hint="pass a copy made with .clone()",
@@ -159,7 +159,12 @@ def _one_device(pairs: Sequence[tuple[Layout, str]]) -> int:
     return int(first.index)
 
 
-def _check_kind(tensor: Tensor, layout: Layout, label: str) -> None:
+def check_kind(tensor: Tensor, layout: Layout, label: str) -> None:
+    """Check type and number of dimensions.
+
+    Raises:
+        LaunchError: another type or number than the kernel's.
+    """
     shape, _, dtype, _ = layout
     expected = f"torch.{TORCH_TYPES[tensor.dtype]}"
     if str(dtype) != expected:

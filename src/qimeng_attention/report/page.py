@@ -1,0 +1,202 @@
+"""What is shown of a bundle, gathered once for every way to show it.
+
+Files are read as what they should be and skipped where they are not: a digest says that a file has not changed, not
+that it makes sense. Characters that move a cursor or turn a line around are made visible: a bundle may come from
+anywhere. Nothing is computed but the picture of the mask and its example.
+
+Not here: how it looks (terminal_page.py, html_page.py).
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qimeng_attention.errors import QimengError
+from qimeng_attention.report.beside import Row, lines_of, pair
+from qimeng_attention.report.understood import Understood, understand
+from qimeng_attention.runtime import Contents
+from qimeng_attention.runtime.expressions import show
+from qimeng_attention.spec import AttentionSpec
+
+Facts = tuple[tuple[str, str], ...]
+_MOST_FAILED = 12  # checks listed
+_MOST_COUNTS = 12  # opcodes listed
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a parameter has its value."""
+
+    parameter: str
+    value: str
+    why: str
+    predicted: bool  # by a model, not measured
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything that is shown of one bundle."""
+
+    kernel: str
+    target: str
+    understood: Understood | None  # None: no spec, or one of another version
+    launch: Facts
+    reasons: tuple[Reason, ...]
+    resources: Facts
+    verdict: str  # "accepted", "rejected", or "none"
+    judged: Facts
+    speed: Facts
+    made_by: Facts
+    tl: tuple[str, ...]  # lines of the scheduled program
+    cpp: tuple[str, ...]
+    rows: tuple[Row, ...]
+    levels: tuple[tuple[str, str], ...]  # the levels above it: name and text
+
+
+def page_of(contents: Contents) -> Page:
+    """Gather what is shown of a bundle."""
+    manifest, files = contents.manifest, contents.files
+    tl, cpp = _text(files, "scheduled.tl"), _text(files, "kernel.cu")
+    verdict = _json(files, "verdict.json")
+    built = "" if manifest.built_arch == manifest.arch else f", built for {manifest.built_arch}"
+    return Page(
+        kernel=manifest.kernel,
+        target=f"{plain(manifest.target)} ({manifest.arch}{built})",
+        understood=_understood(files),
+        launch=tuple(_launch(contents)),
+        reasons=tuple(_reasons(files)),
+        resources=tuple(_resources(_json(files, "report.json"))),
+        verdict=plain(str(verdict.get("verdict", "none"))),
+        judged=tuple(_judged(verdict)),
+        speed=tuple(_flat(_json(files, "speed.json"))),
+        made_by=tuple(_flat(_cleaned(dict(manifest.provenance)))),
+        tl=tuple(lines_of(tl)),
+        cpp=tuple(lines_of(cpp)),
+        rows=tuple(pair(tl, cpp)),
+        levels=tuple((name, _text(files, name)) for name in ("sketch.tl", "code.tl")),
+    )
+
+
+# ------------------------------------------------------------------------------------------ reading
+def _text(files: Mapping[str, bytes], name: str) -> str:
+    return plain(files.get(name, b"").decode("utf-8", "replace").replace("\r\n", "\n").expandtabs(4))
+
+
+def plain(text: str) -> str:
+    """Give a text with a replacement sign for everything that is neither shown nor the end of a line."""
+    # SAFETY: escape sequences would reach the terminal, and signs of direction would show another program than it is.
+    hidden = ("Cc", "Cf", "Zl", "Zp")
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in hidden else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    cleaned = _cleaned(value)
+    return cleaned if isinstance(cleaned, dict) else {}
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    return {plain(str(n)): _cleaned(v) for n, v in value.items()} if isinstance(value, dict) else value
+
+
+def _each(fields: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    found = fields.get(name)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _flat(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in fields.items():
+        if isinstance(value, dict) and not before:
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, str | int | float) and str(value):
+            yield before + str(name), str(value)
+
+
+def _understood(files: Mapping[str, bytes]) -> Understood | None:
+    fields = _json(files, "spec.json")
+    try:
+        return (
+            understand(AttentionSpec.make(**{str(name): value for name, value in fields.items()})) if fields else None
+        )
+    except QimengError:
+        return None
+
+
+# ------------------------------------------------------------------------------------------ the parts
+def _launch(contents: Contents) -> Iterator[tuple[str, str]]:
+    manifest = contents.manifest
+    axes = (
+        f"{a.name} {show(a.stop)}{'' if a.start == 0 else f' - {show(a.start, inner=True)}'}" for a in manifest.grid
+    )
+    yield "grid", ", ".join(axes) + (", persistent" if manifest.persistent else "")
+    yield "block", f"{manifest.threads} threads, {manifest.shared_bytes:,} bytes of dynamic shared memory"
+    for tensor in manifest.tensors:
+        yield tensor.name, f"({', '.join(show(dim) for dim in tensor.dims)}) {tensor.dtype} {tensor.role}"
+    for scalar in manifest.scalars:
+        yield scalar.name, scalar.dtype + (f" {scalar.op} {scalar.bound:g}" if scalar.op else "")
+    for r in manifest.requires:
+        yield "needs", f"{show(r.left)} {r.op} {show(r.right)}"
+
+
+def _reasons(files: Mapping[str, bytes]) -> Iterator[Reason]:
+    for item in _each(_json(files, "reasons.json"), "reasons"):
+        figures = item.get("figures")
+        predicted = isinstance(figures, dict) and figures.get("kind") == "prediction"
+        parameter, value, why = (str(item.get(name, "")) for name in ("parameter", "value", "why"))
+        yield Reason(parameter, value, why, predicted)
+
+
+def _resources(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if (registers := report.get("registers")) is not None:
+        yield "registers", f"{registers} a thread"
+    for name, words in (("spill_store_bytes", "spills stored"), ("spill_load_bytes", "spills loaded")):
+        if (value := report.get(name)) is not None:
+            yield words, f"{value} bytes"
+    occupancy = report.get("occupancy")
+    if isinstance(occupancy, dict):
+        blocks, warps, limit = (occupancy.get(name) for name in ("blocks_per_sm", "warps_per_sm", "limited_by"))
+        yield "occupancy", f"{blocks} block(s), {warps} warps an SM, limited by {limit}"
+    counts = report.get("counts")
+    if isinstance(counts, dict):
+        known = sorted(((n, c) for n, c in counts.items() if isinstance(c, int)), key=lambda pair: (-pair[1], pair[0]))
+        yield "most frequent", ", ".join(f"{name} {count}" for name, count in known[:_MOST_COUNTS])
+    for name in ("warnings", "notes"):
+        found = report.get(name)
+        for line in found if isinstance(found, list) else ():
+            yield name[:-1], str(line)
+
+
+def _judged(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("reason", "where", "seconds", "entropy"):
+        if name in verdict:
+            yield {"entropy": "seed"}.get(name, name), str(verdict[name])
+    checks = _each(verdict, "checks")
+    if near := [c for c in checks if _number(c, "bound") > 0]:
+        worst = max(near, key=lambda c: _number(c, "worst_error") / _number(c, "bound"))
+        figures = f"error {_number(worst, 'worst_error'):.3g}, bound {_number(worst, 'bound'):.3g}"
+        yield "nearest to its bound", f"{worst.get('output')} of {worst.get('case')}: {figures}"
+    for clause in _each(verdict, "clauses"):
+        shown = (
+            "implied by the others" if clause.get("implied") else f"its lack would show in {clause.get('caught_by')}"
+        )
+        yield "clause", f"{clause.get('name')}: {shown}"
+    for check in [c for c in checks if c.get("passed") is not True][:_MOST_FAILED]:
+        yield "failed", f"{check.get('case')}: {check.get('reason')}"
+
+
+def _number(fields: Mapping[str, Any], name: str) -> float:
+    value = fields.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,120 @@
+"""What was understood of a description: the formula, what it assumes, a picture of the mask, an example in numbers.
+
+Printed before anything is made, so that a wrong reading costs a look and no kernel. The numbers come from the
+functions of the judge's float64 reference.
+
+Not here: drawing (terminal_page.py, html_page.py), what expressions mean (judge/meaning.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qimeng_attention.judge import Call, Operator
+from qimeng_attention.judge.reference import softmax
+from qimeng_attention.report.mask_picture import MaskPicture, draw_mask
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.tl.numerics import Array
+from qimeng_attention.tl.traverse import names_in
+
+EXAMPLE_SQ, EXAMPLE_SK = 4, 6
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """An example: one head's weights on random queries and keys."""
+
+    values: Array  # (EXAMPLE_SQ, EXAMPLE_SK) float64
+    visible: Array  # the same shape, bool
+    lse: Array  # (EXAMPLE_SQ,)
+    inputs: str  # in words
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """A description, read."""
+
+    name: str
+    formula: tuple[tuple[str, str], ...]  # what, and how it is computed, in order
+    assumptions: tuple[tuple[str, str], ...]  # of what, and what is assumed
+    picture: MaskPicture
+    weights: Weights
+
+
+def understand(spec: AttentionSpec) -> Understood:
+    """Read a description.
+
+    Raises:
+        SpecError: its mask or score cannot be read.
+    """
+    operator = Operator.of(spec)
+    with np.errstate(all="ignore"):  # an expression may overflow: the example then shows it
+        picture, weights = draw_mask(spec, operator), example_weights(spec, operator)
+    formula, assumptions = tuple(_formula(spec)), tuple(_assumptions(spec, operator))
+    return Understood(spec.kernel_name, formula, assumptions, picture, weights)
+
+
+def _formula(spec: AttentionSpec) -> list[tuple[str, str]]:
+    head = _key_head(spec)
+    over = "sum over the seen kv_idx of"
+    lines = [("score", f"scale * (Q[b, q_idx, h] . K[b, kv_idx, {head}])")]
+    if spec.score_expression:
+        lines.append(("score", spec.score_expression))
+    lines += [
+        ("seen", spec.condition or "every kv_idx"),
+        ("P", f"exp(score) / {over} exp(score), 0 where not seen"),
+        ("O[b, q_idx, h]", f"sum over kv_idx of P * V[b, kv_idx, {head}]"),
+    ]
+    if "LSE" in spec.outputs:
+        lines.append(("LSE[b, h, q_idx]", f"ln {over} exp(score)"))
+    return lines
+
+
+def _key_head(spec: AttentionSpec) -> str:
+    group = spec.Hq // spec.Hk
+    return "h" if group == 1 else f"h // {group}"
+
+
+def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str]]:
+    lengths = ", ".join(f"{n} = {'any' if (v := getattr(spec, n)) is None else v}" for n in ("B", "Sq", "Sk"))
+    default = f"{spec.default_scale:.6g}" + (f" = 1 / sqrt({spec.Dqk})" if spec.scale is None else "")
+    signs = "positive ones only" if spec.scale_sign == "positive" else "of any sign"
+    lines = [
+        ("layout", f"(B, S, H, D), {lengths}, any strides with a last one of 1"),
+        ("types", f"Q, K, V and O are {spec.dtype}; scores and sums are float32"),
+        ("heads", f"{spec.Hq} for queries, {spec.Hk} for keys and values; query head h reads head {_key_head(spec)}"),
+        ("head dims", f"{spec.Dqk} for queries and keys, {spec.Dv} for values"),
+        ("scale", f"{default} unless a call gives its own, {signs}"),
+        ("seen keys", spec.visible_keys()),
+        ("positions", _positions(operator)),
+        ("blind rows", "a row that sees no key gives O = 0" + (" and LSE = -inf" * ("LSE" in spec.outputs))),
+    ]
+    if "LSE" in spec.outputs:
+        lines.append(("LSE", "a natural logarithm, of the scores after every modification"))
+    return lines
+
+
+def _positions(operator: Operator) -> str:
+    names = names_in((operator.condition, operator.score))
+    if not names & {"q_idx", "kv_idx"}:
+        return "nothing depends on them"
+    if {"Sq", "Sk"} <= names:
+        return "q_idx and kv_idx count from 0; q_idx + Sk - Sq is the key that stands at a query"
+    return "q_idx and kv_idx both count from 0; where Sq and Sk differ, nothing is aligned at the ends"
+
+
+def example_weights(spec: AttentionSpec, operator: Operator) -> Weights:
+    """Compute the weights of one head in float64 on random queries and keys of a short call."""
+    shown = spec.default_scale
+    call = Call(1, EXAMPLE_SQ, EXAMPLE_SK, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, shown)
+    rng = np.random.default_rng(_SEED)
+    queries, keys = (rng.standard_normal((length, spec.Dqk)) for length in (EXAMPLE_SQ, EXAMPLE_SK))
+    rows, positions = np.arange(EXAMPLE_SQ), np.arange(EXAMPLE_SK)
+    visible = operator.visible(call, 0, 0, rows, positions)
+    scores = operator.modified(call, 0, 0, rows, positions, shown * (queries @ keys.T))
+    values, lse = softmax(scores, visible)
+    words = f"b = 0, h = 0, Sq = {EXAMPLE_SQ}, Sk = {EXAMPLE_SK}, Q and K from N(0, 1), scale {shown:.6g}"
+    return Weights(values, visible, lse, words)
