@@ -1,7 +1,8 @@
 """One kernel through the lowerings of its generation, each statement under its name.
 
 A program of roles takes the lowerings made for them, where the target has the instructions; any other takes those of
-sm_80, which later generations run as well. The statements decide, nothing else.
+sm_80, which later generations run as well, or those of sm_75 where the target has no m16n8k16. The statements and the
+target's instructions decide, nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.statements import TABLE
 from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
-from qimeng_attention.translate import sm80, sm90
+from qimeng_attention.translate import sm75, sm80, sm90
 from qimeng_attention.translate.abi import TensorMap
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 from qimeng_attention.translate.sm90.context import GroupLowering
@@ -49,7 +50,8 @@ def emit(checked: Checked, target: Target, digest: str, text: str) -> Emitted:
                 groups = GroupLowering(checked, target, lower)
                 sm90.emit(groups, digest)
                 return Emitted(groups.out.text(), groups.threads, groups.shared_bytes, tuple(groups.maps))
-            warps = Lowering(checked, target, lower)
+            turing = "mma m16n8k16" not in target.capabilities
+            warps = (sm75.TuringLowering if turing else Lowering)(checked, target, lower)
             sm80.emit(warps, digest)
             return Emitted(warps.out.text(), warps.threads, warps.shared_bytes)
         except Refused as refusal:
