@@ -86,6 +86,7 @@ SCHEDULES = {
     "split": ["split loop i where Mask is not all true"],
     "guard": ["guard Mask of loop i where it is all true"],
     "roles": [*_ROLES, _PERSISTENT],
+    "carry": ["prefetch K 1 ahead", "carry K, V through register"],
     "overlap": [*_OVERLAP, _PERSISTENT],
     "rescale": [*_OVERLAP, "rescale O under GEMM Q, K.T of the next tile", _PERSISTENT],
     "unswitch": [*_OVERLAP, "unswitch loop i", _PERSISTENT],

@@ -69,6 +69,11 @@ MALFORMED = [
     "grid longest last",
     "grid first",
     "warps 4 along q, 2 blocks",
+    "carry K",
+    "carry K through shared",
+    "carry through register",
+    "carry K V through register",
+    "carry K, through register",
 ]
 
 
@@ -101,6 +106,9 @@ UNFIT = {
     "warps 2 along k": "name the axis",
     "warps 0 along q": "fewer warps",
     "grid row fastest": "take one of block, head, batch",
+    "carry Q through register": "name one that a loop fills",
+    "carry W through register": "name one that a loop fills",
+    "carry K, K through register": "name one that a loop fills",
 }
 
 
