@@ -32,7 +32,7 @@ from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, WORD_OPERATORS
 from qimeng_attention.tl.parser import parse
 from qimeng_attention.tl.printer import print_program
 from qimeng_attention.tl.statements import TABLE, Rule
-from qimeng_attention.translate import sm80, sm90
+from qimeng_attention.translate import sm75, sm80, sm90
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -233,10 +233,11 @@ def lowered(name: str) -> str:
     """Say which generations' instructions a statement is lowered to."""
     if name == "Apply":
         return "none needed: macros are written out first"
+    plain = "sm_75 and sm_80 instructions" if name in sm75.LOWERINGS else "sm_80 instructions"
     if name not in sm90.LOWERINGS:
-        return "sm_80 instructions" if name in sm80.LOWERINGS else "none yet: refused by name (TL701)"
+        return plain if name in sm80.LOWERINGS else "none yet: refused by name (TL701)"
     if name in sm80.LOWERINGS:
-        return "sm_80 instructions; those of sm_90a in a program of roles"
+        return f"{plain}; those of sm_90a in a program of roles"
     return "sm_90a instructions, in a program of roles; elsewhere refused by name (TL701)"
 
 

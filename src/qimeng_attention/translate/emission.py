@@ -37,8 +37,7 @@ def emit(checked: Checked, target: Target, digest: str, text: str) -> Emitted:
     Raises:
         DiagnosticError: TL701, with every statement that has no lowering.
     """
-    roles = any(isinstance(n, s.Role) for n in checked.kernel.body)
-    table: Lowerings = sm90.LOWERINGS if roles and "wgmma" in target.capabilities else sm80.LOWERINGS
+    table = _lowerings(checked, target)
 
     def lower(n: s.Statement, low: Lowering) -> None:
         table[TABLE[type(n)].name](n, low)
@@ -50,13 +49,20 @@ def emit(checked: Checked, target: Target, digest: str, text: str) -> Emitted:
                 groups = GroupLowering(checked, target, lower)
                 sm90.emit(groups, digest)
                 return Emitted(groups.out.text(), groups.threads, groups.shared_bytes, tuple(groups.maps))
-            turing = "mma m16n8k16" not in target.capabilities
-            warps = (sm75.TuringLowering if turing else Lowering)(checked, target, lower)
+            state = sm75.TuringLowering if table is sm75.LOWERINGS else Lowering
+            warps = state(checked, target, lower)
             sm80.emit(warps, digest)
             return Emitted(warps.out.text(), warps.threads, warps.shared_bytes)
         except Refused as refusal:
             findings.append(refusal.diagnostic)
     raise DiagnosticError(findings, source=text, file="scheduled.tl")
+
+
+def _lowerings(checked: Checked, target: Target) -> Lowerings:
+    roles = any(isinstance(n, s.Role) for n in checked.kernel.body)
+    if roles and "wgmma" in target.capabilities:
+        return sm90.LOWERINGS
+    return sm80.LOWERINGS if "mma m16n8k16" in target.capabilities else sm75.LOWERINGS
 
 
 def _missing(n: s.Statement, target: Target) -> Diagnostic:

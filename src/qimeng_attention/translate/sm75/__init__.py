@@ -1,4 +1,4 @@
-"""Lowerings for sm_75: mma m16n8k8 of fp16 and ldmatrix; what sm_80 has beside them is refused before (TL504).
+"""Lowerings for sm_75: mma m16n8k8 of fp16, and ldmatrix. Asynchronous copies are refused by name (TL504, TL701).
 
 The accumulator of m16n8k8 lies as that of m16n8k16, and two of its operands side by side lie as one of m16n8k16: a
 fragment is the same in both generations, and so is every lowering but that of a product, which takes two instructions.
@@ -17,7 +17,8 @@ class TuringLowering(Lowering):
     depth = ", tl::Depth8"
 
 
-LOWERINGS: Lowerings = sm80.LOWERINGS
+_OF_ASYNCHRONOUS_COPIES = ("Commit", "Wait")  # there is nothing to commit or to wait for
+LOWERINGS: Lowerings = {name: f for name, f in sm80.LOWERINGS.items() if name not in _OF_ASYNCHRONOUS_COPIES}
 emit = sm80.emit
 
 __all__ = ["LOWERINGS", "TuringLowering", "emit"]
