@@ -2,6 +2,7 @@
 
     python benchmarks/make_bundles.py --set speed --arch sm_90 --out out/speed
     python benchmarks/make_bundles.py --set judge --arch sm_90 --out out/judge
+    python benchmarks/make_bundles.py --set judge_turing --arch sm_90 --out out/judge_turing  # T4 programs
 
     python benchmarks/make_bundles.py --set hopper --out out/hopper                # H200 programs
     python benchmarks/make_bundles.py --set variants --out out/variants            # H200 programs, masks and scores
@@ -56,6 +57,11 @@ def judge_hopper_specs() -> dict[str, dict[str, object]]:
     return judge_specs((64, 128, 256))
 
 
+def judge_turing_specs() -> dict[str, dict[str, object]]:
+    """The judge's kernels with fp16, and D 192 and 256 too: T4 programs, which an H200 runs if built for sm_90."""
+    return {n: fields for n, fields in judge_specs((64, 128, 192, 256)).items() if fields["dtype"] == "fp16"}
+
+
 def hopper_specs() -> dict[str, dict[str, object]]:
     """The rows of PERFORMANCE.md with D 64, 128 and 256, and Qwen2.5-72B's heads."""
     made: dict[str, dict[str, object]] = {}
@@ -81,10 +87,12 @@ SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "speed": speed_specs,
     "judge": judge_specs,
     "judge_hopper": judge_hopper_specs,
+    "judge_turing": judge_turing_specs,
     "hopper": hopper_specs,
     "variants": variant_specs,
 }
 HOPPER = ("judge_hopper", "hopper", "variants")
+TURING = ("judge_turing",)
 
 
 def make(item: tuple[str, dict[str, object], str, str | None, str]) -> tuple[str, float, int]:
@@ -99,13 +107,13 @@ def make(item: tuple[str, dict[str, object], str, str | None, str]) -> tuple[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=tuple(SETS), required=True)
-    parser.add_argument("--target", help=f"default: A100, H200 for the sets {', '.join(HOPPER)}")
+    parser.add_argument("--target", help=f"default: A100, H200 for {', '.join(HOPPER)}, T4 for {', '.join(TURING)}")
     parser.add_argument("--arch", help="default: the target's own")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     specs = SETS[args.set]()
-    target = args.target or ("H200" if args.set in HOPPER else "A100")
+    target = args.target or ("H200" if args.set in HOPPER else "T4" if args.set in TURING else "A100")
     args.out.mkdir(parents=True, exist_ok=True)
     items = [(name, fields, target, args.arch, str(args.out)) for name, fields in specs.items()]
     with ProcessPoolExecutor(args.jobs) as pool:

@@ -32,7 +32,7 @@ from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, WORD_OPERATORS
 from qimeng_attention.tl.parser import parse
 from qimeng_attention.tl.printer import print_program
 from qimeng_attention.tl.statements import TABLE, Rule
-from qimeng_attention.translate import sm80, sm90
+from qimeng_attention.translate import sm75, sm80, sm90
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -87,6 +87,7 @@ SCHEDULES = {
     "split": ["split loop i where Mask is not all true"],
     "guard": ["guard Mask of loop i where it is all true"],
     "roles": [*_ROLES, _PERSISTENT],
+    "carry": ["prefetch K 1 ahead", "carry K, V through register"],
     "overlap": [*_OVERLAP, _PERSISTENT],
     "rescale": [*_OVERLAP, "rescale O under GEMM Q, K.T of the next tile", _PERSISTENT],
     "unswitch": [*_OVERLAP, "unswitch loop i", _PERSISTENT],
@@ -234,10 +235,11 @@ def lowered(name: str) -> str:
     """Say which generations' instructions a statement is lowered to."""
     if name == "Apply":
         return "none needed: macros are written out first"
+    plain = "sm_75 and sm_80 instructions" if name in sm75.LOWERINGS else "sm_80 instructions"
     if name not in sm90.LOWERINGS:
-        return "sm_80 instructions" if name in sm80.LOWERINGS else "none yet: refused by name (TL701)"
+        return plain if name in sm80.LOWERINGS else "none yet: refused by name (TL701)"
     if name in sm80.LOWERINGS:
-        return "sm_80 instructions; those of sm_90a in a program of roles"
+        return f"{plain}; those of sm_90a in a program of roles"
     return "sm_90a instructions, in a program of roles; elsewhere refused by name (TL701)"
 
 

@@ -110,7 +110,7 @@ def test_generate_writes_a_bundle_that_show_reads(tmp_path: Path) -> None:
         (("--Dqk", "0", "--target", "A100"), "Dqk", 2),
         (("--Dqk", "80", "--target", "A100"), "Dqk", 2),
         (("--target", "A1000"), "target", 2),
-        (("--dtype", "bf16", "--target", "T4"), "target", 2),
+        (("--dtype", "bf16", "--target", "T4"), "dtype", 2),
         (("--dtype", "fp8", "--target", "A100"), "dtype", 2),
         (("--mask", "kv_idx <= qidx", "--target", "A100"), "mask", 2),
         (("--mask", "kv_idx <=", "--target", "A100"), "mask", 2),

@@ -72,6 +72,11 @@ MALFORMED = [
     "unroll loop i",
     "unroll i by 2",
     "unroll loop i by two",
+    "carry K",
+    "carry K through shared",
+    "carry through register",
+    "carry K V through register",
+    "carry K, through register",
 ]
 
 
@@ -107,6 +112,9 @@ UNFIT = {
     "warps 2 along k": "name the axis",
     "warps 0 along q": "fewer warps",
     "grid row fastest": "take one of block, head, batch",
+    "carry Q through register": "name one that a loop fills",
+    "carry W through register": "name one that a loop fills",
+    "carry K, K through register": "name one that a loop fills",
 }
 
 

@@ -42,6 +42,17 @@ SCHEDULES = {
         "warps 2 along q, 2 blocks an SM",
         "grid head fastest",
     ],
+    "carried": ["carry V, K through register", SPLIT],
+    "carried ahead": [
+        "ring K stages 1, V stages 2",
+        "prefetch K 1 ahead, V 1 ahead",
+        "store O through shared over Q",
+        "copies sync",
+        GUARD,
+        "carry K, V through register",
+        "warps 2 along q",
+    ],
+    "carried as for a T4": ["prefetch K 1 ahead", "copies sync", GUARD, "carry K, V through register"],
     "roles": [ROLES],
     "roles in turns": ["ring K stages 2, V stages 1", ROLES, OVERLAP, "pingpong consumer", "grid persistent"],
     "roles, all late": [

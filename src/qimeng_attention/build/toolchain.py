@@ -114,7 +114,8 @@ def _cuda_folders(major: str) -> tuple[list[Path], list[Path]]:
             "cuda_cccl/include",
             "cuda_cccl/include/cccl",
         ]
-        programs = ["cuda_nvdisasm/bin", "cuda_cuobjdump/bin", "cuda_nvcc/bin"]
+        # the 12 series has no wheels of these programs; those of the 13 series read its cubins
+        programs = ["cuda_nvdisasm/bin", "cuda_cuobjdump/bin", "cuda_nvcc/bin", "cu13/bin"]
     else:
         headers = ["cu13/include", "cu13/include/cccl"]
         programs = ["cu13/bin"]

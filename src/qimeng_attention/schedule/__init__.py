@@ -14,6 +14,7 @@ from qimeng_attention.errors import Diagnostic, DiagnosticError
 from qimeng_attention.schedule import (
     ahead,
     approximate,
+    carry,
     explicit,
     grid,
     group,
@@ -56,6 +57,7 @@ REWRITINGS: dict[str, Rewriting] = {
         split,
         guard,
         roles,
+        carry,
         ahead,
         overlap,
         rescale,

@@ -19,7 +19,9 @@ from typing import Any
 
 from qimeng_attention.errors import SpecError
 
-__all__ = ["Target", "capabilities", "for_arch", "get", "names"]
+__all__ = ["Target", "capabilities", "for_arch", "get", "learn", "names"]
+
+_learnt: dict[str, Target] = {}  # rows of this process, by their folded names
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def names() -> list[str]:
 
 def get(name: str) -> Target:
     """Find a GPU by name, whatever its case; SpecError names the nearest known one."""
-    by_folded = {known.casefold(): target for known, target in _table().items()}
+    by_folded = {**_learnt, **{known.casefold(): target for known, target in _table().items()}}
     found = by_folded.get(name.casefold())
     if found is None:
         raise _unknown("target", name, names())
@@ -95,6 +97,20 @@ def for_arch(arch: str) -> tuple[Target, ...]:
     if not found:
         raise _unknown("arch", arch, dict.fromkeys(t.arch for t in _table().values()))
     return found
+
+
+def learn(name: str, **facts: Any) -> Target:
+    """Add a GPU that the table lacks, for this process: `get` finds it, `names` and `for_arch` keep to the table.
+
+    Args:
+        name: letters and digits, as a program names its target; a name of the table is a ValueError.
+        facts: what a row of the table holds, `arch` and `source` among it; what a generation's table says may be
+            overruled.
+    """
+    if name.casefold() in {known.casefold() for known in _table()}:
+        raise ValueError(f"{name} is in the table")
+    made = _learnt[name.casefold()] = _target(name, facts, _document())
+    return made
 
 
 def capabilities() -> Mapping[str, str]:

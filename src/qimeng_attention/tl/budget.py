@@ -11,7 +11,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import LANES_A_ROW
 from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.scope import LANE, Scope
-from qimeng_attention.tl.types import TileType
+from qimeng_attention.tl.types import PIECES, TileType
 
 THREADS_A_WARP = 32
 ROWS_AN_ACCUMULATOR = 8  # rows of an MMA fragment between which a column vector is repeated
@@ -65,8 +65,9 @@ def check_budget(scope: Scope, span: Span, threads: int) -> None:
 
 
 def _held_together(scope: Scope) -> set[str]:
-    """Give the f32 accumulators and vectors: an operand made by Reshape takes the place of what it was made from."""
-    return {n for n, t in scope.tiles.items() if t.space == "register" and t.dtype == "f32"}
+    """Give the f32 accumulators and vectors, and tiles in pieces: an operand made by Reshape takes the place of what it
+    was made from."""
+    return {n for n, t in scope.tiles.items() if t.space == "register" and (t.dtype == "f32" or t.role == PIECES)}
 
 
 def check_role_registers(kernel: s.Kernel, scope: Scope, threads: int) -> None:

@@ -21,8 +21,8 @@ from qimeng_attention.tl.macros import expand, library
 from qimeng_attention.tl.parser import parse_with_findings
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements import TABLE
-from qimeng_attention.tl.traverse import statements
-from qimeng_attention.tl.types import Checked
+from qimeng_attention.tl.traverse import statements, words_in
+from qimeng_attention.tl.types import PIECES, Checked
 
 SCHEDULED = (s.Role, s.Wait, s.Release, s.PassTurn, s.Commit, s.Barrier, s.Fence, s.Warps)
 DEFAULT_WARPS = 4
@@ -150,6 +150,7 @@ def _check_whole(kernel: s.Kernel, scope: Scope) -> None:
                 "this statement stands behind a role, expected inside one or above them",
                 "move it into the role that should run it",
             )
+    _check_pieces(kernel, scope)
     for n in kernel.body:
         if isinstance(n, s.Allocate) and n.space == "global" and n.name not in [*scope.read, *scope.written]:
             scope.report("TL206", n.span, f"tensor {n.name} is never used", "remove its Allocate, or use it", "warning")
@@ -158,6 +159,23 @@ def _check_whole(kernel: s.Kernel, scope: Scope) -> None:
         check_role_registers(kernel, scope, WARPGROUP)
     else:
         check_budget(scope, kernel.span, _warps(kernel, scope) * THREADS_A_WARP)
+
+
+def _check_pieces(kernel: s.Kernel, scope: Scope) -> None:
+    """Report whatever else reads a register tile in pieces of rows, which is on its way to shared memory."""
+    pieces = {t.name for t in scope.tiles.values() if t.role == PIECES}
+    for n in statements(kernel.body) if pieces else ():
+        if isinstance(n, s.Allocate | s.For | s.If | s.Role):
+            continue
+        if isinstance(n, s.Copy) and (n.source, n.target) in (("global", "register"), ("register", "shared")):
+            continue
+        for name in sorted(pieces & words_in(n)):
+            scope.report(
+                "TL207",
+                n.span,
+                f"{name} lies in pieces of rows, which only Copy moves, from global to shared memory",
+                f"Copy it to shared, or leave `contiguous {scope.tiles[name].contiguous}` out of its Allocate",
+            )
 
 
 def _warps(kernel: s.Kernel, scope: Scope) -> int:

@@ -226,7 +226,7 @@ class Allocate(Statement):
     swizzle: int | None = None
     view: str | None = None  # the same elements as another tile's first rows and columns
     over: str | None = None  # the same bytes as another tile, whose content it destroys
-    contiguous: str | None = None  # the axis along which elements lie side by side, where it is not the last
+    contiguous: str | None = None  # the axis along which elements lie side by side; in registers: in pieces of rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.numerics import BYTES
 
+# The role of a register tile that no MMA reads: rows in pieces of 16 bytes, on their way to shared memory.
+PIECES = "PIECES"
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -31,7 +34,8 @@ def same_sizes(a: tuple[Axis, ...], b: tuple[Axis, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TileType:
-    """A tile in shared memory or registers; a register tile has the role of an MMA fragment (C until Reshape)."""
+    """A tile in shared memory or registers; a register tile has the role of an MMA fragment (C until Reshape), or lies
+    in PIECES."""
 
     name: str
     space: str

@@ -57,13 +57,6 @@ def _translate(checked: Checked, text: str, override: str | None) -> Translation
     if name is None:
         raise refuse(Span(1, 1, 1), "the kernel names no target", "begin it with `Kernel name for a100`", text)
     target = targets.get(name)
-    if "mma m16n8k16" not in target.capabilities:
-        raise refuse(
-            checked.kernel.span,
-            f"{target.name} has no mma m16n8k16, which the lowerings so far need",
-            "name a target from sm_80 on",
-            text,
-        )
     if checked.level != "scheduled":
         raise refuse(
             checked.kernel.span,

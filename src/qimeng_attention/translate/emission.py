@@ -1,7 +1,8 @@
 """One kernel through the lowerings of its generation, each statement under its name.
 
 A program of roles takes the lowerings made for them, where the target has the instructions; any other takes those of
-sm_80, which later generations run as well. The statements decide, nothing else.
+sm_80, which later generations run as well, or those of sm_75 where the target has no m16n8k16. The statements and the
+target's instructions decide, nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.statements import TABLE
 from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
-from qimeng_attention.translate import sm80, sm90
+from qimeng_attention.translate import sm75, sm80, sm90
 from qimeng_attention.translate.abi import TensorMap
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 from qimeng_attention.translate.sm90.context import GroupLowering
@@ -36,8 +37,7 @@ def emit(checked: Checked, target: Target, digest: str, text: str) -> Emitted:
     Raises:
         DiagnosticError: TL701, with every statement that has no lowering.
     """
-    roles = any(isinstance(n, s.Role) for n in checked.kernel.body)
-    table: Lowerings = sm90.LOWERINGS if roles and "wgmma" in target.capabilities else sm80.LOWERINGS
+    table = _lowerings(checked, target)
 
     def lower(n: s.Statement, low: Lowering) -> None:
         table[TABLE[type(n)].name](n, low)
@@ -49,12 +49,20 @@ def emit(checked: Checked, target: Target, digest: str, text: str) -> Emitted:
                 groups = GroupLowering(checked, target, lower)
                 sm90.emit(groups, digest)
                 return Emitted(groups.out.text(), groups.threads, groups.shared_bytes, tuple(groups.maps))
-            warps = Lowering(checked, target, lower)
+            state = sm75.TuringLowering if table is sm75.LOWERINGS else Lowering
+            warps = state(checked, target, lower)
             sm80.emit(warps, digest)
             return Emitted(warps.out.text(), warps.threads, warps.shared_bytes)
         except Refused as refusal:
             findings.append(refusal.diagnostic)
     raise DiagnosticError(findings, source=text, file="scheduled.tl")
+
+
+def _lowerings(checked: Checked, target: Target) -> Lowerings:
+    roles = any(isinstance(n, s.Role) for n in checked.kernel.body)
+    if roles and "wgmma" in target.capabilities:
+        return sm90.LOWERINGS
+    return sm80.LOWERINGS if "mma m16n8k16" in target.capabilities else sm75.LOWERINGS
 
 
 def _missing(n: s.Statement, target: Target) -> Diagnostic:

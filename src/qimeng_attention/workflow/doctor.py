@@ -9,7 +9,7 @@ from importlib import metadata
 from qimeng_attention import __version__
 from qimeng_attention.build import Cache, find_toolchain
 from qimeng_attention.errors import QimengError
-from qimeng_attention.workflow.stages import detect
+from qimeng_attention.workflow.present import detect
 
 
 @dataclass(frozen=True)

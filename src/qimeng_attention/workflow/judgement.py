@@ -18,7 +18,7 @@ from qimeng_attention.judge import (
 from qimeng_attention.runtime import load
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
-from qimeng_attention.workflow.stages import detect
+from qimeng_attention.workflow.present import detect
 
 
 def judge_path(

@@ -11,7 +11,7 @@ from typing import Any
 from qimeng_attention import targets
 from qimeng_attention.author.planner import Plan, plan
 from qimeng_attention.build import Built, Cache, build
-from qimeng_attention.errors import EnvironmentMissing, SpecError
+from qimeng_attention.errors import SpecError
 from qimeng_attention.schedule import schedule
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -20,6 +20,7 @@ from qimeng_attention.tl.parser import parse
 from qimeng_attention.tl.printer import print_program
 from qimeng_attention.tl.types import Checked
 from qimeng_attention.translate import Translation, translate
+from qimeng_attention.workflow.present import detect
 
 STAGES = ("spec", "sketch", "code", "scheduled", "cute", "cubin", "verdict", "bundle")
 
@@ -75,34 +76,6 @@ def find_target(name: str, arch: str | None = None) -> tuple[Target, str]:
             allowed=known,
         )
     return target, built
-
-
-def detect() -> Target:
-    """Find the target of the first GPU of this machine.
-
-    Raises:
-        EnvironmentMissing: no GPU, or no library that sees it.
-    """
-    try:
-        from cuda.core import Device
-
-        device = Device(0)
-        device.set_current()
-        name, capability = device.name, device.compute_capability
-    except Exception as error:  # cuda-core raises many kinds where there is no driver
-        raise EnvironmentMissing(
-            "no NVIDIA GPU was found", hint="name a target: `--target A100`", cause=type(error).__name__
-        ) from None
-    for known in targets.names():
-        if known.lower() in name.lower().replace(" ", ""):
-            return targets.get(known)
-    found = targets.for_arch(f"sm_{capability[0]}{capability[1]}")
-    if not found:
-        raise EnvironmentMissing(
-            f"{name} (sm_{capability[0]}{capability[1]}) is of no known generation",
-            hint="name a target it is like",
-        )
-    return found[0]
 
 
 def author(results: Results, spec: AttentionSpec) -> Results:

@@ -89,14 +89,6 @@ def _decode(spec: AttentionSpec, target: Target) -> Plan:
 
 
 def _refuse(spec: AttentionSpec, target: Target) -> None:
-    if "mma m16n8k16" not in target.capabilities:
-        raise SpecError(
-            f"{target.name} ({target.arch}) has no mma m16n8k16, which the programs so far need",
-            hint="name a target from sm_80 on, such as A100",
-            field="target",
-            value=target.name,
-            nearest="A100",
-        )
     if spec.dtype not in target.dtypes:
         raise SpecError(
             f"{target.name} has no {spec.dtype}",

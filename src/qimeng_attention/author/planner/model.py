@@ -5,6 +5,8 @@ Clocks for one tile of M queries by N keys in one block, from the target's rates
     shared   bytes that ldmatrix and the copies move / 128 bytes a clock: each warp reads its rows of Q and all of K
     and V special  M N exponentials (and those of score expressions) / 16 a clock
     issue    about 4.5 lanes' instructions an element of S, one an element of O / 128 lanes a clock
+Where there is no asynchronous copy, K and V of a tile pass through the registers of the block's threads, which must
+have room for them beside the fragments.
 A block alone does its GEMMs and its softmax one after the other; r resident blocks overlap. So a tile takes
     max(tensor, shared, special, issue, (tensor + max(special, issue)) / r).
 These are predictions; what is measured stands in benchmarks/results.
@@ -29,6 +31,7 @@ THREADS_A_WARP = 32
 WARPS_CHOICES = (4, 8)
 ROWS_CHOICES = (64, 128)
 COLUMNS_CHOICES = (32, 64, 96, 128)
+NARROW_COLUMNS = 16  # tried beside them where K and V pass through registers: what fits at the largest head dims
 MOST_BLOCKS = 4  # more resident blocks than this hide nothing more
 
 
@@ -90,8 +93,9 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[
         special_an_element: special-function results an element of S needs (1 for softmax alone).
     """
     found = []
+    narrow = (NARROW_COLUMNS,) if carries(target) else ()
     for rows in ROWS_CHOICES:
-        for columns in COLUMNS_CHOICES:
+        for columns in (*narrow, *COLUMNS_CHOICES):
             for warps in WARPS_CHOICES:
                 t = _tiling(target, rows, columns, warps, dqk, dv, special_an_element)
                 if t is not None:
@@ -99,11 +103,18 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[
     return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), -t.columns, t.warps))
 
 
+def carries(target: Target) -> bool:
+    """Tell whether copies to shared memory pass through registers: there are none that run by themselves."""
+    return "async copy" not in target.capabilities
+
+
 def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int) -> Tiling | None:
     if rows % (16 * warps) or columns % (warps * THREADS_A_WARP // 8):
         return None
     threads = warps * THREADS_A_WARP
     registers = (rows * columns + rows * dv) // threads + OTHER_REGISTERS + ROW_VECTORS * rows // (8 * warps)
+    if carries(target):
+        registers += columns * (dqk + dv) * 2 // (4 * threads)  # 16 bits an element
     if registers > target.max_registers_per_thread:
         return None
     shared_bytes = 2 * (rows * dqk + columns * (dqk + dv))

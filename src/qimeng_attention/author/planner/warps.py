@@ -1,8 +1,9 @@
-"""Tile and schedule for a block whose warps all do the same, with their reasons: through sm_80's instructions."""
+"""Tile and schedule for a block whose warps all do the same, with their reasons: through sm_80's instructions, or
+sm_75's, whose copies pass through registers."""
 
 from __future__ import annotations
 
-from qimeng_attention.author.planner.model import Tiling, tilings
+from qimeng_attention.author.planner.model import Tiling, carries, tilings
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -19,12 +20,14 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[Tiling, l
         raise no_tile(spec, target)
     reasons = _reasons(target, choices[0], choices, special)
     why, t = {r.parameter: r.why for r in reasons}, choices[0]
+    through = carries(target)
     lines = [
         f"ring K stages 1, V stages 1  # {why['ring']}",
-        f"prefetch K 1 ahead, V 0 ahead  # {why['prefetch']}",
+        f"prefetch K 1 ahead{'' if through else ', V 0 ahead'}  # {why['prefetch']}",
         *([f"store O through shared over Q  # {why['store']}"] if spec.Dv <= spec.Dqk else []),
-        "copies async",
+        "copies sync" if through else "copies async",
         f"guard Mask of loop i where it is all true  # {why['guard']}",
+        *([f"carry K, V through register  # {why['carry']}"] if through else []),
         f"warps {t.warps} along q, {t.blocks} blocks an SM  # {why['warps']}",
         f"grid longest first  # {why['grid']}",
         "grid head fastest",
@@ -58,12 +61,7 @@ def _reasons(target: Target, best: Tiling, choices: list[Tiling], special: int) 
         ),
         Reason("warps", f"{best.warps} along q, {best.blocks} blocks an SM", warps, {"registers": best.registers}),
         Reason("ring", "K stages 1, V stages 1", ring, {"shared_bytes": best.shared_bytes, "blocks": best.blocks}),
-        Reason(
-            "prefetch",
-            "K 1 ahead, V 0 ahead",
-            "K of the next tile arrives during softmax, V of this one during the first GEMM",
-            {},
-        ),
+        *_prefetched(target, best),
         Reason("store", "through shared over Q", "whole rows leave in pieces of 16 bytes; Q is no longer needed", {}),
         Reason("guard", "Mask where it is all true", "only the tiles that the mask touches pay for it", {}),
         Reason(
@@ -73,6 +71,24 @@ def _reasons(target: Target, best: Tiling, choices: list[Tiling], special: int) 
             {},
         ),
         Reason("special", str(special), f"{special} special-function result(s) a score", {"special": special}),
+    ]
+
+
+def _prefetched(target: Target, best: Tiling) -> list[Reason]:
+    if not carries(target):
+        why = "K of the next tile arrives during softmax, V of this one during the first GEMM"
+        return [Reason("prefetch", "K 1 ahead, V 0 ahead", why, {})]
+    return [
+        Reason(
+            "prefetch", "K 1 ahead", "K of the next tile is written as soon as the first GEMM has read this one's", {}
+        ),
+        Reason(
+            "carry",
+            "K, V through register",
+            f"{target.name} has no asynchronous copy: K of the next tile and V of this one are on their way "
+            "during the first GEMM",
+            {"registers": best.registers},
+        ),
     ]
 
 

@@ -10,7 +10,7 @@ from qimeng_attention.tl.numerics import BYTES, FLOAT_TYPES, round_to
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.rule import Rule
-from qimeng_attention.tl.types import Axis, TensorType, TileType, same_axes
+from qimeng_attention.tl.types import PIECES, Axis, TensorType, TileType, same_axes
 
 MOST_STAGES = 16  # more never fit into shared memory
 SWIZZLES = (32, 64, 128)  # bytes of a row over which 16-byte pieces are exchanged
@@ -101,14 +101,23 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
         if other is not None and other not in bases:
             scope.unknown(other, n.span, bases, "shared tile with memory of its own")
             return
-    if n.contiguous is not None and (n.space != "shared" or n.contiguous not in {a.name for a in axes}):
+    if n.contiguous is not None and n.contiguous not in {a.name for a in axes}:
         scope.report(
             "TL503",
             n.span,
-            f"{n.name} is no shared tile with an axis {n.contiguous} to lie along",
-            "name an axis of a tile in shared memory, as `contiguous k`",
+            f"{n.name} has no axis {n.contiguous} to lie along",
+            "name an axis of the tile, as `contiguous k`",
         )
-    tile = TileType(n.name, n.space, dtype, axes, "MMA_C", stages, n.swizzle, n.view, n.over, n.init, n.contiguous)
+    in_pieces = n.space == "register" and n.contiguous is not None
+    if in_pieces and (len(axes) != 2 or n.contiguous != axes[-1].name or BYTES[dtype] > 2 or n.init is not None):
+        scope.report(
+            "TL503",
+            n.span,
+            f"{n.name} is no 16-bit matrix whose rows registers could hold in pieces",
+            "give it two axes, the last behind `contiguous`, a 16-bit type and no initial value",
+        )
+    role = PIECES if in_pieces else "MMA_C"
+    tile = TileType(n.name, n.space, dtype, axes, role, stages, n.swizzle, n.view, n.over, n.init, n.contiguous)
     if known is not None and (
         (known.space, known.dtype) != (tile.space, tile.dtype) or not same_axes(known.axes, tile.axes)
     ):
@@ -192,7 +201,7 @@ RULES = {
         "Allocate",
         "Allocate K in global (B, Sk, Hk, D) bf16",
         "Names a tensor in global memory, or a tile in shared memory (with stages, swizzle, the axis that lies "
-        "contiguous) or in registers (with an initial value).",
+        "contiguous) or in registers (with an initial value, or contiguous: on its way to shared memory).",
         _check,
         _run,
     ),

@@ -120,7 +120,7 @@ def _check_register_operand(o: s.Operand, tile: TileType, scope: Scope, side: st
             f"the second operand of GEMM comes from shared memory, {o.name} lies in registers",
             "exchange the operands, or Copy it to shared",
         )
-    elif tile.role != "MMA_A":
+    elif tile.role == "MMA_C":
         scope.report(
             "TL201",
             o.span,

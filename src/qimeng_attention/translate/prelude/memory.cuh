@@ -79,6 +79,52 @@ __device__ inline void store_tile(typename Tile::Element* target, int64_t stride
   }
 }
 
+/// Tile (kRows, kCols) in pieces of 16 bytes, dealt to the registers of all kThreads threads as copy() visits them:
+/// eight neighbours hold one 128-byte span of a row.
+template <class Element_, int kThreads_, int kRows_, int kCols_>
+struct Pieces {
+  using Element = Element_;
+  static constexpr int kThreads = kThreads_;
+  static constexpr int kPassRows = kThreads / kSpan;  // rows held by all threads together, at a time
+  static constexpr int kPasses = kRows_ / kPassRows;
+  static constexpr int kSpans = kCols_ / (kSpan * kChunk);
+  static_assert(kRows_ % kPassRows == 0, "the threads must divide the tile");
+  static_assert(kCols_ % (kSpan * kChunk) == 0, "a row is whole 128-byte spans");
+
+  Vector16B data[kPasses][kSpans];
+};
+
+/// Read rows [first, last) of `source` into `pieces`, zeros elsewhere.
+template <class Pieces>
+__device__ inline void load_pieces(Pieces& pieces, typename Pieces::Element const* source, int64_t stride, int first,
+                                   int last) {
+  int const row = threadIdx.x / kSpan;
+  int const chunk = threadIdx.x % kSpan;
+#pragma unroll
+  for (int i = 0; i < Pieces::kPasses; ++i) {
+    int const at = row + i * Pieces::kPassRows;
+#pragma unroll
+    for (int span = 0; span < Pieces::kSpans; ++span) {
+      pieces.data[i][span] = Vector16B{};
+      if (at >= first && at < last)
+        pieces.data[i][span] =
+            *reinterpret_cast<Vector16B const*>(source + at * stride + (span * kSpan + chunk) * kChunk);
+    }
+  }
+}
+
+/// Write `pieces` to `tile`; sync() must follow before other threads read it.
+template <class Pieces, class Tile>
+__device__ inline void store_pieces(Tile tile, Pieces const& pieces) {
+  int const row = threadIdx.x / kSpan;
+  int const chunk = threadIdx.x % kSpan;
+#pragma unroll
+  for (int i = 0; i < Pieces::kPasses; ++i)
+#pragma unroll
+    for (int span = 0; span < Pieces::kSpans; ++span)
+      tile.chunk(i * Pieces::kPassRows, span * kSpan, row, chunk) = pieces.data[i][span];
+}
+
 /// Write a tile as fp32 to rows [0, rows) of `target`.
 template <int kRows, int kCols>
 __device__ inline void store_float(float* target, int64_t stride, Accumulator<kRows, kCols> const& acc, int rows) {

@@ -174,7 +174,11 @@ __device__ inline float tanh(float x) {
 /// with 1.5 * 2^23, rounded down, has floor(x) in its last bits; the polynomial's value takes them to its exponent.
 __device__ inline float exp2_fma(float x) {
   float held, shifted;
+#if __CUDA_ARCH__ >= 800
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(held) : "f"(x), "f"(-127.0f));
+#else
+  held = x < -127.0f ? -127.0f : x;
+#endif
   asm("add.rm.f32 %0, %1, %2;" : "=f"(shifted) : "f"(held), "f"(12582912.0f));
   float const f = held - (shifted - 12582912.0f);
   float const p = fmaf(fmaf(fmaf(0.07706707f, f, 0.22764496f), f, 0.69511679f), f, 1.0f);
@@ -201,7 +205,13 @@ __device__ inline uint32_t pack(float low, float high) {
   if constexpr (cute::is_same_v<Element, bf16>) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   } else {
+#if __CUDA_ARCH__ >= 800
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#else
+    asm("{.reg .f16 lo, hi; cvt.rn.f16.f32 lo, %2; cvt.rn.f16.f32 hi, %1; mov.b32 %0, {lo, hi};}"
+        : "=r"(packed)
+        : "f"(high), "f"(low));
+#endif
   }
   return packed;
 }
@@ -269,15 +279,17 @@ __device__ inline void sync() { __syncthreads(); }
 // Matrix products of one warp
 // ---------------------------------------------------------------------------------------------
 
-/// acc = a * b + c for one 16x8x16 block.
-template <class Element>
-__device__ inline void mma(float (&acc)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1,
-                           float c0, float c1, float c2, float c3) {
-  using Atom = cute::conditional_t<cute::is_same_v<Element, bf16>,
-                                   cute::SM80_16x8x16_F32BF16BF16F32_TN,
-                                   cute::SM80_16x8x16_F32F16F16F32_TN>;
-  Atom::fma(acc[0], acc[1], acc[2], acc[3], a[0], a[1], a[2], a[3], b0, b1, c0, c1, c2, c3);
-}
+/// acc = a * b + c for one 16x8x16 block, by the instruction that does it whole.
+struct Depth16 {
+  template <class Element>
+  __device__ static void mma(float (&acc)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1,
+                             float c0, float c1, float c2, float c3) {
+    using Atom = cute::conditional_t<cute::is_same_v<Element, bf16>,
+                                     cute::SM80_16x8x16_F32BF16BF16F32_TN,
+                                     cute::SM80_16x8x16_F32F16F16F32_TN>;
+    Atom::fma(acc[0], acc[1], acc[2], acc[3], a[0], a[1], a[2], a[3], b0, b1, c0, c1, c2, c3);
+  }
+};
 
 /// The 16x16 block at (row, 16 * k) of the warp's kRows rows of `tile` as an A operand.
 template <int kRows, class Tile>
@@ -329,7 +341,7 @@ __device__ inline Operand<Element, kRows, kCols> to_operand(Accumulator<kRows, k
 }
 
 /// Step k of a product: acc (+)= a * b, `a` one column of 16x16 blocks, b read from `tile`.
-template <class Element, bool kTransposed, bool kFresh, int kRows, int kCols, class Tile>
+template <class Depth, class Element, bool kTransposed, bool kFresh, int kRows, int kCols, class Tile>
 __device__ inline void mma_step(Accumulator<kRows, kCols>& acc,
                                 uint32_t const (&a)[kRows / 16][4], Tile tile, int k) {
 #pragma unroll
@@ -346,17 +358,17 @@ __device__ inline void mma_step(Accumulator<kRows, kCols>& acc,
       for (int half = 0; half < 2; ++half) {
         float(&c)[4] = acc.data[m][2 * n + half];
         if constexpr (kFresh) {
-          mma<Element>(c, a[m], b[2 * half], b[2 * half + 1], 0.0f, 0.0f, 0.0f, 0.0f);
+          Depth::template mma<Element>(c, a[m], b[2 * half], b[2 * half + 1], 0.0f, 0.0f, 0.0f, 0.0f);
         } else {
-          mma<Element>(c, a[m], b[2 * half], b[2 * half + 1], c[0], c[1], c[2], c[3]);
+          Depth::template mma<Element>(c, a[m], b[2 * half], b[2 * half + 1], c[0], c[1], c[2], c[3]);
         }
       }
   }
 }
 
 /// acc = or += A * B^T (kTransposed, B is (N, K)) or A * B (B is (K, N)); A the warp's rows of a
-/// shared tile (M, K), B a shared tile.
-template <bool kTransposed, bool kAccumulate, int kRows, int kCols, class TileA, class TileB>
+/// shared tile (M, K), B a shared tile. Depth multiplies the blocks.
+template <bool kTransposed, bool kAccumulate, class Depth = Depth16, int kRows, int kCols, class TileA, class TileB>
 __device__ inline void gemm_shared(Accumulator<kRows, kCols>& acc, TileA a, TileB b) {
 #pragma unroll
   for (int k = 0; k < TileA::kCols / 16; ++k) {
@@ -365,24 +377,24 @@ __device__ inline void gemm_shared(Accumulator<kRows, kCols>& acc, TileA a, Tile
     for (int m = 0; m < kRows / 16; ++m)
       load_a<kRows>(fragment[m], a, 16 * m, k);
     if (!kAccumulate && k == 0) {
-      mma_step<typename TileA::Element, kTransposed, true>(acc, fragment, b, k);
+      mma_step<Depth, typename TileA::Element, kTransposed, true>(acc, fragment, b, k);
     } else {
-      mma_step<typename TileA::Element, kTransposed, false>(acc, fragment, b, k);
+      mma_step<Depth, typename TileA::Element, kTransposed, false>(acc, fragment, b, k);
     }
   }
 }
 
 /// The same with A in registers.
-template <bool kTransposed, bool kAccumulate, class Element, int kRows, int kCols, int kInner,
+template <bool kTransposed, bool kAccumulate, class Depth = Depth16, class Element, int kRows, int kCols, int kInner,
           class TileB>
 __device__ inline void gemm_operand(Accumulator<kRows, kCols>& acc,
                                     Operand<Element, kRows, kInner> const& a, TileB b) {
 #pragma unroll
   for (int k = 0; k < kInner / 16; ++k) {
     if (!kAccumulate && k == 0) {
-      mma_step<Element, kTransposed, true>(acc, a.data[k], b, k);
+      mma_step<Depth, Element, kTransposed, true>(acc, a.data[k], b, k);
     } else {
-      mma_step<Element, kTransposed, false>(acc, a.data[k], b, k);
+      mma_step<Depth, Element, kTransposed, false>(acc, a.data[k], b, k);
     }
   }
 }

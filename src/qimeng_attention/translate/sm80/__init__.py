@@ -6,12 +6,12 @@ asynchronous GEMM) are refused by name.
 
 from __future__ import annotations
 
-from qimeng_attention.translate.sm80 import compute, control, copy, gemm, kernel, sync
+from qimeng_attention.translate.sm80 import compute, control, gemm, kernel, pieces, sync
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings
 
 LOWERINGS: Lowerings = {
     **kernel.LOWERINGS,
-    **copy.LOWERINGS,
+    **pieces.LOWERINGS,
     **gemm.LOWERINGS,
     **compute.LOWERINGS,
     **control.LOWERINGS,

@@ -14,7 +14,7 @@ from qimeng_attention.tl.origins import Places, origins_at
 from qimeng_attention.tl.printer import head
 from qimeng_attention.tl.scope import LANE
 from qimeng_attention.tl.traverse import statements
-from qimeng_attention.tl.types import Checked, TileType
+from qimeng_attention.tl.types import PIECES, Checked, TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.expressions import Cpp, NoLowering
 from qimeng_attention.translate.writer import Writer
@@ -56,6 +56,9 @@ class Refused(Exception):
 
 class Lowering:
     """The state of one emission."""
+
+    header = "memory.cuh"  # of the prelude
+    depth = ""  # the template argument of products that are not made of m16n8k16
 
     def __init__(self, checked: Checked, target: Target, lower: Callable[[s.Statement, Lowering], None]) -> None:
         self.checked, self.target, self._lower = checked, target, lower
@@ -131,6 +134,9 @@ class Lowering:
     def register_type(self, name: str, n: s.Statement) -> str:
         """Write the C++ type of a register tile."""
         tile = self.checked.tiles[name]
+        if tile.role == PIECES:
+            rows, columns = (a.size for a in tile.axes)
+            return f"tl::Pieces<{names.ELEMENTS[tile.dtype]}, kThreads, {rows}, {columns}>"
         if len(tile.axes) == 1 and tile.axes[0].name != self.row_axis:
             return f"tl::ColVector<{tile.axes[0].size}>"
         rows = self.warp_rows(tile, n)

@@ -30,7 +30,7 @@ def _gemm(n: s.Gemm, low: Lowering) -> None:
             "take a tile whose extents are multiples of 16",
         )
     low.warp_rows(out, n)
-    flags = f"{str(n.b.transposed).lower()}, {str(n.accumulate).lower()}"
+    flags = f"{str(n.b.transposed).lower()}, {str(n.accumulate).lower()}{low.depth}"
     function = "gemm_shared" if a.space == "shared" else "gemm_operand"
     left = low.shared_at(n.a.name, n.a.slot, n) if a.space == "shared" else names.register(n.a.name)
     low.out.line(f"tl::{function}<{flags}>({names.register(n.out)}, {left}, {low.shared_at(n.b.name, n.b.slot, n)});")

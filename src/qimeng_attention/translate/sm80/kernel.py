@@ -19,7 +19,7 @@ _BLOCK_INDEX = ("x", "y", "z")
 def emit(low: Lowering, digest: str) -> None:
     """Emit the whole kernel."""
     checked, out = low.checked, low.out
-    title(low, digest, "memory.cuh")
+    title(low, digest, low.header)
     blocks = f", {checked.blocks_per_sm}" if checked.blocks_per_sm else ""
     out.line(f'extern "C" __global__ void __launch_bounds__({low.threads}{blocks}) {checked.kernel.name}(')
     arguments(low)
