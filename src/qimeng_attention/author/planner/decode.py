@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qimeng_attention.author.planner.code import reshaped
+from qimeng_attention.author.planner.model import carries
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import visible
 from qimeng_attention.spec import AttentionSpec
@@ -23,7 +24,8 @@ from qimeng_attention.tl.traverse import call, map_blocks, mul, num, substitute
 
 MOST_QUERIES = 16  # of a call: each reads K and V anew, so that more are better taken as the rows of a tile
 ROWS = 64  # of the split kernel's tile: wgmma's m, or 16 for each of four warps
-COLUMNS = {True: 128, False: 64}  # keys of a tile, up to head dim 128 and above
+COLUMNS = {True: 128, False: 64}  # keys of a tile: with wgmma up to head dim 128, else
+CARRIED_COLUMNS = {True: 32, False: 16}  # where they pass through registers: up to head dim 128, above
 MOST_STAGES = 4
 COMBINED_ROWS, COMBINED_COLUMNS = 16, 32  # of the second kernel's tile: one warp, and many blocks
 UNROLLED = 8  # parts that the second kernel has on their way
@@ -47,11 +49,12 @@ def fits(spec: AttentionSpec) -> bool:
 
 def split_tile(spec: AttentionSpec, target: Target) -> Split:
     """Choose the tile: as many keys under way as shared memory holds, up to four tiles."""
-    columns = COLUMNS["wgmma" in target.capabilities and max(spec.Dqk, spec.Dv) <= 128]
+    narrow = max(spec.Dqk, spec.Dv) <= 128
+    columns = CARRIED_COLUMNS[narrow] if carries(target) else COLUMNS["wgmma" in target.capabilities and narrow]
     queries = 2 * ROWS * spec.Dqk * (2 if "wgmma" in target.capabilities else 1)
     stage = 2 * columns * (spec.Dqk + spec.Dv)
     room = target.shared_per_block_bytes - queries - BARRIER_BYTES
-    stages = max(1, min(MOST_STAGES, room // stage))
+    stages = 1 if carries(target) else max(1, min(MOST_STAGES, room // stage))
     return Split(columns, stages, queries + stages * stage)
 
 
@@ -73,6 +76,15 @@ def choose(
             "overlap GEMM P, V of the previous tile with the exponentials of this one",
             "unswitch loop i",
             f"grid persistent by counter  # {why['grid']}",
+        ]
+    elif carries(target):
+        split += [
+            f"ring K stages 1, V stages 1  # {why['ring']}",
+            "prefetch K 1 ahead",
+            "copies sync",
+            "guard Mask of loop i where it is all true",
+            "carry K, V through register",
+            f"warps 4 along h, 1 blocks an SM  # {why['grid']}",
         ]
     else:
         split += [
