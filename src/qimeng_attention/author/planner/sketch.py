@@ -11,9 +11,11 @@ from dataclasses import replace
 from importlib import resources
 
 from qimeng_attention.errors import DiagnosticError, SpecError
+from qimeng_attention.named_tensors import own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, REDUCTIONS
+from qimeng_attention.tl.named import as_in_programs, misuse
 from qimeng_attention.tl.parser import parse, parse_expression
 from qimeng_attention.tl.traverse import expressions, map_blocks, map_expressions, names_in, substitute
 
@@ -32,15 +34,15 @@ def visible(spec: AttentionSpec) -> s.Expr | None:
     """
     if spec.condition is None:
         return None
-    return _renamed(_parsed(spec.condition, "mask", (*RENAMED, *SIZES)))
+    return _renamed(_parsed(spec, spec.condition, "mask", (*RENAMED, *SIZES)), spec)
 
 
 def modified(spec: AttentionSpec, scaled: s.Expr) -> s.Expr:
     """Give the modified score of a scaled one; the same where there are no modifiers."""
     if spec.score_expression is None:
         return scaled
-    e = _parsed(spec.score_expression, "score", ("score", *RENAMED, *SIZES))
-    return map_expressions(substitute(_renamed(e), {"score": scaled}), _factors_together)
+    e = _parsed(spec, spec.score_expression, "score", ("score", *RENAMED, *SIZES))
+    return map_expressions(substitute(_renamed(e, spec), {"score": scaled}), _factors_together)
 
 
 def _factors_together(e: s.Expr) -> s.Expr:
@@ -51,7 +53,7 @@ def _factors_together(e: s.Expr) -> s.Expr:
     return e
 
 
-def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
+def _parsed(spec: AttentionSpec, text: str, field: str, known: tuple[str, ...]) -> s.Expr:
     try:
         e = parse_expression(text)
     except DiagnosticError as error:
@@ -62,7 +64,17 @@ def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
             field=field,
             value=text,
         ) from None
-    for name in sorted(names_in(e) - set(known) - set(CONSTANTS)):
+    if wrong := misuse(e, spec.tensors):
+        raise SpecError(
+            f"{field} {wrong.message}",
+            hint=wrong.hint,
+            field=field,
+            value=text,
+            allowed=list(spec.tensors),
+            nearest=wrong.nearest,
+        )
+    known = (*known, *own_sizes(spec.tensors))
+    for name in sorted(names_in(e) - set(known) - set(CONSTANTS) - set(spec.tensors)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         raise SpecError(
             f"{field} reads the unknown name '{name}'",
@@ -87,8 +99,13 @@ def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
     return e
 
 
-def _renamed(e: s.Expr) -> s.Expr:
-    return substitute(e, _TL_NAMES)
+def _renamed(e: s.Expr, spec: AttentionSpec) -> s.Expr:
+    return as_in_programs(substitute(e, _TL_NAMES | heads(spec)), spec.tensors)
+
+
+def heads(spec: AttentionSpec) -> dict[str, s.Expr]:
+    """Give what stands for Hk where the key heads are the query heads: a program has one size for both."""
+    return {"Hk": s.Name("Hq")} if spec.Hq == spec.Hk else {}
 
 
 def softmax_factor(spec: AttentionSpec) -> tuple[bool, s.Expr]:
