@@ -27,10 +27,11 @@ _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _OF_EXPRESSIONS = {*SIZES, "b", "h", "q_idx", "kv_idx", "score", "inf", "log2e", "ln2", "and", "or", "not"}
 _OF_CALLS = {"q", "k", "v", "out", "lse", "scale", "return_lse", "tensors", "self"}
 _OF_PROGRAMS = {"Q", "K", "V", "Out", "Lse", "S", "O", "P", "D", "Dqk", "Dv", "BM", "BN", "L", "T"}
-_OF_THE_LANGUAGE = set(
-    "Kernel Size Scalar Tile Grid Define Schedule Allocate Let Copy Compute GEMM Mask Reshape Scan Wait Release Pass "
-    "Commit Barrier Fence Warps RowMax RowSum LaneSum Add Subtract Multiply Divide Softmax OnlineSoftmax".split()
-)
+_OF_THE_LANGUAGE = {
+    "Kernel", "Size", "Scalar", "Tile", "Grid", "Define", "Schedule", "Allocate", "Let", "Copy", "Compute", "GEMM",
+    "Mask", "Reshape", "Scan", "Wait", "Release", "Pass", "Commit", "Barrier", "Fence", "Warps", "RowMax", "RowSum",
+    "LaneSum", "Add", "Subtract", "Multiply", "Divide", "Softmax", "OnlineSoftmax",
+}  # fmt: skip
 _RESERVED = _OF_EXPRESSIONS | _OF_CALLS | _OF_PROGRAMS | _OF_THE_LANGUAGE
 
 

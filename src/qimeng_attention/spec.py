@@ -30,9 +30,8 @@ from pydantic import (
     model_validator,
 )
 
-from qimeng_attention import named_tensors
 from qimeng_attention.errors import SpecError
-from qimeng_attention.named_tensors import Dims
+from qimeng_attention.named_tensors import Dims, Problem, declared, own_sizes
 
 DTYPES = ("fp16", "bf16")
 CAUSAL = "kv_idx <= q_idx + Sk - Sq"
@@ -93,7 +92,7 @@ class AttentionSpec(BaseModel):
     @field_validator("tensors", mode="plain")
     @classmethod
     def _tensors(cls, value: Any) -> dict[str, Dims]:
-        return named_tensors.declared(value)
+        return declared(value)
 
     @field_serializer("tensors")
     def _tensors_as_data(self, value: dict[str, Dims]) -> dict[str, Any]:
@@ -179,7 +178,7 @@ class AttentionSpec(BaseModel):
             lines.append(f"then score = {self.score_expression}")
         if self.tensors:
             listed = ", ".join(f"{name} {t.describe()}" for name, t in self.tensors.items())
-            own = named_tensors.own_sizes(self.tensors)
+            own = own_sizes(self.tensors)
             read = f"; {', '.join(own)} as each call has it" if own else ""
             lines.append(f"named tensors of each call: {listed}{read}; an element outside of one reads 0")
         lines.append(f"visible keys: {self._visible()}")
@@ -263,7 +262,7 @@ def _explained(error: ValidationError, fields: dict[str, Any]) -> SpecError:
     """Turn pydantic's first finding into a SpecError."""
     first = error.errors()[0]
     problem = first.get("ctx", {}).get("error")
-    if isinstance(problem, named_tensors.Problem):
+    if isinstance(problem, Problem):
         details = {"field": "tensors", "value": _plain(fields.get("tensors")), "nearest": problem.nearest}
         return SpecError(problem.message, hint=problem.hint, allowed=problem.allowed, **details)
     name = str(first["loc"][0]) if first["loc"] else "spec"

@@ -11,13 +11,13 @@ from dataclasses import replace
 from importlib import resources
 
 from qimeng_attention.errors import DiagnosticError, SpecError
-from qimeng_attention.named_tensors import own_sizes
+from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, REDUCTIONS
 from qimeng_attention.tl.named import as_in_programs, misuse
 from qimeng_attention.tl.parser import parse, parse_expression
-from qimeng_attention.tl.traverse import expressions, map_blocks, map_expressions, names_in, substitute
+from qimeng_attention.tl.traverse import expressions, map_blocks, map_expressions, names_in, num, substitute
 
 # How a user's names are called in TL.
 RENAMED = {"q_idx": "q", "kv_idx": "k", "h": "head", "b": "batch"}
@@ -120,6 +120,7 @@ def compose(spec: AttentionSpec) -> s.Program:
     Raises:
         SpecError: an expression that does not parse, or reads an unknown name.
     """
+    _refuse_unread(spec)
     program = library_sketch("attention")
     written, factor = softmax_factor(spec)
     condition = visible(spec)
@@ -131,6 +132,19 @@ def compose(spec: AttentionSpec) -> s.Program:
     kernel = program.kernels[0]
     body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, "LSE" in spec.outputs))
     return replace(program, kernels=(replace(kernel, body=body),))
+
+
+def _refuse_unread(spec: AttentionSpec) -> None:
+    given = [visible(spec), modified(spec, num(0))]
+    read = {x.tensor for e in given for x in expressions(e) if isinstance(x, s.Index)}
+    for name in spec.tensors:
+        if kernel_name(name) not in read:
+            raise SpecError(
+                f"the tensor '{name}' is read by neither mask nor score",
+                hint=f"read it, as {name}[...], or leave it out",
+                field="tensors",
+                value=name,
+            )
 
 
 def _filled_in(n: s.Statement, values: Mapping[str, s.Expr], score: s.Expr | None, lse: bool) -> s.Statement | None:
