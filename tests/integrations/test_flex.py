@@ -168,7 +168,7 @@ def test_names_that_a_spec_cannot_take_or_that_two_tensors_have_are_changed() ->
 
     traced = spec_from_flex(lambda s, b, h, x, k: other(one(s, b, h, x, k), b, h, x, k), Hq=8, Dqk=64)
 
-    assert traced.spec.score == "score + q_values[h] + q_values_x[h]"
+    assert traced.spec.score == "score + q_values[h] + q_values_2[h]"
     assert traced.tensors["q_values"] is SLOPES
 
 

@@ -180,17 +180,22 @@ class _Names:
 
     def _legal(self, wanted: str) -> str:
         """Give a name that a spec takes and that no other tensor has."""
-        name, number = wanted.strip("_") or "tensor", 1
-        while True:
-            try:
-                declared({n: {"dims": [1], "dtype": "f32"} for n in [*self.found, name]})
-            except Problem as problem:
-                name = str(problem.nearest) if problem.nearest and problem.nearest not in self.found else f"{name}_x"
-                continue
-            if name not in self.found:
-                return name
+        base = wanted.strip("_") or "tensor"
+        problem = _problem_with([base])
+        base = base if problem is None else str(problem.nearest)
+        name, number = base, 1
+        while name in self.found or _problem_with([*self.found, name]) is not None:
             number += 1
-            name = f"{wanted}_{number}"
+            name = f"{base}_{number}"
+        return name
+
+
+def _problem_with(names: Sequence[str]) -> Problem | None:
+    try:
+        declared({name: {"dims": [1], "dtype": "f32"} for name in names})
+    except Problem as problem:
+        return problem
+    return None
 
 
 def _captured(x: Any, depth: int, name: str = "") -> Iterator[tuple[str, Any]]:
