@@ -132,6 +132,10 @@ def generate(
     score: Annotated[str | None, typer.Option(help="An expression of the scaled score, b, h, q_idx, kv_idx.")] = None,
     softcap: Annotated[float | None, typer.Option(help="cap * tanh(score / cap).")] = None,
     scale: Annotated[float | None, typer.Option(help="The default scale; 1 / sqrt(Dqk) if none.")] = None,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option("--tensor", help="A named tensor, NAME:DIMS:TYPE, as slopes:Hq:f32; may be repeated."),
+    ] = None,
     spec_file: Annotated[
         Path | None, typer.Option("--spec", help="What a given TL file should compute, for the judge.")
     ] = None,
@@ -151,7 +155,8 @@ def generate(
 
     names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "scale")
     given = zip(names, (hq, hk, dqk, dv, dtype, mask, score, softcap, scale), strict=True)
-    code, spec = _source(source, spec_file, {k: v for k, v in given if v is not None})
+    flags = {k: v for k, v in given if v is not None} | _tensors(tensor)
+    code, spec = _source(source, spec_file, flags)
     verbose = not quiet and not as_json
     if verbose and spec is not None:
         from qimeng_attention.report import show_understood, understand
@@ -164,6 +169,16 @@ def generate(
     for line in outcome.notes:
         terminal.note(line)
     _finish_generate(outcome, emit, as_json, quiet)
+
+
+def _tensors(given: list[str] | None) -> dict[str, Any]:
+    """Read the named tensors that flags declare."""
+    from qimeng_attention.named_tensors import Problem, parse
+
+    try:
+        return {"tensors": dict(map(parse, given))} if given else {}
+    except Problem as problem:
+        raise SpecError(problem.message, hint=problem.hint, field="tensors", value=" ".join(given or ())) from None
 
 
 def _source(source: Path | None, spec_file: Path | None, flags: dict[str, Any]) -> tuple[str | None, Any]:

@@ -5,7 +5,8 @@
     O = P V,  LSE = ln sum exp(score)
 
 Tensors are (B, S, H, D). `q_idx` and `kv_idx` count from 0; sequences are aligned at their ends, so that causal is
-`kv_idx <= q_idx + Sk - Sq`. A row that sees nothing gives O = 0 and LSE = -inf.
+`kv_idx <= q_idx + Sk - Sq`. A row that sees nothing gives O = 0 and LSE = -inf. Expressions may index named tensors,
+which each call hands over (named_tensors.py).
 
 Not here: whether the generator can make it (author/), and what it means in numbers (judge/reference.py).
 """
@@ -19,9 +20,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from qimeng_attention.errors import SpecError
+from qimeng_attention.named_tensors import Dims, Problem, declared, own_sizes
 
 DTYPES = ("fp16", "bf16")
 CAUSAL = "kv_idx <= q_idx + Sk - Sq"
@@ -56,6 +66,9 @@ class AttentionSpec(BaseModel):
     Sq: int | None = Field(default=None, ge=1, le=MOST, description="query length, if fixed")
     Sk: int | None = Field(default=None, ge=1, le=MOST, description="key length, if fixed")
     outputs: tuple[Literal["O", "LSE"], ...] = Field(default=("O", "LSE"), description="what the operator gives")
+    tensors: dict[str, Dims] = Field(
+        default_factory=dict, description="what expressions index besides: name -> {dims: [...], dtype: ...}"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +88,15 @@ class AttentionSpec(BaseModel):
         if value < 1:
             raise ValueError("must be at least 1")
         return value
+
+    @field_validator("tensors", mode="plain")
+    @classmethod
+    def _tensors(cls, value: Any) -> dict[str, Dims]:
+        return declared(value)
+
+    @field_serializer("tensors")
+    def _tensors_as_data(self, value: dict[str, Dims]) -> dict[str, Any]:
+        return {name: {"dims": list(t.dims), "dtype": t.dtype} for name, t in value.items()}
 
     @field_validator("outputs", mode="before")
     @classmethod
@@ -154,6 +176,11 @@ class AttentionSpec(BaseModel):
         ]
         if self.score_expression:
             lines.append(f"then score = {self.score_expression}")
+        if self.tensors:
+            listed = ", ".join(f"{name} {t.describe()}" for name, t in self.tensors.items())
+            own = own_sizes(self.tensors)
+            read = f"; {', '.join(own)} as each call has it" if own else ""
+            lines.append(f"named tensors of each call: {listed}{read}; an element outside of one reads 0")
         lines.append(f"visible keys: {self.visible_keys()}")
         lines.append("weights: softmax over the visible keys; a row that sees none gives O = 0 and LSE = -inf")
         lines.append(f"outputs: {', '.join(self.outputs)} (LSE is a natural logarithm, of the modified scores)")
@@ -235,6 +262,10 @@ def _shared(group: int) -> str:
 def _explained(error: ValidationError, fields: dict[str, Any]) -> SpecError:
     """Turn pydantic's first finding into a SpecError."""
     first = error.errors()[0]
+    problem = first.get("ctx", {}).get("error")
+    if isinstance(problem, Problem):
+        details = {"field": "tensors", "value": _plain(fields.get("tensors")), "nearest": problem.nearest}
+        return SpecError(problem.message, hint=problem.hint, allowed=problem.allowed, **details)
     name = str(first["loc"][0]) if first["loc"] else "spec"
     known = list(AttentionSpec.model_fields)
     if first["type"] == "extra_forbidden":

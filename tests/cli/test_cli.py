@@ -212,3 +212,14 @@ def _scheduled(folder: Path) -> Path:
     path = folder / "s.tl"
     path.write_text(_run("schedule", GQA).stdout)
     return path
+
+
+def test_named_tensors_come_from_flags() -> None:
+    slopes = ("--Hq", "4", "--score", "score - slopes[h] * kv_idx", "--tensor", "slopes:Hq:f32")
+    result = _run("generate", *slopes, "--target", "A100", "--emit", "code", "-q")
+    assert result.exit_code == 0, result.output
+    assert "Allocate Slopes in global (Hq) f32" in result.stdout
+
+    result = _run("generate", *slopes[:-1], "slopes:Hq", "--target", "A100", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["hint"] == "write NAME:DIMS:TYPE, as slopes:Hq:f32 or doc:B,Sk:i32"

@@ -164,6 +164,13 @@ def test_bits_keep_every_value(dtype: str) -> None:
     assert np.array_equal(from_bits(to_bits(x, dtype).tobytes(), dtype), x, equal_nan=True)
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [("i32", np.int32), ("i64", np.int64), ("bool", np.bool_)])
+def test_integers_and_conditions_travel_as_they_are(dtype: str, kind: type) -> None:
+    x = round_to(np.array([0, 1, 1]) if dtype == "bool" else np.array([-1, 7, 1 << 30]), dtype)
+
+    assert np.array_equal(np.frombuffer(to_bits(x, dtype).tobytes(), kind), x)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -8,6 +8,7 @@ import pytest
 from qimeng_attention.judge import Call, Operator, reference
 from qimeng_attention.judge.families import FAMILIES
 from qimeng_attention.judge.inputs import CPU, Case, values
+from qimeng_attention.judge.meaning import own_sizes_of
 from qimeng_attention.spec import AttentionSpec
 
 pytest.importorskip("torch")
@@ -21,6 +22,16 @@ SPECS = {
         "score": "where(kv_idx % 2 == 0, score, min(score, 3) * 2) + sigmoid(score) - clamp(abs(score), 1, 2) / 7",
         "dtype": "fp16",
     },
+    "named tensors": {
+        "mask": "doc[b, q_idx + Sk - Sq] == doc[b, kv_idx] or gate[kv_idx]",
+        "score": "score * gain[h] + table[h, clamp(kv_idx - q_idx, -40, 40) + 40]",
+        "tensors": {
+            "doc": {"dims": ["B", "Sk"], "dtype": "i64"},
+            "gate": {"dims": [50], "dtype": "bool"},
+            "gain": {"dims": ["Hq"], "dtype": "f32"},
+            "table": {"dims": ["Hq", "N"], "dtype": "bf16"},
+        },
+    },
 }
 
 
@@ -32,8 +43,10 @@ def test_both_references_agree(name: str, family: str, lengths: tuple[int, int])
 
     spec = AttentionSpec.make(**{"Hq": 4, "Hk": 2, "Dqk": 64, **SPECS[name]})
     operator = Operator.of(spec)
-    call = Call(2, *lengths, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale)
+    own = own_sizes_of(spec, 3)
+    call = Call(2, *lengths, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale, own)
     x = values(Case("case", call, family), operator, spec.dtype, 1)
+    operator = operator.bind(x)
     arguments = (operator, call, x["Q"], x["K"], x["V"])
 
     mine, other = reference.truth(*arguments), reference_torch.truth(*arguments)

@@ -1,1 +1,4 @@
-"""Kernels inside other libraries: each module here knows one of them and imports it when it is used."""
+"""Other libraries: kernels inside them, and what was written for them taken as descriptions.
+
+Each module knows one library and imports it when it is called, never before.
+"""

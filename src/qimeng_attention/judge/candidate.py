@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from qimeng_attention.errors import DiagnosticError, JudgeError
-from qimeng_attention.judge.meaning import SIZES, Call
+from qimeng_attention.judge.contents import shape_of
+from qimeng_attention.judge.meaning import Call, own_sizes_of
+from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
@@ -156,7 +158,7 @@ class Interpreted:
 
 def sizes_of(call: Call) -> dict[str, int]:
     """Give every size a program may name."""
-    sizes = {name: getattr(call, name) for name in SIZES} | {"Dqk": call.Dqk, "Dv": call.Dv}
+    sizes = call.sizes | {"Dqk": call.Dqk, "Dv": call.Dv}
     return sizes | ({"D": call.Dqk} if call.Dqk == call.Dv else {})
 
 
@@ -173,25 +175,27 @@ def chosen_sizes(names: Sequence[str], call: Call) -> dict[str, int]:
 def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
     """Find the roles' tensors, of the right type, and nothing else to feed."""
     made: set[str] = set()
+    named = {kernel_name(name): t.dtype for name, t in spec.tensors.items()}
     for kernel in kernels:
         for name in kernel.inputs:
-            if name not in INPUTS and name not in made:
-                raise _unfit(f"input {name} is no tensor of the spec", name, [*INPUTS, *made])
+            if name not in INPUTS and name not in made and name not in named:
+                raise _unfit(f"input {name} is no tensor of the spec", name, [*INPUTS, *named, *made])
         made |= set(kernel.outputs)
         for name in kernel.scalars:
             if name != SCALE:
                 raise _unfit(f"Scalar {name} is no argument of the spec", name, [SCALE])
     given = {n: t for k in kernels for n, t in k.tensors.items() if n in k.inputs or n in k.outputs}
-    wanted = [*INPUTS, "Out", *(["Lse"] if "LSE" in spec.outputs else [])]
-    for name in wanted:
-        if name not in given or (name not in INPUTS and name not in made):
+    inputs = (*INPUTS, *named)
+    for name in [*inputs, "Out", *(["Lse"] if "LSE" in spec.outputs else [])]:
+        if name not in given or (name not in inputs and name not in made):
             raise _unfit(
-                f"the program has no {'input' if name in INPUTS else 'output'} {name}",
+                f"the program has no {'input' if name in inputs else 'output'} {name}",
                 name,
                 list(given),
                 declare=name,
+                dims=_dims(spec).get(name, ""),
             )
-        dtype = "f32" if name == "Lse" else spec.dtype
+        dtype = named.get(name) or ("f32" if name == "Lse" else spec.dtype)
         if given[name].dtype != dtype:
             raise JudgeError(
                 f"{name} is {given[name].dtype}, the spec asks for {dtype}", hint=f"declare {name} as {dtype}"
@@ -203,11 +207,16 @@ def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
         )
 
 
-def _unfit(message: str, name: str, known: list[str], declare: str = "") -> JudgeError:
+def _dims(spec: AttentionSpec) -> dict[str, str]:
+    """Give how each tensor is declared."""
+    return DIMS | {kernel_name(name): t.describe() for name, t in spec.tensors.items()}
+
+
+def _unfit(message: str, name: str, known: list[str], declare: str = "", dims: str = "") -> JudgeError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"name it {name}: found {near[0]}" if near and declare else f"did you mean {near[0]}?" if near else ""
     if declare and not near:
-        hint = f"declare `Allocate {declare} in global {DIMS[declare]}`"
+        hint = f"declare `Allocate {declare} in global {dims}`"
     return JudgeError(message, hint=hint or f"tensors are {', '.join(DIMS)}, the only Scalar is {SCALE}")
 
 
@@ -222,8 +231,10 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
         "Sq": spec.Sq,
         "Sk": spec.Sk,
     }
-    call = Call(spec.B or 2, spec.Sq or 3, spec.Sk or 5, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale)
+    lengths, own = (spec.B or 2, spec.Sq or 3, spec.Sk or 5), own_sizes_of(spec, 0)
+    call = Call(*lengths, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale, own)
     chosen = chosen_sizes(chosen_in(kernels), call)
+    shapes = call.shapes() | {kernel_name(n): shape_of(t, call.sizes) for n, t in spec.tensors.items()}
     for kernel in kernels:
         for name in asked.keys() & kernel.fixed.keys():
             if kernel.fixed[name] != asked[name]:
@@ -237,13 +248,13 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
                 f"the run-time size {unknown[0]} is no size of the spec",
                 hint=f"sizes are {', '.join(sizes_of(call))}",
             )
-        for name, shape in call.shapes().items():
+        for name, shape in shapes.items():
             tensor = kernel.tensors.get(name)
             if (
                 tensor is not None
                 and tuple(integer(d, {**sizes_of(call), **chosen, **kernel.fixed}) for d in tensor.dims) != shape
             ):
                 raise JudgeError(
-                    f"{name} is not declared as {DIMS[name]} with the spec's sizes",
-                    hint=f"declare it as {DIMS[name]}",
+                    f"{name} is not declared as {_dims(spec)[name]} with the spec's sizes",
+                    hint=f"declare it as {_dims(spec)[name]}",
                 )

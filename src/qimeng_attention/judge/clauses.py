@@ -17,11 +17,13 @@ from functools import reduce
 import numpy as np
 
 from qimeng_attention.judge import rule
-from qimeng_attention.judge.meaning import Call, Operator
+from qimeng_attention.judge.contents import KINDS
+from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
 from qimeng_attention.judge.reference import Truth, row_chunks, truth
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.numerics import Array, round_to
+from qimeng_attention.tl.named import map_indexed
+from qimeng_attention.tl.numerics import BOOL, Array, round_to
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.traverse import expressions, names_in, substitute
 
@@ -35,12 +37,13 @@ class Clause:
 
     name: str
     weaker: Operator
-    mask: bool = False  # a part of the mask: implied if no shape tells it apart
+    mask: bool = False  # a part of the mask, or a tensor: implied if no shape tells it apart
 
 
 def clauses(spec: AttentionSpec, operator: Operator) -> list[Clause]:
     """Give every clause of a spec."""
     found = [Clause(f"mask: {name}", weaker, mask=True) for name, weaker in _masks(operator)]
+    found += [Clause(name, weaker, mask=True) for name, weaker in _tensors(operator)]
     found.append(Clause("scale", replace(operator, scale="none")))
     found.append(Clause("the scale of the call", replace(operator, scale="default")))
     if spec.softcap is not None:
@@ -75,6 +78,33 @@ def _masks(operator: Operator) -> Iterator[tuple[str, Operator]]:
     if {"Sq", "Sk"} <= names_in(operator.condition):
         top = substitute(operator.condition, {"Sq": s.Name("Sk")})
         yield "aligned at the sequences' ends", replace(operator, condition=top)
+
+
+def _tensors(operator: Operator) -> Iterator[tuple[str, Operator]]:
+    """Give the operator without each tensor, and with each index of an element that it reads held at 0."""
+    for name, tensor in operator.tensors.items():
+        zero: s.Expr = s.Compare((s.Num(0), s.Num(1)), ("==",)) if tensor.dtype == BOOL else s.Num(0)
+        yield f"tensor {name} is read", _with_elements(operator, dict.fromkeys(_elements(operator, name), zero))
+    for element in _elements(operator):
+        for place, index in enumerate(element.indices):
+            if isinstance(index, s.Num):
+                continue
+            held = replace(element, indices=(*element.indices[:place], s.Num(0), *element.indices[place + 1 :]))
+            yield f"{expression(element)} follows {expression(index)}", _with_elements(operator, {element: held})
+
+
+def _elements(operator: Operator, tensor: str | None = None) -> list[s.Index]:
+    """Give every element that mask and score read, of one tensor or of all."""
+    found = (x for e in (operator.condition, operator.score) for x in expressions(e) if isinstance(x, s.Index))
+    return list(dict.fromkeys(x for x in found if tensor in (None, x.tensor)))
+
+
+def _with_elements(operator: Operator, values: dict[s.Index, s.Expr]) -> Operator:
+    def put(x: s.Index) -> s.Expr:
+        return values.get(x, x)
+
+    condition, score = (None if e is None else map_indexed(e, put) for e in (operator.condition, operator.score))
+    return replace(operator, condition=condition, score=score)
 
 
 def _without_one(e: s.Expr) -> Iterator[tuple[str, s.Expr | None]]:
@@ -121,10 +151,18 @@ class _Probe:
 
 
 def _differ(operator: Operator, weaker: Operator, p: _Probe) -> bool:
-    return any(
-        np.any(operator.visible(p.call, b, h, p.rows, p.keys) != weaker.visible(p.call, b, h, p.rows, p.keys))
-        for b, h in p.places
-    )
+    """Tell whether mask or score differ at a probe, whatever named tensors hold."""
+    scores = np.random.default_rng(0).standard_normal((len(p.rows), len(p.keys)))
+    for kind in KINDS if operator.tensors else KINDS[:1]:
+        contents = operator.drawn(p.call, kind) if operator.tensors else {}
+        one, other = operator.bind(contents), weaker.bind(contents)
+        for place in p.places:
+            at = (p.call, *place, p.rows, p.keys)
+            if np.any(one.visible(*at) != other.visible(*at)):
+                return True
+            if one.score != other.score and np.any(one.modified(*at, scores) != other.modified(*at, scores)):
+                return True
+    return False
 
 
 def _some_row_is_blind(operator: Operator, spec: AttentionSpec) -> bool:
@@ -161,7 +199,8 @@ def _probes(operator: Operator, spec: AttentionSpec) -> Iterator[_Probe]:
 
 def _call(spec: AttentionSpec, rows: int, keys: int) -> Call:
     sq, sk = spec.Sq if spec.Sq is not None else rows, spec.Sk if spec.Sk is not None else keys
-    return Call(spec.B or 2, sq, sk, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale)
+    own = own_sizes_of(spec, rows + keys)
+    return Call(spec.B or 2, sq, sk, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale, own)
 
 
 def _places(spec: AttentionSpec, operator: Operator) -> tuple[tuple[int, int], ...]:
@@ -187,7 +226,7 @@ def caught(
     truth_of: Callable[[Operator, Call, Array, Array, Array], Truth] = truth,
 ) -> bool:
     """Tell whether the rule rejects, on one case, what a candidate that lacks the clause would give."""
-    lacking = truth_of(clause.weaker, call, tensors["Q"], tensors["K"], tensors["V"])
+    lacking = truth_of(clause.weaker.bind(tensors), call, tensors["Q"], tensors["K"], tensors["V"])
     found = [rule.compare("Out", round_to(lacking.out, spec.dtype), want.out, limits)]
     if "LSE" in spec.outputs:
         found.append(rule.compare("Lse", lacking.lse, want.lse, rule.lse_limits(want)))

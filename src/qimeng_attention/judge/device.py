@@ -38,15 +38,17 @@ from qimeng_attention.judge.candidate import (
 )
 from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
-from qimeng_attention.judge.meaning import Call, Operator
+from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
 from qimeng_attention.judge.verdict import Verdict
 from qimeng_attention.judge.worker import CANARY, POISONS
+from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.runtime.expressions import names
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.types import Checked
 
+EXACT = {"i32": np.int32, "i64": np.int64, "bool": np.bool_}  # types whose values are their bits
 TIMEOUT_S = 60.0  # of one launch, its transfers and, the first time, the start of CUDA
 DEFAULT_TILES = (128, 64)
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "PYTHONPATH")  # of the environment; keys and tokens stay behind
@@ -183,9 +185,10 @@ class Isolated:
     # -------------------------------------------------------------- files
     def _request(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Any]:
         shapes, types = call.shapes(), {t.name: t.dtype for t in self._manifest.tensors}
-        for name in INPUTS:
+        given = [*INPUTS, *(kernel_name(n) for n in self._spec.tensors)]
+        for name in given:
             (Path(self._folder.name) / f"{name}.in").write_bytes(to_bits(tensors[name], types[name]).tobytes())
-        inputs = {n: {"file": f"{n}.in", "dtype": types[n], "shape": shapes[n]} for n in INPUTS}
+        inputs = {n: {"file": f"{n}.in", "dtype": types[n], "shape": tensors[n].shape} for n in given}
         outputs = {
             t.name: {"dtype": t.dtype, "shape": shapes[t.name]} for t in self._manifest.tensors if t.role == "output"
         }
@@ -274,6 +277,7 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
     roles = {t.name: (t.role, t.dtype) for t in manifest.tensors}
     wanted: dict[str, tuple[str, str]] = {
         **dict.fromkeys(INPUTS, ("input", spec.dtype)),
+        **{kernel_name(name): ("input", t.dtype) for name, t in spec.tensors.items()},
         "Out": ("output", spec.dtype),
         **({"Lse": ("output", "f32")} if "LSE" in spec.outputs else {}),
     }
@@ -286,7 +290,7 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
             )
     if unknown := sorted(n for n, (role, _) in roles.items() if n not in (*wanted, "Lse")):
         raise JudgeError(f"{unknown[0]} is no tensor of the spec", hint=f"tensors are {', '.join(wanted)}")
-    known = sizes_of(Call(1, 1, 1, 1, 1, 1, 1, 1.0))
+    known = sizes_of(Call(1, 1, 1, 1, 1, 1, 1, 1.0, own_sizes_of(spec, 0)))
     if unknown := sorted(set(manifest.sizes) - known.keys()):
         raise JudgeError(f"the size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(known)}")
     if [x.name for x in manifest.scalars] != [SCALE]:
@@ -298,6 +302,8 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
 
 def to_bits(a: Array, dtype: str) -> Array:
     """Give the bits of values that are of a type already."""
+    if dtype in EXACT:
+        return np.ascontiguousarray(a, EXACT[dtype])
     x = np.ascontiguousarray(a, np.float32)
     if dtype == "fp16":
         return x.astype(np.float16).view(np.uint16)

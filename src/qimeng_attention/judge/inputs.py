@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qimeng_attention.judge.clauses import tells_apart, weaker_masks
+from qimeng_attention.judge.contents import KINDS, draw
 from qimeng_attention.judge.families import FAMILIES, Tensors
-from qimeng_attention.judge.meaning import Call, Operator
+from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.numerics import Array, round_to
@@ -50,6 +51,7 @@ class Case:
     call: Call
     family: str
     layout: str = "contiguous"
+    contents: str = KINDS[0]  # of named tensors
 
 
 def draw_seed(digest: str, entropy: int) -> int:
@@ -58,11 +60,19 @@ def draw_seed(digest: str, entropy: int) -> int:
 
 
 def values(case: Case, operator: Operator, dtype: str, seed: int) -> Tensors:
-    """Draw a case's Q, K and V: float32 arrays that hold values of the spec's type, in the case's layout."""
+    """Draw a case's Q, K and V: float32 arrays that hold values of the spec's type, in the case's layout.
+
+    Named tensors come with them, under the names that programs give them.
+    """
     digest = hashlib.sha256(f"{seed}:{case.name}:{case.call}".encode()).digest()
     random = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    named: Tensors = {}
+    if operator.tensors:
+        own = np.random.default_rng(int.from_bytes(digest[16:], "big"))
+        named = draw(own, operator.tensors, case.call.sizes, case.contents)
+        operator = operator.bind(named)
     drawn = FAMILIES[case.family](random, case.call, operator)
-    return {n: laid_out(round_to(np.clip(a, -LARGEST, LARGEST), dtype), case.layout) for n, a in drawn.items()}
+    return named | {n: laid_out(round_to(np.clip(a, -LARGEST, LARGEST), dtype), case.layout) for n, a in drawn.items()}
 
 
 def laid_out(a: Array, layout: str) -> Array:
@@ -96,17 +106,17 @@ def cases(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget, numbers: 
         if family == "saturating" and operator.score is None:
             continue
         if call.Sk <= budget.keys and call.Sq * call.Sk * call.Hq <= budget.scores:
-            _add(found, _case(call, family, number))
+            _add(found, _case(call, family, number, spec))
     telling = [c.call for c in found.values() if c.family in TELLING]
     for call in _for_mask(spec, operator, tiles, budget, telling):
-        _add(found, _case(call, "mask edges", len(found)))
+        _add(found, _case(call, "mask edges", len(found), spec))
     return list(found.values())
 
 
 def own_heads(spec: AttentionSpec, tiles: tuple[int, int]) -> Case:
     """Give a short case with as many heads as the spec has."""
     call = _sized(spec, 1, min(17, tiles[0]), tiles[1] + 1, spec.Hq, spec.Hk, spec.default_scale)
-    return _case(call, "normal", 0)
+    return _case(call, "normal", 0, spec)
 
 
 def few_heads(
@@ -117,16 +127,19 @@ def few_heads(
     `sizes` are batch, Sq and Sk; without them those of `own_heads`.
     """
     batch, rows, keys = sizes or (1, min(17, tiles[0]), tiles[1] + 1)
-    return _case(_call(spec, budget.heads, batch, rows, keys, 0), "normal", 0)
+    return _case(_call(spec, budget.heads, batch, rows, keys, 0), "normal", 0, spec)
 
 
 def _add(found: dict[tuple[Call, str], Case], case: Case) -> None:
     found.setdefault((case.call, case.family), case)
 
 
-def _case(call: Call, family: str, number: int) -> Case:
-    layout = LAYOUTS[number % len(LAYOUTS)]
-    return Case(f"{family}, B={call.B} Sq={call.Sq} Sk={call.Sk} Hq={call.Hq} Hk={call.Hk}", call, family, layout)
+def _case(call: Call, family: str, number: int, spec: AttentionSpec) -> Case:
+    layout, contents = LAYOUTS[number % len(LAYOUTS)], KINDS[number % len(KINDS)]
+    name = f"{family}, B={call.B} Sq={call.Sq} Sk={call.Sk} Hq={call.Hq} Hk={call.Hk}"
+    if spec.tensors:
+        name += "".join(f" {n}={value}" for n, value in call.own) + f", tensors: {contents}"
+    return Case(name, call, family, layout, contents)
 
 
 def _call(spec: AttentionSpec, heads: int | None, batch: int, rows: int, keys: int, number: int) -> Call:
@@ -142,7 +155,8 @@ def _call(spec: AttentionSpec, heads: int | None, batch: int, rows: int, keys: i
 
 def _sized(spec: AttentionSpec, batch: int, rows: int, keys: int, heads: int, key_heads: int, scale: float) -> Call:
     batch, rows, keys = (b if a is None else a for a, b in ((spec.B, batch), (spec.Sq, rows), (spec.Sk, keys)))
-    return Call(batch, rows, keys, heads, key_heads, spec.Dqk, spec.Dv, scale)
+    own = own_sizes_of(spec, rows + keys)
+    return Call(batch, rows, keys, heads, key_heads, spec.Dqk, spec.Dv, scale, own)
 
 
 # ------------------------------------------------------------------ shapes

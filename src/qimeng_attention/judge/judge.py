@@ -191,8 +191,9 @@ class _Course:
 
     def _yardstick(self, call: Call, tensors: Outputs) -> tuple[Truth, rule.Limits]:
         q, k, v = (tensors[n] for n in ("Q", "K", "V"))
-        want = self.reference.truth(self.operator, call, q, k, v)
-        plain = self.reference.baseline(self.operator, call, q, k, v, self.spec.dtype)
+        operator = self.operator.bind(tensors)
+        want = self.reference.truth(operator, call, q, k, v)
+        plain = self.reference.baseline(operator, call, q, k, v, self.spec.dtype)
         return want, rule.out_limits(want, plain, self.spec.dtype)
 
     # -------------------------------------------------------------- properties
@@ -228,7 +229,8 @@ class _Course:
         return {n: given[n] for n in ("Out", *(["Lse"] if "LSE" in self.spec.outputs else []))}
 
     def _rounded(self, run: Run) -> Run:
-        return Run(run.call, {n: round_to(a, self.spec.dtype) for n, a in run.tensors.items()})
+        rounded = {n: round_to(a, self.spec.dtype) for n, a in run.tensors.items()}
+        return Run(run.call, rounded | self.operator.drawn(run.call))
 
     def _allowed(self, call: Call) -> bool:
         """Tell whether spec and candidate admit a call."""

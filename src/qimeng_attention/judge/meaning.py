@@ -10,26 +10,32 @@ Not here: the numbers of a whole call (reference.py), which clauses there are (c
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from qimeng_attention.errors import DiagnosticError, SpecError
+from qimeng_attention.judge.contents import KINDS, draw
+from qimeng_attention.named_tensors import Dims, kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import Environment, Value, align
 from qimeng_attention.tl.functions import APPROXIMATIONS, CONSTANTS, REDUCTIONS
+from qimeng_attention.tl.named import misuse
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.parser import parse_expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.traverse import expressions, map_expressions, names_in
-from qimeng_attention.tl.types import TileType
+from qimeng_attention.tl.types import TensorType, TileType
 
 SIZES = ("B", "Hq", "Hk", "Sq", "Sk")
 INDICES = ("q_idx", "kv_idx")
 MASK_NAMES = ("b", "h", *INDICES, *SIZES)
 SCORE_NAMES = (*MASK_NAMES, "score")
+DEFAULT_CONTENTS = KINDS[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,12 @@ class Call:
     Dqk: int
     Dv: int
     scale: float
+    own: tuple[tuple[str, int], ...] = ()  # sizes that only named tensors have
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Give the sizes that expressions name."""
+        return {name: getattr(self, name) for name in SIZES} | dict(self.own)
 
     @property
     def group(self) -> int:
@@ -75,6 +87,8 @@ class Operator:
     empty_out: Literal["zero", "mean"] = "zero"
     empty_lse: float = float("-inf")
     approximated: frozenset[str] = frozenset()  # functions that the candidate computes with a stated error
+    tensors: Mapping[str, Dims] = field(default_factory=dict)
+    contents: Mapping[str, Array] | None = field(default=None, compare=False)  # of the tensors, as programs call them
 
     @staticmethod
     def of(spec: AttentionSpec) -> Operator:
@@ -87,9 +101,31 @@ class Operator:
         if not np.isfinite(spec.default_scale) or spec.default_scale == 0:
             given = _Text("scale", str(spec.scale), ())
             raise given.wrong("leaves nothing to weigh keys by", "give a number other than 0")
-        condition = _read(_Text("mask", spec.condition, MASK_NAMES), "bool", spec)
-        score = _read(_Text("score", spec.score_expression, SCORE_NAMES), "number", spec)
-        return Operator(condition, score, spec.default_scale)
+        own = own_sizes(spec.tensors)
+        condition = _read(_Text("mask", spec.condition, (*MASK_NAMES, *own)), "bool", spec)
+        score = _read(_Text("score", spec.score_expression, (*SCORE_NAMES, *own)), "number", spec)
+        return Operator(condition, score, spec.default_scale, tensors=spec.tensors)
+
+    def bind(self, contents: Mapping[str, Array]) -> Operator:
+        """Give the operator on a call that hands over these tensors, among others."""
+        if not self.tensors:
+            return self
+        return replace(self, contents={kernel_name(n): contents[kernel_name(n)] for n in self.tensors})
+
+    def drawn(self, call: Call, kind: str = DEFAULT_CONTENTS) -> dict[str, Array]:
+        """Draw contents for a call, always the same ones."""
+        seed = [KINDS.index(kind), call.B, call.Sq, call.Sk, call.Hq, *(value for _, value in call.own)]
+        return draw(np.random.default_rng(seed), self.tensors, call.sizes, kind)
+
+    def environment(
+        self, call: Call, b: int, h: int, rows: Array, keys: Array, tiles: dict[str, Value], *, double: bool
+    ) -> Environment:
+        """Give what an expression reads at a stretch of rows and keys of one head."""
+        contents = self.contents if self.contents is not None or not self.tensors else self.drawn(call)
+        named = {n: (contents[kernel_name(n)], t.dtype) for n, t in self.tensors.items()} if contents else {}
+        ints = call.sizes | {"b": b, "h": h}
+        indices = {"q_idx": rows, "kv_idx": keys}
+        return Environment(ints, tiles=tiles, indices=indices, tensors=named, double=double)
 
     def scale_of(self, call: Call) -> float:
         """Give what q . k is multiplied with."""
@@ -109,7 +145,7 @@ class Operator:
         shape = (len(rows), len(keys))
         if self.condition is None:
             return np.ones(shape, bool)
-        value = _environment(call, b, h, rows, keys, {}, double=True).evaluate(self.condition)
+        value = self.environment(call, b, h, rows, keys, {}, double=True).evaluate(self.condition)
         return np.asarray(align(value, INDICES, shape), bool)
 
     def modified(self, call: Call, b: int, h: int, rows: Array, keys: Array, scores: Array) -> Array:
@@ -118,7 +154,7 @@ class Operator:
             return scores
         tiles = {"score": Value(scores, INDICES)}
         double = scores.dtype == np.float64
-        value = _environment(call, b, h, rows, keys, tiles, double=double).evaluate(self.score)
+        value = self.environment(call, b, h, rows, keys, tiles, double=double).evaluate(self.score)
         return np.asarray(align(value, INDICES, scores.shape), scores.dtype)
 
     @property
@@ -135,11 +171,14 @@ class Operator:
         return replace(self, score=map_expressions(self.score, off))
 
 
-def _environment(
-    call: Call, b: int, h: int, rows: Array, keys: Array, tiles: dict[str, Value], *, double: bool
-) -> Environment:
-    ints = {name: getattr(call, name) for name in SIZES} | {"b": b, "h": h}
-    return Environment(ints, tiles=tiles, indices={"q_idx": rows, "kv_idx": keys}, double=double)
+def own_sizes_of(spec: AttentionSpec, number: int) -> tuple[tuple[str, int], ...]:
+    """Choose values for the sizes that only named tensors have: short ones, and some near the spec's numbers."""
+    own = own_sizes(spec.tensors)
+    if not own:
+        return ()
+    numbers = {int(x) for x in re.findall(r"\b\d{1,4}\b", f"{spec.mask} {spec.score}")}
+    choices = sorted({1, 5, 64, *(max(1, f * n + d) for n in numbers for f in (1, 2) for d in (0, 1))})
+    return tuple((name, choices[(number + 3 * i) % len(choices)]) for i, name in enumerate(own))
 
 
 # ------------------------------------------------------------------ reading a spec's expressions
@@ -167,14 +206,16 @@ def _read(given: _Text, kind: str, spec: AttentionSpec) -> s.Expr | None:
     except DiagnosticError as error:
         found = error.diagnostics[0]
         raise given.wrong(f"cannot be read at column {found.span.column}: {found.message}", found.hint) from None
-    _check_names(given, expression)
-    _check_kind(given, expression, kind)
+    if wrong := misuse(expression, spec.tensors):
+        raise given.wrong(wrong.message, wrong.hint, wrong.nearest)
+    _check_names(given, expression, spec)
+    _check_kind(given, expression, kind, spec)
     _check_divisors(given, expression, spec)
     return expression
 
 
-def _check_names(given: _Text, expression: s.Expr) -> None:
-    for name in sorted(names_in(expression) - set(given.names) - set(CONSTANTS)):
+def _check_names(given: _Text, expression: s.Expr, spec: AttentionSpec) -> None:
+    for name in sorted(names_in(expression) - set(given.names) - set(CONSTANTS) - set(spec.tensors)):
         near = difflib.get_close_matches(name, given.names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"names are {', '.join(given.names)}"
         raise given.wrong(f"reads the unknown name '{name}'", hint, near[0] if near else None)
@@ -184,13 +225,16 @@ def _check_names(given: _Text, expression: s.Expr) -> None:
             exact = approximations[e.function]
             hint = f"write {exact}; a Schedule may say `approximate {exact}`"
             raise given.wrong(f"asks for an approximation, {e.function}", hint)
-        if isinstance(e, s.Index | s.Scan) or (isinstance(e, s.Call) and e.function in REDUCTIONS):
+        if isinstance(e, s.Scan) or (isinstance(e, s.Call) and e.function in REDUCTIONS):
             hint = "write an expression of one element: names, numbers and functions such as exp2"
             raise given.wrong("uses something beyond elementwise arithmetic", hint)
 
 
-def _check_kind(given: _Text, expression: s.Expr, kind: str) -> None:
+def _check_kind(given: _Text, expression: s.Expr, kind: str, spec: AttentionSpec) -> None:
     scope = Scope(ints=set(given.names) - {"score"}, filled={"score"})
+    for name, t in spec.tensors.items():
+        dims = tuple(s.Num(d) if isinstance(d, int) else s.Name(d) for d in t.dims)
+        scope.tensors[name] = TensorType(name, t.dtype, dims, tuple(map(str, t.dims)))
     if "score" in given.names:
         scope.tiles["score"] = TileType("score", "register", "f32", ())
     found = scope.type_of(expression, expression.span)
@@ -207,8 +251,11 @@ def _check_divisors(given: _Text, expression: s.Expr, spec: AttentionSpec) -> No
     divisors = [e.right for e in expressions(expression) if isinstance(e, s.Binary) and e.op in ("//", "%")]
     divisors += [e.args[1] for e in expressions(expression) if isinstance(e, s.Call) and e.function == "ceildiv"]
     for rows, keys in ((1, 1), (2, 3), (130, 65)):
-        call = Call(spec.B or 1, spec.Sq or rows, spec.Sk or keys, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, 1.0)
-        environment = _environment(call, 0, 0, np.arange(call.Sq), np.arange(call.Sk), {}, double=True)
+        lengths, own = (spec.B or 1, spec.Sq or rows, spec.Sk or keys), own_sizes_of(spec, 0)
+        call = Call(*lengths, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, 1.0, own)
+        zeros = {n: np.zeros_like(a) for n, a in Operator(None, None, 1.0, tensors=spec.tensors).drawn(call).items()}
+        operator = Operator(None, None, 1.0, tensors=spec.tensors, contents=zeros)
+        environment = operator.environment(call, 0, 0, np.arange(call.Sq), np.arange(call.Sk), {}, double=True)
         for divisor in divisors:
             try:
                 zero = bool(np.any(np.asarray(environment.evaluate(divisor).data) == 0))

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from qimeng_attention.judge.meaning import SIZES, Call, Operator
+from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.judge.reference import F32_FUNCTION_ERROR, F32_SUM_ERROR, Truth, row_chunks
+from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import CONSTANTS
 from qimeng_attention.tl.numerics import Array
@@ -166,10 +167,14 @@ def _softmax(scores: Any, visible: Any) -> tuple[Any, Any]:
 def _applied(stack: _Stack, operator: Operator, plain: Any) -> tuple[Any, Any]:
     """Give what is visible, and the modified scores in the precision of `plain`; (places, rows, keys)."""
     call = stack.call
-    names: dict[str, Any] = {n: getattr(call, n) for n in SIZES} | dict(zip("bh", stack.places[0], strict=True))
+    names: dict[str, Any] = call.sizes | dict(zip("bh", stack.places[0], strict=True))
     names["q_idx"] = torch.from_numpy(stack.rows).to(plain.device)[:, None]
     names["kv_idx"] = torch.arange(call.Sk, device=plain.device)[None, :]
     names["score"] = plain
+    if operator.tensors:
+        contents = operator.contents if operator.contents is not None else operator.drawn(call)
+        named = {n: torch.from_numpy(np.array(contents[kernel_name(n)])) for n in operator.tensors}
+        names |= {n: (a.to(plain.dtype) if a.is_floating_point() else a).to(plain.device) for n, a in named.items()}
     visible = torch.ones_like(plain, dtype=torch.bool)
     if operator.condition is not None:
         visible = visible & _tensor(evaluate(operator.condition, names, plain.dtype), plain.device)
@@ -200,9 +205,23 @@ def evaluate(e: s.Expr, names: Mapping[str, Any], dtype: Any) -> Any:
             values = [evaluate(x, names, dtype) for x in operands]
             links = [_OPERATORS[op](a, b) for op, a, b in zip(ops, values, values[1:], strict=False)]
             return reduce(lambda a, b: a & b, links)
+        case s.Index(tensor, indices):
+            return _element(names[tensor], [evaluate(i, names, dtype) for i in indices])
         case s.Call(function, args):
             return _call(function, [evaluate(a, names, dtype) for a in args], dtype, names["kv_idx"].device)
     raise TypeError(e)
+
+
+def _element(data: Any, indices: list[Any]) -> Any:
+    """Read elements of a named tensor; one outside of it is 0."""
+    places = torch.broadcast_tensors(*[_tensor(i, data.device).long() for i in indices])
+    inside = torch.ones_like(places[0], dtype=torch.bool)
+    for place, extent in zip(places, data.shape, strict=True):
+        inside = inside & (place >= 0) & (place < extent)
+    if 0 in data.shape:
+        return data.new_zeros(inside.shape)
+    found = data[tuple(torch.where(inside, place, 0) for place in places)]
+    return torch.where(inside, found, torch.zeros_like(found))
 
 
 def _binary(op: str, a: Any, b: Any, dtype: Any, device: Any) -> Any:

@@ -21,6 +21,7 @@ GUARD = 1024  # elements on each side of an output: 2 KB keeps any alignment a k
 CANARY = {"fp16": 61440.0, "bf16": 2.0**100, "f32": 2.0**100}  # finite: fmaxf and comparisons hide NaN
 POISONS = ("nan", "canary")
 GAP = 8  # elements between the rows of a padded layout
+GAPS = {"i32": -(1 << 30), "i64": -(1 << 62), "bool": True}  # what they hold where there is no NaN
 
 
 def main() -> None:
@@ -79,17 +80,19 @@ class _Memory:
     def __init__(self, torch: Any, device: str) -> None:
         self.torch, self.device = torch, device
         self.types = {"fp16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+        self.types |= {"i32": torch.int32, "i64": torch.int64, "bool": torch.bool}
 
     def input(self, file: Path, a: dict[str, Any], layout: str) -> tuple[Any, Any]:
-        """Give a tensor in the layout asked for, and all memory it lies in; gaps hold NaN."""
+        """Give a tensor in the layout asked for, and all memory it lies in; gaps hold NaN, or what stands for it."""
         torch, kind, shape = self.torch, self.types[a["dtype"]], a["shape"]
         data = torch.frombuffer(bytearray(file.read_bytes()), dtype=kind) if prod(shape) else torch.empty(0, dtype=kind)
         tensor = data.reshape(shape).to(self.device)
-        if layout == "heads first":
+        if layout == "heads first" and len(shape) > 2:
             whole = tensor.transpose(1, 2).contiguous()
             return whole.transpose(1, 2), whole
         if layout == "padded rows":
-            whole = torch.full((*shape[:-1], shape[-1] + GAP), float("nan"), dtype=kind, device=self.device)
+            gap = GAPS.get(a["dtype"], float("nan"))
+            whole = torch.full((*shape[:-1], shape[-1] + GAP), gap, dtype=kind, device=self.device)
             whole[..., : shape[-1]] = tensor
             return whole[..., : shape[-1]], whole
         return tensor, tensor
@@ -116,7 +119,8 @@ class _Memory:
 
     def raw(self, tensor: Any) -> bytes:
         """Give the bytes of a tensor, in order."""
-        bits = self.torch.int16 if tensor.element_size() == 2 else self.torch.int32
+        torch = self.torch
+        bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
         data: bytes = tensor.contiguous().view(bits).cpu().numpy().tobytes()
         return data
 

@@ -4,6 +4,7 @@
     out = attention(q, k, v)                                 # (B, Sq, Hq, Dv)
     out, lse = attention(q, k, v, scale=0.1, return_lse=True)  # and (B, Hq, Sq), float32
     operator = attention.operator()                          # the same for torch.compile
+    out = attention(q, k, v, slopes=slopes)                  # where the spec names the tensor slopes
 
 A call runs on the tensors' device and PyTorch's current stream, neither waits nor copies, and can be captured
 in a CUDA graph. What the kernel was not made for is a LaunchError, and nothing is launched.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime import comparison, summary
 from qimeng_attention.runtime.chain import Chain
-from qimeng_attention.runtime.checks import check_names, check_scalar, check_sizes
+from qimeng_attention.runtime.checks import check_names, check_scalar, check_sizes, named_arguments
 from qimeng_attention.runtime.folder import Contents, read_folder
 from qimeng_attention.runtime.launcher import Launcher, Prepared, Where
 from qimeng_attention.runtime.manifest import CALL, Manifest
@@ -114,7 +115,8 @@ class Bundle:
         self._names = [tensor.name for tensor in self._manifest.tensors]
         self._pointers, self._scalars = places_of(self._manifest)
         self._arguments = _arguments(self._manifest)
-        self._order = [CALL_ORDER.index(name) for name in self._arguments or ()]
+        self._named = tuple(name for name in self._manifest.call if name not in CALL)
+        self._order = [(*CALL_ORDER, *self._named).index(name) for name in self._arguments or ()]
         self._default_scalars = (self._manifest.default_scale,) * len(self._scalars)
         self._results = [self._names.index(name) for name in self._manifest.outputs]
         self._plans: dict[Any, Plan] = {}
@@ -149,6 +151,8 @@ class Bundle:
         out: TensorLike | None = None,  # (B, Sq, Hq, Dv)
         lse: TensorLike | None = None,  # (B, Hq, Sq) float32
         return_lse: bool = False,
+        tensors: Mapping[str, TensorLike] | None = None,
+        **named: TensorLike,
     ) -> Any:
         """Compute attention; `out` and `lse` are filled where given.
 
@@ -160,37 +164,41 @@ class Bundle:
             out: where to write the output; None allocates it.
             lse: where to write the natural logarithm of each row's sum; None allocates it.
             return_lse: give (out, lse).
+            tensors: the kernel's named tensors; they may also be given by keyword.
+            named: the same.
 
         Raises:
             LaunchError: tensors or scale that the kernel was not made for.
             EnvironmentMissing: no PyTorch or no GPU.
         """
         torch, labels = gpu_torch(), self._labels_of_call(scale, lse, return_lse)
-        given = (q, k, v, out, lse)
-        tensors: list[Any] = [given[index] for index in self._order]
+        given: tuple[Any, ...] = (q, k, v, out, lse)
+        if self._named or named or tensors:
+            given += named_arguments(self._named, tensors, named)
+        ordered: list[Any] = [given[index] for index in self._order]
         try:  # what was seen before is taken at once; the checks are behind what was not
-            seen = tuple([None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors])
+            seen = tuple([None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in ordered])
             plan = self._plans.get((seen, None))
         except (AttributeError, TypeError, RuntimeError):
             plan = None
         if plan is None:
-            plan = self._plan(_layouts(tensors, labels), labels)
+            plan = self._plan(_layouts(ordered, labels), labels)
         where = self._where(plan.device)
         unread = None
-        for index, tensor in enumerate(tensors):
+        for index, tensor in enumerate(ordered):
             if tensor is not None:
                 continue
             if labels[index] == "lse" and not return_lse:
-                unread = tensors[index] = self._unread_lse(torch, plan, index, q, where)
+                unread = ordered[index] = self._unread_lse(torch, plan, index, q, where)
             else:
-                tensors[index] = self._allocated(torch, plan, index, q)
+                ordered[index] = self._allocated(torch, plan, index, q)
         scalars = self._default_scalars if scale is None else (scale,) * len(self._scalars)
-        self._run(torch, plan, tensors, labels, scalars, where)
+        self._run(torch, plan, ordered, labels, scalars, where)
         if unread is not None and not where.capturing:
             self._unread = (plan, where.stream, unread)  # only now: a call that was refused may have made no memory
         if return_lse:
-            return tuple([tensors[index] for index in self._results])
-        return tensors[self._results[0]]
+            return tuple([ordered[index] for index in self._results])
+        return ordered[self._results[0]]
 
     def launch(self, tensors: Mapping[str, TensorLike], sizes: Mapping[str, int], scalars: Mapping[str, float]) -> None:
         """Launch the kernel on tensors (outputs too), sizes and scalars by the manifest's names.
@@ -236,7 +244,9 @@ class Bundle:
         """Describe the kernel as text: operator, tiles, schedule, resources, verdict, speed."""
         return summary.describe(self._whole, self.files)
 
-    def compare(self, q: TensorLike, k: TensorLike, v: TensorLike, *, scale: float | None = None) -> dict[str, Any]:
+    def compare(
+        self, q: TensorLike, k: TensorLike, v: TensorLike, *, scale: float | None = None, **named: TensorLike
+    ) -> dict[str, Any]:
         """Measure error and time on these tensors.
 
         The reference is PyTorch's attention in float64, for full and causal masks without score modifiers;
@@ -245,7 +255,7 @@ class Bundle:
         torch = gpu_torch()
         chosen = self._manifest.default_scale if scale is None else scale
         return comparison.compare(
-            torch, lambda: self(q, k, v, scale=chosen), (q, k, v), chosen, self.files["spec.json"]
+            torch, lambda: self(q, k, v, scale=chosen, tensors=named), (q, k, v), chosen, self.files["spec.json"]
         )
 
     @cached_property
@@ -361,7 +371,7 @@ def _arguments(manifest: Manifest) -> list[str] | None:
     """Give what a caller of q, k, v calls each tensor of the manifest, None where there is no such call."""
     if not manifest.call:
         return None
-    known = {manifest.call[name]: name for name in CALL}
+    known = {tensor: name for name, tensor in manifest.call.items()}
     known |= dict(zip(manifest.outputs, _OUTPUTS, strict=False))
     return [known[tensor.name] for tensor in manifest.tensors]
 

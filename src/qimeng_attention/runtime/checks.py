@@ -5,6 +5,7 @@ Not here: checks of tensors (plan.py).
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import operator
@@ -86,3 +87,28 @@ def check_names(given: Mapping[str, Any], expected: Sequence[str], kind: str) ->
                 hint=f"{kind}s are {', '.join(expected) or 'none'}",
                 argument=name,
             )
+
+
+def named_arguments(
+    expected: Sequence[str], tensors: Mapping[str, Any] | None, keywords: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """Give a call's named tensors in the order of the kernel's names, from a mapping and from keywords.
+
+    Raises:
+        LaunchError: one is missing, unknown, or given twice.
+    """
+    given = dict(tensors or {})
+    for name, tensor in keywords.items():
+        if name in given:
+            raise LaunchError(f"{name} is given twice", hint="leave it out of `tensors`", argument=name)
+        given[name] = tensor
+    for name in given:
+        if name not in expected:
+            near = difflib.get_close_matches(str(name), expected, n=1, cutoff=0.5)
+            known = f"named tensors are {', '.join(expected)}" if expected else "the kernel takes no named tensors"
+            hint = f"did you mean {near[0]}?" if near else known
+            raise LaunchError(f"{name} is no tensor of the kernel", hint=hint, argument=str(name))
+    for name in expected:
+        if name not in given:
+            raise LaunchError(f"the tensor {name} is missing", hint=f"pass {name}=...", argument=name)
+    return tuple(given[name] for name in expected)

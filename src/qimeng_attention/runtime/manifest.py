@@ -23,12 +23,13 @@ from qimeng_attention.runtime.expressions import Expression, names
 
 FORMAT = 3
 MANIFEST = "manifest.json"
-ITEM_BYTES = {"fp16": 2, "bf16": 2, "f32": 4, "i32": 4}
+ITEM_BYTES = {"fp16": 2, "bf16": 2, "f32": 4, "i32": 4, "i64": 8, "bool": 1}
 ROLES = ("input", "output")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 MOST_KERNELS = 9  # of a bundle: more than any operator needs
 MOST_BOX = 256  # elements along a dimension; CUDA driver API, cuTensorMapEncodeTiled
 CALL = ("q", "k", "v")  # the arguments of Bundle.__call__
+OTHER_ARGUMENTS = ("out", "lse", "scale", "return_lse", "tensors", "self")  # which no tensor may be called
 REQUIRED = (
     "spec.json",
     "sketch.tl",
@@ -61,7 +62,7 @@ class Tensor:
     """A tensor argument."""
 
     name: str
-    dtype: str  # fp16, bf16, f32, i32
+    dtype: str  # fp16, bf16, f32, i32, i64, bool
     dims: tuple[Expression, ...]
     role: str  # input, output
     align: int = 0  # bytes of which the pointer and each stride are multiples; 0 stands for 16 if items have 16 bits
@@ -123,7 +124,7 @@ class Manifest:
     persistent: bool = False
     counter: bool = False  # the last argument: two int32 in global memory, 0 between launches
     requires: tuple[Requirement, ...] = ()
-    call: Mapping[str, str] = field(default_factory=dict)  # q, k, v to tensors; empty: `launch` only
+    call: Mapping[str, str] = field(default_factory=dict)  # q, k, v and named tensors; empty: `launch` only
     outputs: tuple[str, ...] = ()  # what a call gives: the output, then the LSE
     default_scale: float = 1.0  # of a call that names none
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, date: plain JSON values
@@ -267,8 +268,11 @@ def _wrong_call(manifest: Manifest) -> str | None:
     if not manifest.call:
         return None
     inputs = [name for name, role in roles.items() if role == "input"]
-    if sorted(manifest.call) != sorted(CALL) or sorted(manifest.call.values()) != sorted(inputs):
-        return "call: must map q, k and v to the input tensors, all of them"
+    if not set(CALL) <= set(manifest.call) or sorted(manifest.call.values()) != sorted(inputs):
+        return "call: must map q, k and v, and a name for each other one, to the input tensors, all of them"
+    for name in manifest.call:
+        if IDENTIFIER.fullmatch(name) is None or name in OTHER_ARGUMENTS:
+            return f"call: '{name}' cannot name a tensor"
     if not manifest.outputs or set(manifest.outputs) != set(roles) - set(inputs):
         return "outputs: must name every output tensor"
     if [scalar.name for scalar in manifest.scalars] not in ([], ["scale"]):

@@ -22,7 +22,14 @@ from qimeng_attention.runtime.tensor_maps import Box, boxes_of
 
 MOST_TILES = INT32_MAX - 2**16  # a persistent block counts past the last tile by a round or two
 GRID_LIMITS = (INT32_MAX, 65_535, 65_535)  # blocks along x, y, z since 3.0; CUDA programming guide
-TORCH_TYPES = {"fp16": "float16", "bf16": "bfloat16", "f32": "float32", "i32": "int32"}
+TORCH_TYPES = {
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "f32": "float32",
+    "i32": "int32",
+    "i64": "int64",
+    "bool": "bool",
+}
 _CONTIGUOUS = "pass a copy made with .contiguous()"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, LANES_A_ROW, REDUCTIONS
-from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
+from qimeng_attention.tl.numerics import BOOL, INTEGER_TYPES, Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,8 @@ class Environment:
         else:
             found = data[tuple(np.where(inside, i, 0) for i in aligned)]
         zero = np.where(inside, found, 0)
-        return Value(zero.astype(np.int64 if dtype in INTEGER_TYPES else self.float), axes)
+        kind = np.int64 if dtype in INTEGER_TYPES else np.bool_ if dtype == BOOL else self.float
+        return Value(zero.astype(kind), axes)
 
 
 def _is_float(v: Value) -> bool:

@@ -15,7 +15,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.coordinates import copy_tensor
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.machine import Fault, Machine
-from qimeng_attention.tl.numerics import INTEGER_TYPES, Array, round_to
+from qimeng_attention.tl.numerics import INTEGER_TYPES, Array, empty_of, round_to
 from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
 
@@ -97,8 +97,7 @@ def make_machine(
     for name, tensor in checked.tensors.items():
         shape = tuple(max(0, integer(d, {**checked.fixed, **ints})) for d in tensor.dims)
         if not numeric:
-            kind = np.int64 if tensor.dtype in INTEGER_TYPES else np.float32
-            tensors[name] = np.broadcast_to(np.zeros((), kind), shape)  # takes no memory
+            tensors[name] = np.broadcast_to(empty_of(tensor.dtype, ()), shape)  # takes no memory
         elif name in checked.outputs:
             tensors[name] = np.full(shape, 0.0 if name in sums else np.nan, np.float32)
         elif name in inputs:
@@ -106,7 +105,7 @@ def make_machine(
                 raise ValueError(f"{name} has the shape {inputs[name].shape}, the program says {shape}")
             tensors[name] = round_to(inputs[name], tensor.dtype)
         else:
-            tensors[name] = np.zeros(shape, np.int64 if tensor.dtype in INTEGER_TYPES else np.float32)
+            tensors[name] = empty_of(tensor.dtype, shape)
     written = {name: np.zeros(tensors[name].shape, np.int32) for name in checked.outputs} if numeric else {}
     numbers = {n: int(v) for n, v in scalars.items() if checked.scalars[n].dtype in INTEGER_TYPES}
     return Machine(checked, ints | numbers, dict(scalars), tensors, seed, numeric, written)

@@ -15,16 +15,19 @@ Array: TypeAlias = NDArray[Any]
 
 FLOAT_TYPES = {"f32": 4, "fp16": 2, "bf16": 2, "e4m3": 1, "e5m2": 1}  # bytes an element
 INTEGER_TYPES = {"i32": 4, "i64": 8, "u8": 1}
-BYTES = FLOAT_TYPES | INTEGER_TYPES
+BOOL = "bool"  # an element is a condition
+BYTES = FLOAT_TYPES | INTEGER_TYPES | {BOOL: 1}
 
 
 def round_to(values: Array, dtype: str) -> Array:
-    """Round to nearest even in `dtype`; the result stays float32 (integers become int64).
+    """Round to nearest even in `dtype`; the result stays float32 (integers become int64, conditions bool).
 
     Source for bf16: truncation of binary32 after adding half of the last place kept, ties to even (IEEE 754).
     """
     if dtype in INTEGER_TYPES:
         return np.asarray(values, np.int64)
+    if dtype == BOOL:
+        return np.asarray(values, np.bool_)
     x = np.asarray(values, np.float32)
     if dtype == "fp16":
         with np.errstate(over="ignore"):
@@ -46,6 +49,11 @@ def _round_fp8(x: Array, dtype: str) -> Array:
         step = np.exp2(np.where(np.isfinite(exponent), exponent, least) - bits)
         rounded = np.clip(np.rint(x / step) * step, -most, most)
     return np.where(np.isnan(x), x, rounded).astype(np.float32)
+
+
+def empty_of(dtype: str, shape: tuple[int, ...]) -> Array:
+    """Give zeros as `round_to` would hold them."""
+    return np.zeros(shape, np.int64 if dtype in INTEGER_TYPES else np.bool_ if dtype == BOOL else np.float32)
 
 
 def unit_roundoff(dtype: str) -> float:

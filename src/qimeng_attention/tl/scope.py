@@ -12,7 +12,7 @@ from qimeng_attention.errors import Diagnostic, Span
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, LANES_A_ROW, REDUCTIONS
-from qimeng_attention.tl.numerics import INTEGER_TYPES
+from qimeng_attention.tl.numerics import BOOL, INTEGER_TYPES
 from qimeng_attention.tl.types import Axis, Origin, TensorType, TileType
 
 LANE = "lane"  # the axis of LaneSum's partial sums
@@ -335,7 +335,7 @@ class Scope:
                     f"an index of {e.tensor} must be an integer, found {_text(index)}",
                     "use sizes, indices and `//`",
                 )
-        kind = "int" if tensor.dtype in INTEGER_TYPES else "float"
+        kind = "int" if tensor.dtype in INTEGER_TYPES else "bool" if tensor.dtype == BOOL else "float"
         return self._join(kind, types, place)
 
     def _join(self, kind: str, types: list[Type], span: Span) -> Type:

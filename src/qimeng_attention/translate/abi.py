@@ -13,7 +13,10 @@ from typing import Any
 
 from qimeng_attention.errors import DiagnosticError
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.coordinates import copy_tensor
 from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.numerics import BYTES
+from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
 
 
@@ -41,12 +44,15 @@ _FUNCTIONS = ("min", "max", "clamp", "ceildiv")
 
 def launch_facts(checked: Checked, maps: Sequence[TensorMap] = ()) -> dict[str, Any]:
     """Give grid, tensors, sizes and scalars of a kernel, as its manifest holds them."""
+    copies = [n for n in statements(checked.kernel.body) if isinstance(n, s.Copy)]
+    copied = {copy_tensor(n) for n in copies if "global" in (n.source, n.target)}
     tensors = [
         {
             "name": t.name,
             "dtype": t.dtype,
             "dims": [json_expression(d, checked.fixed) for d in t.dims],
             "role": "output" if t.name in checked.outputs else "input",
+            "align": 0 if t.name in copied else BYTES[t.dtype],  # bytes; elements are read one by one, tiles by 16
         }
         for t in used_tensors(checked)
     ]

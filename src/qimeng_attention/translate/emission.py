@@ -18,6 +18,7 @@ from qimeng_attention.tl.types import Checked
 from qimeng_attention.translate import sm75, sm80, sm90
 from qimeng_attention.translate.abi import TensorMap
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm80.loads import hold_before
 from qimeng_attention.translate.sm90.context import GroupLowering
 
 
@@ -40,6 +41,8 @@ def emit(checked: Checked, target: Target, digest: str, text: str) -> Emitted:
     table = _lowerings(checked, target)
 
     def lower(n: s.Statement, low: Lowering) -> None:
+        if isinstance(n, s.For | s.If):
+            hold_before(n, low)
         table[TABLE[type(n)].name](n, low)
 
     findings = [_missing(n, target) for n in statements(checked.kernel.body) if TABLE[type(n)].name not in table]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import CONSTANTS
-from qimeng_attention.tl.numerics import INTEGER_TYPES
+from qimeng_attention.tl.numerics import BOOL, INTEGER_TYPES
+from qimeng_attention.tl.traverse import expressions
 from qimeng_attention.tl.types import Checked
 from qimeng_attention.translate import names
 
@@ -120,9 +121,9 @@ class Cpp:
                 level,
             )
         if e.op == "//":
-            return f"tl::floor_div({self(e.left)}, {self(e.right)})", _ATOM
+            return f"tl::floor_div({', '.join(self._integers((e.left, e.right)))})", _ATOM
         if e.op == "%":
-            return f"tl::floor_mod({self(e.left)}, {self(e.right)})", _ATOM
+            return f"tl::floor_mod({', '.join(self._integers((e.left, e.right)))})", _ATOM
         if e.op == "/":
             return f"{self.floating(e.left)} * tl::reciprocal({self._bare_float(e.right)})", _LEVEL["*"]
         level = _LEVEL[e.op]
@@ -149,7 +150,7 @@ class Cpp:
         if e.function not in self.functions:
             raise NoLowering(e.function)
         integer = self.is_int(e)
-        args = [self(a) if integer else self._bare_float(a) for a in e.args]
+        args = self._integers(e.args) if integer else [self._bare_float(a) for a in e.args]
         text = args[-1]
         if e.function in ("min", "max") and len(args) > 2:
             for other in reversed(args[:-1]):
@@ -161,14 +162,34 @@ class Cpp:
         """Read an element of a named tensor; outside of it reads 0."""
         kind = self.checked.tensors[tensor]
         written = [self(i) for i in indices]
-        inside = " && ".join(f"tl::inside({i}, {self(d)})" for i, d in zip(written, kind.dims, strict=True))
+        inside = " && ".join(
+            f"tl::inside({text}, {self(d)})"
+            for i, text, d in zip(indices, written, kind.dims, strict=True)
+            if not self._always_inside(i, d)
+        )
         terms = [
             i if n == len(written) - 1 else f"int64_t({i}) * {names.stride(tensor, n)}" for n, i in enumerate(written)
         ]
-        zero = "0" if kind.dtype in INTEGER_TYPES else "0.0f"
+        exact = kind.dtype in INTEGER_TYPES or kind.dtype in ("f32", BOOL)
+        zero = "0" if kind.dtype in INTEGER_TYPES else "false" if kind.dtype == BOOL else "0.0f"
         value = f"{names.tensor(tensor)}[{' + '.join(terms)}]"
-        value = value if kind.dtype in INTEGER_TYPES or kind.dtype == "f32" else f"float({value})"
-        return f"({inside} ? {value} : {zero})"
+        value = value if exact else f"float({value})"
+        return f"({inside} ? {value} : {zero})" if inside else value
+
+    def _always_inside(self, index: s.Expr, dim: s.Expr) -> bool:
+        """Tell whether an index is one of the grid that runs over just this dimension."""
+        return any(index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in self.checked.grid.dims)
+
+    def is_wide(self, e: s.Expr) -> bool:
+        """Tell whether an integer has 64 bits: elements of such a tensor take part in it."""
+        return self.is_int(e) and any(
+            isinstance(x, s.Index) and self.checked.tensors[x.tensor].dtype == "i64" for x in expressions(e)
+        )
+
+    def _integers(self, args: tuple[s.Expr, ...]) -> list[str]:
+        """Write integer arguments, all of one width."""
+        wide = any(self.is_wide(a) for a in args)
+        return [f"int64_t({self(a)})" if wide else self(a) for a in args]
 
 
 def _float(value: float) -> str:

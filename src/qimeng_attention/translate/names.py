@@ -11,6 +11,7 @@ ELEMENTS = {
     "i32": "int32_t",
     "i64": "int64_t",
     "u8": "uint8_t",
+    "bool": "bool",
 }
 KEYWORDS = frozenset(
     [

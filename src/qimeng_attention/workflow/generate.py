@@ -20,6 +20,7 @@ from typing import Any
 from qimeng_attention import __version__
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
+from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.runtime import Bundle, load
 from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap, kernel_file
 from qimeng_attention.spec import AttentionSpec
@@ -220,11 +221,13 @@ def manifest_of(results: Results) -> Manifest:
     face = whole.face
     names = {t.name for t in face.tensors}
     inputs = {t.name for t in face.tensors if t.role == "input"}
-    callable_ = inputs == set(_ARGUMENTS) and "Out" in names  # with more inputs it is called through `launch`
+    named = {kernel_name(name): name for name in results.spec.tensors} if results.spec else {}
+    arguments = _ARGUMENTS | named
+    callable_ = inputs == set(arguments) and "Out" in names  # with other inputs it is called through `launch`
     return replace(
         whole,
         requires=_envelope(results.spec, list(face.sizes)),
-        call={v: k for k, v in _ARGUMENTS.items()} if callable_ else {},
+        call={v: k for k, v in arguments.items()} if callable_ else {},
         outputs=tuple(n for n in ("Out", "Lse") if n in names) if callable_ else (),
         default_scale=results.spec.default_scale if results.spec else 1.0,
         provenance={
@@ -250,7 +253,8 @@ def _kernel_manifest(results: Results, t: Translation) -> Manifest:
         shared_bytes=t.shared_bytes,
         grid=tuple(GridAxis(g["name"], g["start"], g["stop"]) for g in facts["grid"]),
         tensors=tuple(
-            Tensor(name=x["name"], dtype=x["dtype"], dims=tuple(x["dims"]), role=x["role"]) for x in facts["tensors"]
+            Tensor(name=x["name"], dtype=x["dtype"], dims=tuple(x["dims"]), role=x["role"], align=x["align"])
+            for x in facts["tensors"]
         ),
         sizes=tuple(facts["sizes"]),
         scalars=tuple(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import syntax as s
@@ -64,6 +65,7 @@ def write_code(
 
 def _frame(spec: AttentionSpec, target: Target, t: Tiled, why: str, schedule: Sequence[str]) -> str:
     free = [n for n in ("B", "Sq", "Sk") if getattr(spec, n) is None] + ["Hq", *(["Hk"] if _grouped(spec) else [])]
+    free += own_sizes(spec.tensors)
     fixed = [f"{n} = {getattr(spec, n)}" for n in ("B", "Sq", "Sk") if getattr(spec, n) is not None]
     fixed += _head_dims(spec)
     heads_k = "Hk" if _grouped(spec) else "Hq"
@@ -81,12 +83,22 @@ def _frame(spec: AttentionSpec, target: Target, t: Tiled, why: str, schedule: Se
         f"Allocate Q in global (B, Sq, Hq, {qk}) {spec.dtype}",
         f"Allocate K in global (B, Sk, {heads_k}, {qk}) {spec.dtype}",
         f"Allocate V in global (B, Sk, {heads_k}, {v}) {spec.dtype}",
+        *[f"Allocate {line}" for line in _named(spec)],
         f"Allocate Out in global (B, Sq, Hq, {v}) {spec.dtype}",
         *lse,
         "Schedule",
         *[f"    {line}" for line in schedule],
     ]
     return "\n".join(lines) + "\n"
+
+
+def _named(spec: AttentionSpec) -> list[str]:
+    """Declare the named tensors, `Slopes in global (Hq) f32`."""
+    lines = []
+    for name, tensor in spec.tensors.items():
+        dims = ["Hq" if d == "Hk" and not _grouped(spec) else str(d) for d in tensor.dims]
+        lines.append(f"{kernel_name(name)} in global ({', '.join(dims)}) {tensor.dtype}")
+    return lines
 
 
 def _grouped(spec: AttentionSpec) -> bool:

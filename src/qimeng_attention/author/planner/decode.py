@@ -14,6 +14,7 @@ from qimeng_attention.author.planner.code import reshaped
 from qimeng_attention.author.planner.model import carries
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import syntax as s
@@ -31,6 +32,10 @@ COMBINED_ROWS, COMBINED_COLUMNS = 16, 32  # of the second kernel's tile: one war
 UNROLLED = 8  # parts that the second kernel has on their way
 LEAST_TILES = 4  # of a split: its ends cost about one
 BARRIER_BYTES = 512
+
+
+# What a sketch calls heads and queries: rows of the tile, and the block's one query.
+_NAMES: dict[str, s.Expr] = {"head": s.Name("h"), "q": s.Name("t"), "Hq": parse_expression("Hk * G")}
 
 
 @dataclass(frozen=True)
@@ -156,11 +161,10 @@ def write_decode(
         why: the reasons by parameter.
         schedules: the lines of both Schedule blocks.
     """
-    names = {"head": s.Name("h"), "q": s.Name("t"), "Hq": parse_expression("Hk * G")}
     split, combine = sketch.kernels
     frames = parse("\n".join([*_split_frame(spec, target, tile, why, schedules[0]), *_combine_frame(spec, target)]))
     second = replace(frames.kernels[1], schedule=_choices(schedules[1]))
-    body = map_blocks(split.body, lambda n: _split_statement(substitute(n, names), spec))
+    body = map_blocks(split.body, lambda n: _split_statement(substitute(n, _NAMES), spec))
     return s.Program(
         (
             replace(frames.kernels[0], body=(*frames.kernels[0].body, *reshaped(body, spec))),
@@ -177,8 +181,8 @@ def _choices(lines: Sequence[str]) -> tuple[s.Choice, ...]:
 
 
 def _sizes(spec: AttentionSpec, names: Sequence[str], dims: Sequence[str]) -> list[str]:
-    free = [n for n in names if getattr(spec, n) is None]
-    fixed = [f"{n} = {getattr(spec, n)}" for n in names if getattr(spec, n) is not None]
+    free = [n for n in names if getattr(spec, n, None) is None]
+    fixed = [f"{n} = {getattr(spec, n)}" for n in names if n not in free]
     heads = f"G = {spec.Hq // spec.Hk}"
     return [
         f"Size {', '.join([*free, 'Hk', 'Splits'])}  # arguments of each call",
@@ -195,12 +199,16 @@ def _split_frame(
 ) -> list[str]:
     qk, v = _dims(spec)
     condition = visible(spec)
-    first, last = _bounds(condition, t)
+    first, last = _bounds(condition, t, spec.Hq // spec.Hk)
+    named = [
+        f"Allocate {kernel_name(n)} in global ({', '.join('Hk * G' if d == 'Hq' else str(d) for d in x.dims)}) {x.dtype}"
+        for n, x in spec.tensors.items()
+    ]
     even = f"max({target.sms} // max(B * Sq * Hk, 1), min(4, B * Sq * Hk // {target.sms // 4 + 1}))"
     return [
         *[f"# {line}" for line in spec.describe()],
         f"Kernel {spec.kernel_name}_split for {target.name.lower()}",
-        *_sizes(spec, ("B", "Sq", "Sk"), sorted({f"{qk} = {spec.Dqk}", f"{v} = {spec.Dv}"})),
+        *_sizes(spec, ("B", "Sq", "Sk", *own_sizes(spec.tensors)), sorted({f"{qk} = {spec.Dqk}", f"{v} = {spec.Dv}"})),
         f"Scalar scale f32{' > 0' if spec.scale_sign == 'positive' else ''}",
         f"Tile BM = {ROWS}, BN = {t.columns}  # {why['tile']}",
         f"Choose Splits = clamp({even}, 1, ceildiv(Sk, {LEAST_TILES} * BN))  # {why['splits']}",
@@ -208,6 +216,7 @@ def _split_frame(
         f"Allocate Q in global (B, Sq, Hk * G, {qk}) {spec.dtype}",
         f"Allocate K in global (B, Sk, Hk, {qk}) {spec.dtype}",
         f"Allocate V in global (B, Sk, Hk, {v}) {spec.dtype}",
+        *named,
         f"Allocate Part in global (B, Sq, Splits, Hk * G, {v}) f32",
         "Allocate PartLse in global (B, Sq, Splits, Hk * G) f32",
         "Allocate S in register (BM h, BN k) f32",
@@ -225,14 +234,17 @@ def _split_frame(
     ]
 
 
-def _bounds(condition: s.Expr | None, t: Split) -> tuple[str, str]:
+def _bounds(condition: s.Expr | None, t: Split, group: int) -> tuple[str, str]:
     """Write the tiles of keys in which a query may see one."""
     end = call("ceildiv", s.Name("Sk"), s.Name("BN"))
     if condition is None:
         return "0", expression(end)
-    seen = substitute(condition, {"q": s.Name("t")})
-    origins: dict[str, s.Expr] = {"k": mul(s.Name("i"), s.Name("BN"))}
-    stretch = any_true(seen, origins, {"k": s.Name("BN")}, "i", {"BN": t.columns})
+    origins: dict[str, s.Expr] = {
+        "k": mul(s.Name("i"), s.Name("BN")),
+        "h": mul(s.Name("group"), s.Name("G")),
+    }
+    extents: dict[str, s.Expr] = {"k": s.Name("BN"), "h": s.Name("G")}
+    stretch = any_true(substitute(condition, _NAMES), origins, extents, "i", {"BN": t.columns, "G": group})
     start = num(0) if stretch.start is None else call("max", num(0), stretch.start)
     stop = end if stretch.stop is None else call("min", end, stretch.stop)
     return expression(start), expression(stop)

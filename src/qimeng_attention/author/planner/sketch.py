@@ -11,11 +11,13 @@ from dataclasses import replace
 from importlib import resources
 
 from qimeng_attention.errors import DiagnosticError, SpecError
+from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, REDUCTIONS
+from qimeng_attention.tl.named import as_in_programs, misuse
 from qimeng_attention.tl.parser import parse, parse_expression
-from qimeng_attention.tl.traverse import expressions, map_blocks, map_expressions, names_in, substitute
+from qimeng_attention.tl.traverse import expressions, map_blocks, map_expressions, names_in, num, substitute
 
 # How a user's names are called in TL.
 RENAMED = {"q_idx": "q", "kv_idx": "k", "h": "head", "b": "batch"}
@@ -32,15 +34,15 @@ def visible(spec: AttentionSpec) -> s.Expr | None:
     """
     if spec.condition is None:
         return None
-    return _renamed(_parsed(spec.condition, "mask", (*RENAMED, *SIZES)))
+    return _renamed(_parsed(spec, spec.condition, "mask", (*RENAMED, *SIZES)), spec)
 
 
 def modified(spec: AttentionSpec, scaled: s.Expr) -> s.Expr:
     """Give the modified score of a scaled one; the same where there are no modifiers."""
     if spec.score_expression is None:
         return scaled
-    e = _parsed(spec.score_expression, "score", ("score", *RENAMED, *SIZES))
-    return map_expressions(substitute(_renamed(e), {"score": scaled}), _factors_together)
+    e = _parsed(spec, spec.score_expression, "score", ("score", *RENAMED, *SIZES))
+    return map_expressions(substitute(_renamed(e, spec), {"score": scaled}), _factors_together)
 
 
 def _factors_together(e: s.Expr) -> s.Expr:
@@ -51,7 +53,7 @@ def _factors_together(e: s.Expr) -> s.Expr:
     return e
 
 
-def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
+def _parsed(spec: AttentionSpec, text: str, field: str, known: tuple[str, ...]) -> s.Expr:
     try:
         e = parse_expression(text)
     except DiagnosticError as error:
@@ -62,7 +64,17 @@ def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
             field=field,
             value=text,
         ) from None
-    for name in sorted(names_in(e) - set(known) - set(CONSTANTS)):
+    if wrong := misuse(e, spec.tensors):
+        raise SpecError(
+            f"{field} {wrong.message}",
+            hint=wrong.hint,
+            field=field,
+            value=text,
+            allowed=list(spec.tensors),
+            nearest=wrong.nearest,
+        )
+    known = (*known, *own_sizes(spec.tensors))
+    for name in sorted(names_in(e) - set(known) - set(CONSTANTS) - set(spec.tensors)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         raise SpecError(
             f"{field} reads the unknown name '{name}'",
@@ -87,8 +99,13 @@ def _parsed(text: str, field: str, known: tuple[str, ...]) -> s.Expr:
     return e
 
 
-def _renamed(e: s.Expr) -> s.Expr:
-    return substitute(e, _TL_NAMES)
+def _renamed(e: s.Expr, spec: AttentionSpec) -> s.Expr:
+    return as_in_programs(substitute(e, _TL_NAMES | heads(spec)), spec.tensors)
+
+
+def heads(spec: AttentionSpec) -> dict[str, s.Expr]:
+    """Give what stands for Hk where the key heads are the query heads: a program has one size for both."""
+    return {"Hk": s.Name("Hq")} if spec.Hq == spec.Hk else {}
 
 
 def softmax_factor(spec: AttentionSpec) -> tuple[bool, s.Expr]:
@@ -107,6 +124,7 @@ def compose(spec: AttentionSpec, library: str = "attention") -> s.Program:
     Raises:
         SpecError: an expression that does not parse, or reads an unknown name.
     """
+    _refuse_unread(spec)
     program = library_sketch(library)
     written, factor = softmax_factor(spec)
     condition = visible(spec)
@@ -119,6 +137,19 @@ def compose(spec: AttentionSpec, library: str = "attention") -> s.Program:
     lse = "LSE" in spec.outputs or len(program.kernels) > 1  # a later kernel needs the parts' own
     body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, lse))
     return replace(program, kernels=(replace(kernel, body=body), *program.kernels[1:]))
+
+
+def _refuse_unread(spec: AttentionSpec) -> None:
+    given = [visible(spec), modified(spec, num(0))]
+    read = {x.tensor for e in given for x in expressions(e) if isinstance(x, s.Index)}
+    for name in spec.tensors:
+        if kernel_name(name) not in read:
+            raise SpecError(
+                f"the tensor '{name}' is read by neither mask nor score",
+                hint=f"read it, as {name}[...], or leave it out",
+                field="tensors",
+                value=name,
+            )
 
 
 def _filled_in(n: s.Statement, values: Mapping[str, s.Expr], score: s.Expr | None, lse: bool) -> s.Statement | None:

@@ -12,7 +12,7 @@ from qimeng_attention.errors import Span
 from qimeng_attention.targets.atoms import mma_atoms
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.machine import Contraction, Fault, InFlight, Outside, Register, Slot, Strand
-from qimeng_attention.tl.numerics import BYTES, Array
+from qimeng_attention.tl.numerics import BOOL, BYTES, Array
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.rule import Rule
@@ -63,7 +63,9 @@ def _operand(o: s.Operand, n: s.Gemm, scope: Scope, side: str) -> tuple[Axis, Ax
         return None
     if tile.space == "register":
         _check_register_operand(o, tile, scope, side)
-    if (BYTES[tile.dtype] > 2 or tile.dtype == "u8") and not (tile.space == "register" and tile.role == "MMA_C"):
+    if (BYTES[tile.dtype] > 2 or tile.dtype in ("u8", BOOL)) and not (
+        tile.space == "register" and tile.role == "MMA_C"
+    ):
         scope.report(
             "TL104",
             span,

@@ -12,6 +12,7 @@ from qimeng_attention.tl.types import TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.expressions import Cpp
 from qimeng_attention.translate.sm80.context import FUNCTIONS, INTERNAL, Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm80.loads import hold, index_line, without
 
 _START = {"RowMax": "tl::negative_infinity()", "RowSum": "0.0f", "LaneSum": "0.0f"}
 
@@ -44,35 +45,11 @@ class _Element:
         return known
 
 
-def _origin(low: Lowering, n: s.Statement, tiles: set[str], axis: str) -> s.Expr:
-    places = low.places(n)
-    for t in [*sorted(tiles), *sorted(places)]:  # a tile of the statement first, else one that lies along the same axis
-        if axis in places.get(t, {}):
-            return places[t][axis].start
-    raise Refused(n, f"the axis {axis} has no place here", "Copy a tile along it before this line")
-
-
 def _used_axes(e: object, low: Lowering, tiles: set[str]) -> list[tuple[str, bool]]:
     """Give the axes whose global index an expression reads, and whether each runs along the rows."""
     read = names_in(e) - set(low.checked.fixed) - set(low.checked.sizes)
     axes = {a.name for t in tiles if t in low.checked.tiles for a in low.checked.tiles[t].axes}
     return [(a, a == low.row_axis) for a in sorted(axes & read)]
-
-
-def _index_line(low: Lowering, n: s.Statement, tiles: set[str], axis: str, along_rows: bool) -> str:
-    start = low.integer(_origin(low, n, tiles, axis), n)
-    if along_rows:
-        some = next(
-            t for t in sorted(tiles) if t in low.checked.tiles and low.checked.tiles[t].axes[0].name == low.row_axis
-        )
-        at = low.row_at(low.checked.tiles[some], n)
-    else:
-        at = "tl::tile_col(c)"
-    return (
-        f"int const {names.variable(axis)} = {start} + {at};"
-        if start != "0"
-        else f"int const {names.variable(axis)} = {at};"
-    )
 
 
 def _compute(n: s.Compute, low: Lowering) -> None:
@@ -81,16 +58,18 @@ def _compute(n: s.Compute, low: Lowering) -> None:
     reductions = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
     has_rows = kind.axes[0].name == low.row_axis
     has_columns = (len(kind.axes) == 2 and kind.axis_names[1] != LANE) or not has_rows
-    used = _used_axes(n.value, low, tiles)
+    held = hold(n, low)
+    used = _used_axes(without(n.value, held), low, tiles)
     with ExitStack() as stack:
         if has_rows and has_columns:
             _skip(stack, n, low)
         if has_rows:
             _open(stack, low, f"for (int r = 0; r < {names.register(n.out)}.kR; ++r)")
             _index_lines(low, n, tiles, [u for u in used if u[1]])
-        found: dict[s.Expr, str] = _added_to(n, low) or {
-            e: _reduce(e, number, n, low) for number, e in enumerate(dict.fromkeys(reductions))
-        }
+        found: dict[s.Expr, str] = held | (
+            _added_to(n, low)
+            or {e: _reduce(e, number, n, low, held) for number, e in enumerate(dict.fromkeys(reductions))}
+        )
         meaning = _without_division(n.value, low)
         if has_columns:
             found |= _hoist(meaning, n, low, found, has_rows)
@@ -218,7 +197,7 @@ def _open(stack: ExitStack, low: Lowering, head: str) -> None:
 
 def _index_lines(low: Lowering, n: s.Statement, tiles: set[str], axes: list[tuple[str, bool]]) -> None:
     for axis, along_rows in axes:
-        low.out.line(_index_line(low, n, tiles, axis, along_rows))
+        low.out.line(index_line(low, n, tiles, axis, along_rows))
 
 
 def _added_to(n: s.Compute, low: Lowering) -> dict[s.Expr, str]:
@@ -231,7 +210,7 @@ def _added_to(n: s.Compute, low: Lowering) -> dict[s.Expr, str]:
     return {}
 
 
-def _reduce(e: s.Call, number: int, n: s.Compute, low: Lowering) -> str:
+def _reduce(e: s.Call, number: int, n: s.Compute, low: Lowering, held: dict[s.Expr, str]) -> str:
     """Reduce a row; the part a lane holds first, then across the four lanes that share the row."""
     (inside,) = e.args
     if isinstance(inside, s.Name) and _columns(inside.id, low) == 2:
@@ -241,7 +220,7 @@ def _reduce(e: s.Call, number: int, n: s.Compute, low: Lowering) -> str:
         if e.function == "RowMax":
             raise Refused(n, "RowMax of partial sums means nothing", "use RowSum")
         return f"tl::quad_sum({names.register(inside.id)}(r))"
-    return _reduce_expression(e, f"row_{number}", n, low)
+    return _reduce_expression(e, f"row_{number}", n, low, held)
 
 
 def _columns(name: str, low: Lowering) -> int:
@@ -250,16 +229,16 @@ def _columns(name: str, low: Lowering) -> int:
     return 1 if len(tile.axes) == 2 and tile.axis_names[1] == LANE else len(tile.axes)
 
 
-def _reduce_expression(e: s.Call, name: str, n: s.Compute, low: Lowering) -> str:
+def _reduce_expression(e: s.Call, name: str, n: s.Compute, low: Lowering, held: dict[s.Expr, str]) -> str:
     (inside,) = e.args
     tiles = names_in(inside)
     wide = next(t for t in sorted(tiles) if t in low.checked.tiles and _columns(t, low) == 2)
     low.out.line(f"float {name} = {_START[e.function]};")
     low.out.line("#pragma unroll")
     with low.out.block(f"for (int c = 0; c < {names.register(wide)}.kC; ++c)"):
-        _index_lines(low, n, tiles, [u for u in _used_axes(inside, low, tiles) if not u[1]])
+        _index_lines(low, n, tiles, [u for u in _used_axes(without(inside, held), low, tiles) if not u[1]])
         element = _Element(low, n, tiles, "r", "c")
-        cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()))
+        cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()), held)
         value = low.expression(cpp, inside, n)
         low.out.line(f"{name} = tl::max({name}, {value});" if e.function == "RowMax" else f"{name} += {value};")
     return name if e.function == "LaneSum" else f"{FUNCTIONS[e.function]}({name})"
@@ -267,7 +246,8 @@ def _reduce_expression(e: s.Call, name: str, n: s.Compute, low: Lowering) -> str
 
 def _mask(n: s.Mask, low: Lowering) -> None:
     tiles = names_in(n.condition) | names_in(n.fill) | {n.tile}
-    used = _used_axes((n.condition, n.fill), low, tiles)
+    held = hold(n, low)
+    used = _used_axes(tuple(without(e, held) for e in (n.condition, n.fill) if e is not None), low, tiles)
     register = names.register(n.tile)
     rows_only = _columns(n.tile, low) == 1
     with ExitStack() as stack:
@@ -277,7 +257,7 @@ def _mask(n: s.Mask, low: Lowering) -> None:
             _open(stack, low, f"for (int c = 0; c < {register}.kC; ++c)")
             _index_lines(low, n, tiles, [u for u in used if not u[1]])
         element = _Element(low, n, tiles, "r", None if rows_only else "c")
-        cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()))
+        cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()), held)
         condition = low.expression(cpp, n.condition, n)
         fill = "tl::negative_infinity()" if n.fill is None else cpp.floating(n.fill)
         low.out.line(f"{element.tile(n.tile)} = {condition} ? {element.tile(n.tile)} : {fill};")

@@ -68,6 +68,8 @@ class Lowering:
         self._places = {id(n): trace[i] for i, n in enumerate(statements(checked.kernel.body))}
         self.declared: set[str] = set()
         self.lets: set[str] = set()  # of the block, so far
+        self.held: dict[tuple[object, ...], str] = {}  # elements of tensors that registers hold here (loads.py)
+        self.loads = 0  # held so far
         self.views: dict[tuple[object, ...], str] = {}  # a tensor at fixed indices: the name of its pointer
 
     # -------------------------------------------------------------- statements
@@ -75,6 +77,7 @@ class Lowering:
         self, body: tuple[s.Statement, ...], before: Callable[[s.Statement, Lowering], None] | None = None
     ) -> None:
         """Emit statements, each under the mark of its line; a tile is declared where its uses begin."""
+        held = dict(self.held)
         for position, n in enumerate(body):
             if before is not None:
                 before(n, self)
@@ -84,6 +87,7 @@ class Lowering:
             if not isinstance(n, s.Size | s.Choose | s.Tile | s.Scalar | s.Grid | s.Warps | s.Allocate):
                 self.out.mark(n.span.line, head(n))
             self._lower(n, self)
+        self.held = held
 
     def first_uses(self, body: tuple[s.Statement, ...], position: int) -> list[str]:
         """Give the register tiles whose uses all lie in this body and begin at this statement."""

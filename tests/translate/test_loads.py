@@ -1,0 +1,108 @@
+"""Elements of named tensors are loaded as seldom as their indices allow, in the source and in the machine code."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from qimeng_attention import targets
+from qimeng_attention.author.planner import plan
+from qimeng_attention.build import build
+from qimeng_attention.schedule import schedule
+from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.tl.parser import parse
+from qimeng_attention.translate import Translation, translate
+
+DOCUMENTS: dict[str, Any] = {
+    "mask": "kv_idx <= q_idx + Sk - Sq and doc[b, q_idx + Sk - Sq] == doc[b, kv_idx]",
+    "tensors": {"doc": {"dims": ["B", "Sk"], "dtype": "i32"}},
+}
+SLOPES: dict[str, Any] = {
+    "score": "score - slopes[h] * (q_idx + Sk - Sq - kv_idx)",
+    "tensors": {"slopes": {"dims": ["Hq"], "dtype": "f32"}},
+}
+
+
+def translated(target: str, **fields: Any) -> Translation:
+    spec = AttentionSpec.make(**{"Hq": 4, "Hk": 2, "Dqk": 64, **fields})
+    return translate(schedule(parse(plan(spec, targets.get(target)).code)))[0]
+
+
+def parts(source: str) -> tuple[str, str]:
+    """Give what stands before the loop over keys that holds the mask, and what stands in it."""
+    start = source.rindex("for (int i = ")
+    return source[:start], source[start:]
+
+
+@pytest.mark.parametrize("target", ["A100", "H200"])
+def test_rows_are_loaded_before_the_loop_and_columns_once_in_it(target: str) -> None:
+    before, loop = parts(translated(target, **DOCUMENTS).source)
+
+    assert before.count("// Doc[batch, q + Sk - Sq]: once for each row") == 1
+    assert loop.count("Doc[batch, q + Sk - Sq]: once") == 0
+    assert loop.count("// Doc[batch, k]: once for each column") == 1
+    assert loop.count("gDoc[") == 1
+    assert re.search(r"rDoc_\d\[r\] == rDoc_\d\[c\]", loop)
+
+
+@pytest.mark.parametrize("target", ["A100", "H200"])
+def test_what_a_block_shares_is_loaded_once(target: str) -> None:
+    before, loop = parts(translated(target, **SLOPES).source)
+
+    assert before.count("float const rSlopes_0 = gSlopes[head];") == 1
+    assert "gSlopes" not in loop
+
+
+def test_an_index_of_the_grid_needs_no_test() -> None:
+    source = translated("A100", **DOCUMENTS).source
+
+    assert "tl::inside(batch, B)" not in source
+    assert "(tl::inside(k, Sk) ? gDoc[int64_t(batch) * gDoc_stride_0 + k] : 0)" in source
+
+
+def test_elements_of_rows_and_columns_are_read_where_they_are_used() -> None:
+    tensors = {"bias": {"dims": ["Hq", "Sq", "Sk"], "dtype": "bf16"}}
+    before, loop = parts(translated("A100", score="score + bias[h, q_idx, kv_idx]", tensors=tensors).source)
+
+    assert "gBias[" not in before
+    assert loop.count("float(gBias[") == 1
+    assert "once for" not in loop
+
+
+def test_a_tensor_that_indexes_another_is_held_for_itself() -> None:
+    tensors = {"table": {"dims": [8, 8], "dtype": "f32"}, "kind": {"dims": ["Sk"], "dtype": "i32"}}
+    score = "score + table[kind[q_idx], kind[kv_idx]]"
+    before, loop = parts(translated("A100", score=score, tensors=tensors).source)
+
+    assert "// Kind[q]: once for each row" in before
+    assert "// Kind[k]: once for each column" in loop
+    assert re.search(r"gTable\[int64_t\(rKind_\d\[r\]\) \* gTable_stride_0 \+ rKind_\d\[c\]\]", loop)
+
+
+def test_two_statements_that_read_an_element_share_it() -> None:
+    tensors = {"gain": {"dims": ["Sk"], "dtype": "f32"}}
+    _, loop = parts(translated("A100", score="score * gain[kv_idx]", mask="gain[kv_idx] > 0.1", tensors=tensors).source)
+
+    assert loop.count("gGain[") == 1
+
+
+def test_elements_of_64_bits_are_computed_with_64_bits() -> None:
+    tensors = {"ids": {"dims": ["B", "Sk"], "dtype": "i64"}}
+    source = translated("A100", mask="ids[b, kv_idx] % 3 == max(0, ids[b, q_idx])", tensors=tensors).source
+
+    assert "int64_t rIds_0[" in source
+    assert re.search(r"tl::floor_mod\(int64_t\(rIds_\d\[c\]\), int64_t\(3\)\)", source)
+    assert re.search(r"tl::max\(int64_t\(0\), int64_t\(rIds_\d\[r\]\)\)", source)
+
+
+@pytest.mark.cuda
+def test_the_loop_loads_a_column_once_in_machine_code() -> None:
+    """64 keys on 4 lanes a row are 16 loads a thread, whatever the number of rows."""
+    t = translated("A100", **DOCUMENTS)
+    built = build(t.source, name=t.name, arch="sm_80", threads=t.threads, shared_bytes=t.shared_bytes, target=t.target)
+    loops = [loop for loop in built.report.loops if loop.counts.get("HMMA")]
+
+    (columns,) = re.findall(r"BN = (\d+)", t.source)
+    assert [loop.counts["LDG"] for loop in loops] == [int(columns) // 4]
