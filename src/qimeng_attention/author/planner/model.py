@@ -7,6 +7,7 @@ Clocks for one tile of M queries by N keys in one block, from the target's rates
     issue    about 4.5 lanes' instructions an element of S, one an element of O / 128 lanes a clock
 A block alone does its GEMMs and its softmax one after the other; r resident blocks overlap. So a tile takes
     max(tensor, shared, special, issue, (tensor + max(special, issue)) / r).
+Head dims are those of the tiles: whole MMA steps, and in shared memory rows of whole swizzled pieces (widths.py).
 These are predictions; what is measured stands in benchmarks/results.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qimeng_attention.author.planner.widths import copying_lanes, padded, row_elements
 from qimeng_attention.targets import Target
 
 SHARED_BYTES_A_CLOCK = 128  # 32 banks of 4 bytes
@@ -100,13 +102,16 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[
 
 
 def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int) -> Tiling | None:
-    if rows % (16 * warps) or columns % (warps * THREADS_A_WARP // 8):
-        return None
     threads = warps * THREADS_A_WARP
+    copied = ((rows, dqk), (columns, dqk), (columns, dv))
+    if rows % (16 * warps) or any(n % (threads // copying_lanes(d)) for n, d in copied):
+        return None
+    row_qk, row_v = row_elements(dqk), row_elements(dv)
+    dqk, dv = padded(dqk), padded(dv)
     registers = (rows * columns + rows * dv) // threads + OTHER_REGISTERS + ROW_VECTORS * rows // (8 * warps)
     if registers > target.max_registers_per_thread:
         return None
-    shared_bytes = 2 * (rows * dqk + columns * (dqk + dv))
+    shared_bytes = 2 * (rows * row_qk + columns * (row_qk + row_v))
     if shared_bytes > target.shared_per_block_bytes:
         return None
     by_shared = target.shared_per_sm_bytes // (shared_bytes + target.shared_reserved_bytes)

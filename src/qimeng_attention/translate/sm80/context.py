@@ -21,6 +21,8 @@ from qimeng_attention.translate.writer import Writer
 
 ALIGNMENT = 1024  # bytes; eight rows of 128, the unit that a swizzle over 128 bytes permutes
 ROWS_A_FRAGMENT = 16
+WIDEST_SWIZZLE = 128  # bytes
+CHUNK_BYTES = 16  # of each exchange, and of each copy by a thread
 FUNCTIONS = {
     "exp": "tl::exp",
     "exp2": "tl::exp2",
@@ -145,8 +147,14 @@ class Lowering:
 
     def shared_type(self, tile: TileType) -> str:
         """Write the C++ type of a tile in shared memory."""
+        return f"tl::SharedTile<{self.shared_parameters(tile)}>"
+
+    @staticmethod
+    def shared_parameters(tile: TileType) -> str:
+        """Write the template arguments of a tile in shared memory; its rows are swizzled over 128 bytes unless said."""
         rows, columns = (a.size for a in tile.axes)
-        return f"tl::SharedTile<{names.ELEMENTS[tile.dtype]}, {rows}, {columns}>"
+        swizzle = "" if tile.swizzle == WIDEST_SWIZZLE else f", {tile.swizzle}"
+        return f"{names.ELEMENTS[tile.dtype]}, {rows}, {columns}{swizzle}"
 
     @cached_property
     def offsets(self) -> dict[str, int]:

@@ -62,7 +62,7 @@ def _direct(n: s.Copy, low: GroupLowering) -> None:
                 n, "a store may begin before the tensor's first row", "begin at a coordinate that is never negative"
             )
         function = "store_group_rows" if matrix else "store_group_vector"
-        low.out.line(f"tl::{function}({a.pointer}, {a.stride}, {register}, {a.rows});")
+        low.out.line(f"tl::{function}{a.template()}({a.pointer}, {a.stride}, {register}, {a.rows});")
         return
     function = "load_group_rows" if tile.axes[0].name == low.row_axis else "load_columns"
     low.out.line(f"tl::{function}({register}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
