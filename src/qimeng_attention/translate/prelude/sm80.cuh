@@ -49,9 +49,9 @@ struct SharedTile {
   Element* data;  // aligned to 128 bytes
 
   /// What the chunks of a row are exchanged by.
-  __device__ static int turn(int row) { return row / (8 / kSpan) % kSpan; }
+  __device__ static constexpr int turn(int row) { return row / (8 / kSpan) % kSpan; }
   /// Offset in elements of chunk `chunk` of row `row`.
-  __device__ static int offset(int row, int chunk) {
+  __device__ static constexpr int offset(int row, int chunk) {
     return row * kPitch + (chunk / kSpan) * (kSpan * kChunk) +
            ((chunk % kSpan) ^ turn(row)) * kChunk;
   }
@@ -65,7 +65,7 @@ struct SharedTile {
   }
   /// Whether chunk `chunk` of span `span` is one of the first `columns` columns: known when compiled
   /// for all spans but the one that they end in.
-  __device__ static bool reaches(int columns, int span, int chunk) {
+  __device__ static constexpr bool reaches(int columns, int span, int chunk) {
     return (span + 1) * kSpan * kChunk <= columns || (span * kSpan + chunk) * kChunk < columns;
   }
   __device__ Element& operator()(int row, int col) const {
