@@ -85,3 +85,24 @@ def test_what_lies_beyond_the_head_dim_in_memory_is_not_read(target: str) -> Non
     assert np.isfinite(expected).all()
     assert np.array_equal(out(text, {n: a[..., :40] for n, a in wide.items()}), expected)
     assert np.isnan(out(claimed, wide)).any()
+
+
+def test_a_padded_tile_may_be_held_in_registers() -> None:
+    """What a Copy left there past the head dim is 0; what is computed there is not."""
+    text = code_of(asked(40), "A100").replace("    copies async", "    hold Q in register\n    copies async")
+    text = "".join(line for line in text.splitlines(keepends=True) if "store O" not in line)
+
+    verdict = judge_program(check(schedule(parse(text)))[0], asked(40), seed=1, budget=FEW)
+
+    assert verdict.verdict == "accepted", verdict.reason
+
+
+def test_what_is_computed_past_the_head_dim_must_be_masked_before_it_is_summed() -> None:
+    text = code_of(asked(40), "A100").replace("and get new O\n", "and get new O\nCompute RowSum(O + 1) and get r\n", 1)
+
+    with pytest.raises(DiagnosticError) as caught:
+        check_text(text)
+
+    (found,) = caught.value.diagnostics
+    assert found.code == "TL205"
+    assert "d < D" in found.hint
