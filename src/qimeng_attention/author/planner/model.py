@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qimeng_attention.author.planner.widths import copying_lanes, padded, row_elements
+from qimeng_attention.author.planner.widths import MOST_LANES, copying_lanes, padded, row_elements
 from qimeng_attention.targets import Target
 
 SHARED_BYTES_A_CLOCK = 128  # 32 banks of 4 bytes
@@ -24,6 +24,7 @@ OTHER_REGISTERS = (
     44  # addresses and temporaries: with it the tiles that ptxas compiled without spills fit, the others do not
 )
 ROW_VECTORS = 4  # m, l, m_new, alpha
+PIECE_REGISTERS = 4  # more where rows lie in 64-byte pieces: 88 and 96 by 96 keys reload addresses at 252, by 64 do not
 MMA_SHARE_HOPPER = (
     0.62  # of the tensor rate that mma.sync reaches where wgmma exists (Luo et al. 2024, Dissecting Hopper)
 )
@@ -48,6 +49,7 @@ class Tiling:
     shared: float
     special: float
     issue: float
+    crowded: bool  # ptxas may keep an address in memory: taken only where nothing else costs as little
 
     @property
     def clocks(self) -> float:
@@ -98,7 +100,7 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[
                 t = _tiling(target, rows, columns, warps, dqk, dv, special_an_element)
                 if t is not None:
                     found.append(t)
-    return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), -t.columns, t.warps))
+    return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), t.crowded, -t.columns, t.warps))
 
 
 def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int) -> Tiling | None:
@@ -123,6 +125,7 @@ def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: i
         return None
     elements = rows * columns
     rate = target.tensor_flops_per_clock * (MMA_SHARE_HOPPER if "wgmma" in target.capabilities else 1.0)
+    in_pieces = any(copying_lanes(d) < MOST_LANES for d in (dqk, dv))
     fetched = warps * 2 * ((rows // warps) * dqk + columns * (dqk + dv)) + 2 * columns * (dqk + dv)
     return Tiling(
         rows,
@@ -135,4 +138,5 @@ def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: i
         shared=fetched / SHARED_BYTES_A_CLOCK,
         special=elements * special / target.special_per_clock,
         issue=(ISSUE_AN_ELEMENT * elements + rows * dv) / target.fp32_lanes,
+        crowded=registers + PIECE_REGISTERS * in_pieces > target.max_registers_per_thread,
     )

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.layout import UNIT_BYTES, completed, swizzle_for
+from qimeng_attention.tl.layout import PIECES, UNIT_BYTES, completed, swizzle_for
 
 HEAD_DIMS = range(32, 257, 8)  # 8 elements are 16 bytes, the unit of copies; a tile of 256 columns is wgmma's widest
 MMA_STEP = 16  # summed elements of mma m16n8k16 and of wgmma
 ELEMENT_BYTES = 2
 CHUNK_BYTES = 16  # of cp.async and ldmatrix
+MOST_LANES = PIECES[0] // CHUNK_BYTES
 
 
 @dataclass(frozen=True)
