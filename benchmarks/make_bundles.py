@@ -7,6 +7,8 @@
     python benchmarks/make_bundles.py --set hopper --out out/hopper                # H200 programs
     python benchmarks/make_bundles.py --set variants --out out/variants            # H200 programs, masks and scores
     python benchmarks/make_bundles.py --set judge_hopper --out out/judge_hopper    # H200 programs
+    python benchmarks/make_bundles.py --set head_dims --arch sm_90 --out out/head_dims
+    python benchmarks/make_bundles.py --set head_dims --target H200 --out out/head_dims_hopper
 
 By default a bundle is an A100 program (its schedule keeps within 163 KB of shared memory), compiled for the
 architecture named; without one it is compiled for its target's own.
@@ -83,6 +85,16 @@ def variant_specs() -> dict[str, dict[str, object]]:
     return {name: {"Hq": 16, "Hk": 16, "Dqk": 128, **fields} for name, fields in variants.items()}
 
 
+def head_dim_specs() -> dict[str, dict[str, object]]:
+    """Head dims that are no multiple of 64, and unequal ones: full, causal with GQA."""
+    dims = [(d, d) for d in (32, 40, 72, 80, 96, 104, 136, 144, 192, 216, 256)] + [(192, 128), (64, 128), (96, 32)]
+    made: dict[str, dict[str, object]] = {}
+    for number, ((dqk, dv), (mask, hk)) in enumerate(itertools.product(dims, (("full", 8), ("causal", 2)))):
+        dtype = ("bf16", "fp16")[number // 2 % 2]
+        made[f"d{dqk}_{dv}_{mask}_{dtype}"] = {"Hq": 8, "Hk": hk, "Dqk": dqk, "Dv": dv, "mask": mask, "dtype": dtype}
+    return made
+
+
 SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "speed": speed_specs,
     "judge": judge_specs,
@@ -90,6 +102,7 @@ SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "judge_turing": judge_turing_specs,
     "hopper": hopper_specs,
     "variants": variant_specs,
+    "head_dims": head_dim_specs,
 }
 HOPPER = ("judge_hopper", "hopper", "variants")
 TURING = ("judge_turing",)

@@ -20,6 +20,7 @@ from qimeng_attention.runtime.comparison import errors, plain_mask
 from qimeng_attention.runtime.launcher import Launcher, runs_on
 
 VARIABLE = "QIMENG_TEST_BUNDLES"
+GAP = 8  # columns, 16 bytes
 TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2}  # of outputs of unit size, rounded once from float32
 pytestmark = pytest.mark.gpu
 
@@ -188,6 +189,19 @@ def test_strided_outputs_are_written_where_they_are(torch: Any, bundle: Bundle) 
 
     assert torch.equal(wide[:, :, : expected.shape[2]], expected)
     assert (wide[:, :, expected.shape[2] :] == 7.0).all()
+
+
+def test_columns_behind_the_head_dim_are_neither_read_nor_written(torch: Any, bundle: Bundle) -> None:
+    tensors = inputs(torch, bundle)
+    expected = bundle(*tensors)
+    for beside in (torch.nan, torch.finfo(expected.dtype).max):
+        wide = [torch.cat([t, torch.full_like(t[..., :GAP], beside)], dim=-1) for t in tensors]
+        out = torch.full((*expected.shape[:-1], expected.shape[-1] + GAP), 7.0, device="cuda").to(expected.dtype)
+
+        bundle(*(w[..., :-GAP] for w in wide), out=out[..., :-GAP])
+
+        assert torch.equal(out[..., :-GAP], expected)
+        assert (out[..., -GAP:] == 7.0).all()
 
 
 def test_without_keys_the_output_is_zero(torch: Any, bundle: Bundle) -> None:

@@ -138,6 +138,8 @@ def test_a_missing_field_is_named(manifest: Manifest, name: str) -> None:
         ({"files": {"a\x00.cuh": "0" * 64}}, "no file of a bundle"),
         ({"files": {"manifest.json": "0" * 64}}, "no file of a bundle"),
         ({"tensors": []}, "output"),
+        ({"maps": [{"tensor": "K", "box": [1, 64, 1, 40]}]}, "maps: a row of the box of K must have 64 or 128 bytes"),
+        ({"maps": [{"tensor": "K", "box": [1, 64, 64]}]}, "maps: K must be a tensor"),
     ],
 )
 def test_a_field_that_makes_no_sense_is_named(manifest: Manifest, changes: dict[str, Any], words: str) -> None:

@@ -28,6 +28,7 @@ ROLES = ("input", "output")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 MOST_KERNELS = 9  # of a bundle: more than any operator needs
 MOST_BOX = 256  # elements along a dimension; CUDA driver API, cuTensorMapEncodeTiled
+SWIZZLES = (64, 128)  # bytes of a box's row, over which it is swizzled in shared memory
 CALL = ("q", "k", "v")  # the arguments of Bundle.__call__
 OTHER_ARGUMENTS = ("out", "lse", "scale", "return_lse", "tensors", "self")  # which no tensor may be called
 REQUIRED = (
@@ -235,12 +236,15 @@ def _wrong_argument(manifest: Manifest) -> str | None:
             return f"tensors: {tensor.name} needs dims, a dtype of {', '.join(ITEM_BYTES)} and a role"
         if tensor.align < tensor.item_bytes or tensor.align & (tensor.align - 1):
             return f"tensors: align of {tensor.name} must be a power of two, its items' size or more"
-    ranks = {tensor.name: len(tensor.dims) for tensor in manifest.tensors}
+    tensors = {tensor.name: tensor for tensor in manifest.tensors}
     for box in manifest.maps:
         if box.group < 0 or not 0 <= box.dimension < len(box.box):
             return f"maps: the group of {box.tensor} must have rows, along one of its dimensions"
-        if ranks.get(box.tensor) != len(box.box) or not all(1 <= n <= MOST_BOX for n in box.box):
+        kind = tensors.get(box.tensor)
+        if kind is None or len(kind.dims) != len(box.box) or not all(1 <= n <= MOST_BOX for n in box.box):
             return f"maps: {box.tensor} must be a tensor, its box from 1 to {MOST_BOX} along each dimension"
+        if box.box[-1] * kind.item_bytes not in SWIZZLES:
+            return f"maps: a row of the box of {box.tensor} must have {' or '.join(map(str, SWIZZLES))} bytes"
     for scalar in manifest.scalars:
         if scalar.dtype != "f32" or (scalar.op is not None and scalar.op not in COMPARISONS):
             return f"scalars: {scalar.name} needs the dtype f32 and, if bounded, one of {', '.join(COMPARISONS)}"

@@ -1,7 +1,7 @@
 """Tensor maps: how the copy engine is told a tensor's address, extents, strides and box.
 
 A tile that reaches past a dimension's end is filled with zeros, and never written there, because the map has every
-dimension of the tensor.
+dimension of the tensor. A box's row is swizzled over its own bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qimeng_attention.errors import LaunchError
-from qimeng_attention.runtime.manifest import Manifest
+from qimeng_attention.runtime.manifest import ITEM_BYTES, Manifest
 from qimeng_attention.runtime.packing import MAP_BYTES
 
 _UNIT = 16  # bytes of which addresses and strides are multiples; CUDA driver API, cuTensorMapEncodeTiled
@@ -75,7 +75,7 @@ def encode(driver: Any, box: Box, pointer: int) -> bytes:
         [driver.cuuint32_t(n) for n in box.box],
         [driver.cuuint32_t(1) for _ in box.box],
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        getattr(driver.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{box.box[0] * ITEM_BYTES[box.dtype]}B"),
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )

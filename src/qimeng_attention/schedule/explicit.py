@@ -1,7 +1,7 @@
 """Always first: macros written out, and every tile in shared memory allocated with the layout inferred for it (exact).
 
-A row of 128 bytes or a multiple is swizzled over 128 bytes, so that the eight rows an ldmatrix reads lie in different
-banks (32 banks of 4 bytes).
+A row lies in swizzled pieces of 128 or 64 bytes, so that the eight rows an ldmatrix reads lie in different banks; which
+pieces leave less of the last one empty follows from its length (tl/layout.py).
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from dataclasses import replace
 
 from qimeng_attention.schedule.rewriting import Rewriting, with_body
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.layout import swizzle_for
 from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.types import Checked, TileType
-
-BANK_ROW_BYTES = 128
 
 
 def swizzle_of(tile: TileType) -> int | None:
     """Give the bytes over which a tile's rows are swizzled."""
     if len(tile.axes) < 2:
         return None
-    row = tile.axes[-1].size * BYTES[tile.dtype]
-    return next((w for w in (BANK_ROW_BYTES, 64, 32) if row % w == 0), None)
+    return swizzle_for(tile.axes[-1].size * BYTES[tile.dtype])
 
 
 def _allocate(tile: TileType) -> s.Allocate:

@@ -48,6 +48,7 @@ class Slot:
     data: Array | None = None
     origin: dict[str, int] = field(default_factory=dict)
     ends: dict[str, Outside] = field(default_factory=dict)  # of axes along which the tile is ragged
+    zeros: bool = True  # past these ends: a Copy put them there, no computation changed them
     state: str = "empty"  # "in flight", "landed" (not every warp may look yet), "ready"
     group: int = -1  # the group of asynchronous copies that fills it
     read: bool = False  # since the last barrier
@@ -66,6 +67,7 @@ class Register:
     origin: dict[str, int] = field(default_factory=dict)
     ends: dict[str, Outside] = field(default_factory=dict)
     pending: bool = False
+    zeros: bool = False  # past its ends: a Copy put them there, no computation changed them
 
 
 @dataclass
@@ -364,7 +366,9 @@ class Machine:
         strands = []
         for n in numbers:
             ints = {**main.ints, **({role.var: n} if role.var else {})}
-            registers = {k: Register(v.data, dict(v.origin), dict(v.ends)) for k, v in main.registers.items()}
+            registers = {
+                k: Register(v.data, dict(v.origin), dict(v.ends), zeros=v.zeros) for k, v in main.registers.items()
+            }
             strand = Strand(self, main.block, ints, registers, consumes=rings, instance=n, name=role.name)
             strands.append(strand)
         for ring in rings:

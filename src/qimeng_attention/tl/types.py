@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.layout import completed
 from qimeng_attention.tl.numerics import BYTES
 
 # The role of a register tile that no MMA reads: rows in pieces of 16 bytes, on their way to shared memory.
@@ -64,8 +65,16 @@ class TileType:
 
     @property
     def bytes(self) -> int:
-        """Count the bytes of all stages."""
-        return self.elements * self.stages * BYTES[self.dtype]
+        """Count the bytes of all stages; a swizzled row takes whole pieces."""
+        row = self.row_elements * BYTES[self.dtype]
+        if self.swizzle is None or not row:
+            return self.elements * self.stages * BYTES[self.dtype]
+        return self.elements // self.row_elements * completed(row, self.swizzle) * self.stages
+
+    @property
+    def row_elements(self) -> int:
+        """Count the elements that lie side by side."""
+        return next((a.size for a in self.axes if a.name == self.contiguous), self.axes[-1].size)
 
     def describe(self) -> str:
         """Write the type as a diagnostic shows it."""

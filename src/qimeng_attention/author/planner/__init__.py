@@ -15,6 +15,7 @@ from qimeng_attention.author.planner import decode, roles, warps
 from qimeng_attention.author.planner.code import Tiled, write_code
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import compose
+from qimeng_attention.author.planner.widths import HEAD_DIMS, nearest_head_dims, reasons_for
 from qimeng_attention.errors import SpecError
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -23,8 +24,6 @@ from qimeng_attention.tl.functions import APPROXIMATIONS, FUNCTIONS
 from qimeng_attention.tl.printer import print_program
 from qimeng_attention.tl.traverse import expressions, names_in
 
-HEAD_DIM_STEP = 64  # rows of shared memory are swizzled over 128 bytes
-MOST_HEAD_DIM = 256
 SPECIAL_FUNCTIONS = {
     "tanh": 2,
     "tanh_approx": 1,
@@ -73,6 +72,7 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
         best, reasons, schedule = roles.choose(spec, target, _results(called, fast), fast)
     else:
         best, reasons, schedule = warps.choose(spec, target, _results(called, ()))
+    reasons += reasons_for(spec)
     code = write_code(spec, target, sketch, best, reasons[0].why, schedule)
     return Plan(print_program(sketch), print_program(code), tuple(reasons))
 
@@ -99,16 +99,17 @@ def _refuse(spec: AttentionSpec, target: Target) -> None:
         )
     for field in ("Dqk", "Dv"):
         value = getattr(spec, field)
-        if value % HEAD_DIM_STEP or value > MOST_HEAD_DIM:
-            nearest = min(max(round(value / HEAD_DIM_STEP), 1) * HEAD_DIM_STEP, MOST_HEAD_DIM)
+        if value not in HEAD_DIMS:
+            below, above = nearest_head_dims(value)
+            choices = f"{below} or {above}" if below != above else f"{below}"
             raise SpecError(
-                f"{field} = {value} is not supported yet: head dims are "
-                f"multiples of {HEAD_DIM_STEP} up to {MOST_HEAD_DIM}",
-                hint=f"nearest valid choice: {nearest}",
+                f"{field} = {value} is not supported: head dims are "
+                f"multiples of {HEAD_DIMS.step} from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}",
+                hint=f"nearest valid choices: {choices}; zeros behind the columns of Q and K change no score",
                 field=field,
                 value=value,
-                allowed=list(range(HEAD_DIM_STEP, MOST_HEAD_DIM + 1, HEAD_DIM_STEP)),
-                nearest=nearest,
+                allowed=list(HEAD_DIMS),
+                nearest=above,
             )
 
 

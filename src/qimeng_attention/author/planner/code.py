@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.author.planner.widths import tile_line, widths
 from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -67,10 +68,11 @@ def _frame(spec: AttentionSpec, target: Target, t: Tiled, why: str, schedule: Se
     free = [n for n in ("B", "Sq", "Sk") if getattr(spec, n) is None] + ["Hq", *(["Hk"] if _grouped(spec) else [])]
     free += own_sizes(spec.tensors)
     fixed = [f"{n} = {getattr(spec, n)}" for n in ("B", "Sq", "Sk") if getattr(spec, n) is not None]
-    fixed += _head_dims(spec)
+    dims = dict.fromkeys(widths(spec))
+    fixed += [f"{w.size} = {w.elements}" for w in dims]
     heads_k = "Hk" if _grouped(spec) else "Hq"
     bound = " > 0" if spec.scale_sign == "positive" else ""
-    qk, v = _dim(spec, "Dqk"), _dim(spec, "Dv")
+    qk, v = (w.size for w in widths(spec))
     lse = ["Allocate Lse in global (B, Hq, Sq) f32"] if "LSE" in spec.outputs else []
     lines = [
         *[f"# {line}" for line in spec.describe()],
@@ -79,6 +81,7 @@ def _frame(spec: AttentionSpec, target: Target, t: Tiled, why: str, schedule: Se
         f"Size {', '.join(fixed)}",
         f"Scalar scale f32{bound}",
         f"Tile BM = {t.rows}, BN = {t.columns}  # {why}",
+        *[tile_line(w) for w in dims if not w.whole],
         "Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B",
         f"Allocate Q in global (B, Sq, Hq, {qk}) {spec.dtype}",
         f"Allocate K in global (B, Sk, {heads_k}, {qk}) {spec.dtype}",
@@ -106,14 +109,6 @@ def _grouped(spec: AttentionSpec) -> bool:
     return spec.Hq != spec.Hk
 
 
-def _head_dims(spec: AttentionSpec) -> list[str]:
-    return [f"D = {spec.Dqk}"] if spec.Dqk == spec.Dv else [f"Dqk = {spec.Dqk}", f"Dv = {spec.Dv}"]
-
-
-def _dim(spec: AttentionSpec, which: str) -> str:
-    return "D" if spec.Dqk == spec.Dv else which
-
-
 # ------------------------------------------------------------------ statements
 
 
@@ -127,17 +122,17 @@ def _elaborated(n: s.Statement, spec: AttentionSpec, t: Tiled) -> s.Statement:
 
 def _placed(n: s.Copy, spec: AttentionSpec) -> s.Copy:
     """Give a Copy its shape and coordinate, from the tensor it moves."""
-    qk, v = s.Dim(s.Name(_dim(spec, "Dqk"))), s.Dim(s.Name(_dim(spec, "Dv")))
+    qk, v = widths(spec)
     batch, head = s.Coordinate(s.Name("batch")), s.Coordinate(s.Name("head"))
     head_k = s.Coordinate(s.Name("head_k")) if _grouped(spec) else head
     rows = s.Coordinate(mul(s.Name("block"), s.Name("BM")), "q")
     keys = s.Coordinate(mul(s.Name("i"), s.Name("BN")), "k")
     m, k = s.Dim(s.Name("BM")), s.Dim(s.Name("BN"))
     table = {
-        "Q": ((m, qk), (batch, rows, head)),
-        "K": ((k, qk), (batch, keys, head_k)),
-        "V": ((k, v), (batch, keys, head_k)),
-        "O": ((m, v), (batch, rows, head)),
+        "Q": ((m, qk.dim), (batch, rows, head, *qk.coordinate)),
+        "K": ((k, qk.dim), (batch, keys, head_k, *qk.coordinate)),
+        "V": ((k, v.dim), (batch, keys, head_k, *v.coordinate)),
+        "O": ((m, v.dim), (batch, rows, head, *v.coordinate)),
         "lse": ((m,), (batch, head, rows)),
     }
     dims, coordinate = table[n.name]
@@ -180,7 +175,7 @@ def _register_tiles(kernel: s.Kernel, spec: AttentionSpec) -> list[tuple[str, tu
     shapes: dict[str, tuple[s.Dim, ...]] = {}
     for n in statements(kernel.body):
         if isinstance(n, s.Gemm):
-            shapes[n.out] = (rows, keys) if n.b.transposed else (rows, s.Dim(s.Name(_dim(spec, "Dv"))))
+            shapes[n.out] = (rows, keys) if n.b.transposed else (rows, widths(spec)[1].register_dim)
     for n in statements(kernel.body):
         if isinstance(n, s.Apply):
             for a in n.args:

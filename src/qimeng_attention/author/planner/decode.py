@@ -14,6 +14,7 @@ from qimeng_attention.author.planner.code import reshaped
 from qimeng_attention.author.planner.model import carries
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.author.planner.widths import MMA_STEP, row_elements
 from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -49,15 +50,17 @@ class Split:
 
 def fits(spec: AttentionSpec) -> bool:
     """Tell whether a specification is one of few queries."""
-    return spec.Sq is not None and spec.Sq <= MOST_QUERIES and spec.Hq // spec.Hk <= ROWS
+    whole = spec.Dqk % MMA_STEP == 0 and spec.Dv % COMBINED_COLUMNS == 0
+    return spec.Sq is not None and spec.Sq <= MOST_QUERIES and spec.Hq // spec.Hk <= ROWS and whole
 
 
 def split_tile(spec: AttentionSpec, target: Target) -> Split:
     """Choose the tile: as many keys under way as shared memory holds, up to four tiles."""
     narrow = max(spec.Dqk, spec.Dv) <= 128
     columns = CARRIED_COLUMNS[narrow] if carries(target) else COLUMNS["wgmma" in target.capabilities and narrow]
-    queries = 2 * ROWS * spec.Dqk * (2 if "wgmma" in target.capabilities else 1)
-    stage = 2 * columns * (spec.Dqk + spec.Dv)
+    qk, v = row_elements(spec.Dqk), row_elements(spec.Dv)
+    queries = 2 * ROWS * qk * (2 if "wgmma" in target.capabilities else 1)
+    stage = 2 * columns * (qk + v)
     room = target.shared_per_block_bytes - queries - BARRIER_BYTES
     stages = 1 if carries(target) else max(1, min(MOST_STAGES, room // stage))
     return Split(columns, stages, queries + stages * stage)
@@ -200,10 +203,8 @@ def _split_frame(
     qk, v = _dims(spec)
     condition = visible(spec)
     first, last = _bounds(condition, t, spec.Hq // spec.Hk)
-    named = [
-        f"Allocate {kernel_name(n)} in global ({', '.join('Hk * G' if d == 'Hq' else str(d) for d in x.dims)}) {x.dtype}"
-        for n, x in spec.tensors.items()
-    ]
+    dims = {n: ", ".join("Hk * G" if d == "Hq" else str(d) for d in x.dims) for n, x in spec.tensors.items()}
+    named = [f"Allocate {kernel_name(n)} in global ({dims[n]}) {x.dtype}" for n, x in spec.tensors.items()]
     even = f"max({target.sms} // max(B * Sq * Hk, 1), min(4, B * Sq * Hk // {target.sms // 4 + 1}))"
     return [
         *[f"# {line}" for line in spec.describe()],

@@ -6,7 +6,8 @@ Each of W instances of the consumers has 64 rows. For one tile of N keys an inst
     issue      about 6.1 instructions an element of S, one an element of O / 128 lanes a clock
 While one instance computes its statistics the others' GEMMs run, so that a block's tile takes
     max(W tensor, tensor + special + issue + latency)
-and a little more where three instances share the pipes. The constants were fitted to kernels timed on an H200 (each
+and a little more where three instances share the pipes. Head dims are those of the tiles: whole MMA steps, and in
+shared memory rows of whole swizzled pieces (widths.py). The constants were fitted to kernels timed on an H200 (each
 named below); what comes out is a prediction.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qimeng_attention.author.planner.widths import padded, row_elements
 from qimeng_attention.targets import Target
 
 ROWS = 64  # of an instance: wgmma's m
@@ -126,20 +128,22 @@ def group_tilings(target: Target, dqk: int, dv: int, special_an_element: int) ->
 
 def _tiling(target: Target, instances: int, columns: int, dqk: int, dv: int, special: int) -> GroupTiling | None:
     rows, elements = ROWS * instances, ROWS * columns
+    row_qk, row_v = row_elements(dqk), row_elements(dv)
+    dqk, dv = padded(dqk), padded(dv)
     fragments = columns // 2 + dv // 2 + columns // 4  # S, O and P: 128 threads hold 64 rows
     if fragments + OTHER_REGISTERS > INSTANCES[instances][1]:
         return None
-    tiles = 2 * (rows * dqk + STAGES * columns * (dqk + dv)) + BARRIER_BYTES
-    staging = 2 * rows * dv
+    queries, staging = 2 * rows * row_qk, 2 * rows * row_v
+    tiles = queries + 2 * STAGES * columns * (row_qk + row_v) + BARRIER_BYTES
     if tiles > target.shared_per_block_bytes:
         return None
     staged = tiles + staging <= target.shared_per_block_bytes
     held = tiles + staging * staged
-    ahead = held + 2 * rows * dqk <= target.shared_per_block_bytes
+    ahead = held + queries <= target.shared_per_block_bytes
     return GroupTiling(
         instances,
         columns,
-        held + 2 * rows * dqk * ahead,
+        held + queries * ahead,
         staged,
         ahead,
         tensor=2 * elements * (dqk + dv) / target.tensor_flops_per_clock,

@@ -9,6 +9,7 @@ Where there is no asynchronous copy, K and V of a tile pass through the register
 have room for them beside the fragments.
 A block alone does its GEMMs and its softmax one after the other; r resident blocks overlap. So a tile takes
     max(tensor, shared, special, issue, (tensor + max(special, issue)) / r).
+Head dims are those of the tiles: whole MMA steps, and in shared memory rows of whole swizzled pieces (widths.py).
 These are predictions; what is measured stands in benchmarks/results.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qimeng_attention.author.planner.widths import MOST_LANES, copying_lanes, padded, row_elements
 from qimeng_attention.targets import Target
 
 SHARED_BYTES_A_CLOCK = 128  # 32 banks of 4 bytes
@@ -24,6 +26,7 @@ OTHER_REGISTERS = (
     44  # addresses and temporaries: with it the tiles that ptxas compiled without spills fit, the others do not
 )
 ROW_VECTORS = 4  # m, l, m_new, alpha
+PIECE_REGISTERS = 4  # more where rows lie in 64-byte pieces: 88 and 96 by 96 keys reload addresses at 252, by 64 do not
 MMA_SHARE_HOPPER = (
     0.62  # of the tensor rate that mma.sync reaches where wgmma exists (Luo et al. 2024, Dissecting Hopper)
 )
@@ -49,6 +52,7 @@ class Tiling:
     shared: float
     special: float
     issue: float
+    crowded: bool  # ptxas may keep an address in memory: taken only where nothing else costs as little
 
     @property
     def clocks(self) -> float:
@@ -100,7 +104,7 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[
                 t = _tiling(target, rows, columns, warps, dqk, dv, special_an_element)
                 if t is not None:
                     found.append(t)
-    return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), -t.columns, t.warps))
+    return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), t.crowded, -t.columns, t.warps))
 
 
 def carries(target: Target) -> bool:
@@ -109,15 +113,18 @@ def carries(target: Target) -> bool:
 
 
 def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int) -> Tiling | None:
-    if rows % (16 * warps) or columns % (warps * THREADS_A_WARP // 8):
-        return None
     threads = warps * THREADS_A_WARP
+    copied = ((rows, dqk), (columns, dqk), (columns, dv))
+    if rows % (16 * warps) or any(n % (threads // copying_lanes(d)) for n, d in copied):
+        return None
+    row_qk, row_v = row_elements(dqk), row_elements(dv)
+    dqk, dv = padded(dqk), padded(dv)
     registers = (rows * columns + rows * dv) // threads + OTHER_REGISTERS + ROW_VECTORS * rows // (8 * warps)
     if carries(target):
         registers += columns * (dqk + dv) * 2 // (4 * threads)  # 16 bits an element
     if registers > target.max_registers_per_thread:
         return None
-    shared_bytes = 2 * (rows * dqk + columns * (dqk + dv))
+    shared_bytes = 2 * (rows * row_qk + columns * (row_qk + row_v))
     if shared_bytes > target.shared_per_block_bytes:
         return None
     by_shared = target.shared_per_sm_bytes // (shared_bytes + target.shared_reserved_bytes)
@@ -129,6 +136,7 @@ def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: i
         return None
     elements = rows * columns
     rate = target.tensor_flops_per_clock * (MMA_SHARE_HOPPER if "wgmma" in target.capabilities else 1.0)
+    in_pieces = any(copying_lanes(d) < MOST_LANES for d in (dqk, dv))
     fetched = warps * 2 * ((rows // warps) * dqk + columns * (dqk + dv)) + 2 * columns * (dqk + dv)
     return Tiling(
         rows,
@@ -141,4 +149,5 @@ def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: i
         shared=fetched / SHARED_BYTES_A_CLOCK,
         special=elements * special / target.special_per_clock,
         issue=(ISSUE_AN_ELEMENT * elements + rows * dv) / target.fp32_lanes,
+        crowded=registers + PIECE_REGISTERS * in_pieces > target.max_registers_per_thread,
     )

@@ -375,6 +375,7 @@ def _run(n: s.Copy, t: Strand) -> None:
         slot = t.slot(n.name, n.slot, n.span)
         check_readable(slot, n.name, n.span, t)
         t.write_register(copy_target(n), slot.data, dict(slot.origin), n.span, dict(slot.ends))
+        t.registers[copy_target(n)].zeros = slot.zeros
     else:
         _stage(n, t)
 
@@ -404,7 +405,7 @@ def _load(n: s.Copy, t: Strand) -> None:
         return
     slot = t.slot(name, n.slot, n.span, "producer")
     begin_fill(name, slot, n, t)
-    slot.data, slot.origin, slot.ends = data, origin, ends
+    slot.data, slot.origin, slot.ends, slot.zeros = data, origin, ends, True
     _finish_fill(name, slot, n, t)
 
 
@@ -497,6 +498,7 @@ def _stage(n: s.Copy, t: Strand) -> None:
     begin_fill(name, slot, n, t)
     slot.data = None if register.data is None else round_to(register.data, kind.dtype)
     slot.origin, slot.ends, slot.read = dict(register.origin), dict(register.ends), False
+    slot.zeros = register.zeros
     if t.machine.concurrent:
         slot.state, slot.writer, slot.fenced = "landed", t, False
     else:

@@ -363,7 +363,7 @@ def _run(n: s.Gemm, t: Strand) -> None:
     origin = {k: v for k, v in {**where_a, **where_b}.items() if k in kept}
     ends = {k: v for k, v in {**ends_a, **ends_b}.items() if k in kept}
     summed = ends_a.keys() - kept
-    if slot_a is None and summed:
+    if slot_a is None and summed and not t.registers[n.a.name].zeros:
         unmasked(n.a.name, summed.pop(), "this GEMM sums over them", n.span, t)
     _check_contraction(n, t, where_a, where_b)
     _note_contraction(n, t, where_a, where_b)

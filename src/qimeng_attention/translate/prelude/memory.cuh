@@ -7,14 +7,17 @@
 namespace tl {
 
 /// Stage `slot` of a ring: the same tile, further on in shared memory.
-template <class Element, int kRows, int kCols>
-__device__ inline SharedTile<Element, kRows, kCols> stage(SharedTile<Element, kRows, kCols> tile, int slot) {
-  return {tile.data + slot * (kRows * kCols)};
+template <class Element, int kRows, int kCols, int kSwizzle>
+__device__ inline SharedTile<Element, kRows, kCols, kSwizzle> stage(SharedTile<Element, kRows, kCols, kSwizzle> tile,
+                                                                    int slot) {
+  return {tile.data + slot * (kRows * tile.kPitch)};
 }
 
-/// Copy rows [first, last) of `source` into `tile`, zeros elsewhere, and wait for nothing: sync() must follow.
-template <int kThreads, class Tile>
+/// Copy rows [first, last) and columns [0, kColumns) of `source` into `tile`, zeros elsewhere, and wait for nothing:
+/// sync() must follow.
+template <int kThreads, int kColumns = kAllColumns, class Tile>
 __device__ inline void copy(Tile tile, typename Tile::Element const* source, int64_t stride, int first, int last) {
+  constexpr int kSpan = Tile::kSpan;
   constexpr int kPassRows = kThreads / kSpan;
   int const row = threadIdx.x / kSpan;
   int const chunk = threadIdx.x % kSpan;
@@ -22,9 +25,9 @@ __device__ inline void copy(Tile tile, typename Tile::Element const* source, int
   for (int i = 0; i < Tile::kRows / kPassRows; ++i) {
     int const at = row + i * kPassRows;
 #pragma unroll
-    for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span) {
+    for (int span = 0; span < Tile::kSpans; ++span) {
       Vector16B value{};
-      if (at >= first && at < last)
+      if (Tile::reaches(kHeld<Tile, kColumns>, span, chunk) && at >= first && at < last)
         value = *reinterpret_cast<Vector16B const*>(source + at * stride + (span * kSpan + chunk) * kChunk);
       tile.chunk(i * kPassRows, span * kSpan, row, chunk) = value;
     }
@@ -32,9 +35,10 @@ __device__ inline void copy(Tile tile, typename Tile::Element const* source, int
 }
 
 /// The asynchronous copy where rows before `first` do not exist either.
-template <int kThreads, class Tile>
+template <int kThreads, int kColumns = kAllColumns, class Tile>
 __device__ inline void copy_async_between(Tile tile, typename Tile::Element const* source, int64_t stride, int first,
                                           int last) {
+  constexpr int kSpan = Tile::kSpan;
   constexpr int kPassRows = kThreads / kSpan;
   int const row = threadIdx.x / kSpan;
   int const chunk = threadIdx.x % kSpan;
@@ -42,10 +46,11 @@ __device__ inline void copy_async_between(Tile tile, typename Tile::Element cons
   for (int i = 0; i < Tile::kRows / kPassRows; ++i) {
     int const at = row + i * kPassRows;
 #pragma unroll
-    for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span) {
+    for (int span = 0; span < Tile::kSpans; ++span) {
       cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<Vector16B>::copy(
           *reinterpret_cast<Vector16B const*>(source + at * stride + (span * kSpan + chunk) * kChunk),
-          tile.chunk(i * kPassRows, span * kSpan, row, chunk), at >= first && at < last);
+          tile.chunk(i * kPassRows, span * kSpan, row, chunk),
+          Tile::reaches(kHeld<Tile, kColumns>, span, chunk) && at >= first && at < last);
     }
   }
 }
@@ -61,9 +66,10 @@ __device__ inline void stage_rows(Tile tile, Accumulator<kRows, kCols> const& ac
           pack<typename Tile::Element>(acc(r, c), acc(r, c + 1));
 }
 
-/// Write rows [0, rows) of a shared tile to `target`, 16 bytes a lane and whole 128-byte spans.
-template <int kThreads, class Tile>
+/// Write rows [0, rows) and columns [0, kColumns) of a shared tile to `target`, 16 bytes a lane and whole spans.
+template <int kThreads, int kColumns = kAllColumns, class Tile>
 __device__ inline void store_tile(typename Tile::Element* target, int64_t stride, Tile tile, int rows) {
+  constexpr int kSpan = Tile::kSpan;
   constexpr int kPassRows = kThreads / kSpan;
   int const row = threadIdx.x / kSpan;
   int const chunk = threadIdx.x % kSpan;
@@ -72,32 +78,36 @@ __device__ inline void store_tile(typename Tile::Element* target, int64_t stride
     int const at = row + i * kPassRows;
     if (at < rows) {
 #pragma unroll
-      for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span)
-        *reinterpret_cast<Vector16B*>(target + at * stride + (span * kSpan + chunk) * kChunk) =
-            tile.chunk(i * kPassRows, span * kSpan, row, chunk);
+      for (int span = 0; span < Tile::kSpans; ++span)
+        if (Tile::reaches(kHeld<Tile, kColumns>, span, chunk))
+          *reinterpret_cast<Vector16B*>(target + at * stride + (span * kSpan + chunk) * kChunk) =
+              tile.chunk(i * kPassRows, span * kSpan, row, chunk);
     }
   }
 }
 
 /// Tile (kRows, kCols) in pieces of 16 bytes, dealt to the registers of all kThreads threads as copy() visits them:
-/// eight neighbours hold one 128-byte span of a row.
-template <class Element_, int kThreads_, int kRows_, int kCols_>
+/// neighbours hold one span of kSwizzle bytes of a row.
+template <class Element_, int kThreads_, int kRows_, int kCols_, int kSwizzle = 128>
 struct Pieces {
   using Element = Element_;
+  using Tile = SharedTile<Element_, kRows_, kCols_, kSwizzle>;  // which they are on their way to
   static constexpr int kThreads = kThreads_;
+  static constexpr int kSpan = Tile::kSpan;
   static constexpr int kPassRows = kThreads / kSpan;  // rows held by all threads together, at a time
   static constexpr int kPasses = kRows_ / kPassRows;
-  static constexpr int kSpans = kCols_ / (kSpan * kChunk);
+  static constexpr int kSpans = Tile::kSpans;
   static_assert(kRows_ % kPassRows == 0, "the threads must divide the tile");
-  static_assert(kCols_ % (kSpan * kChunk) == 0, "a row is whole 128-byte spans");
 
   Vector16B data[kPasses][kSpans];
 };
 
-/// Read rows [first, last) of `source` into `pieces`, zeros elsewhere.
-template <class Pieces>
+/// Read rows [first, last) and columns [0, kColumns) of `source` into `pieces`, zeros elsewhere.
+template <int kColumns = kAllColumns, class Pieces>
 __device__ inline void load_pieces(Pieces& pieces, typename Pieces::Element const* source, int64_t stride, int first,
                                    int last) {
+  using Tile = typename Pieces::Tile;
+  constexpr int kSpan = Pieces::kSpan;
   int const row = threadIdx.x / kSpan;
   int const chunk = threadIdx.x % kSpan;
 #pragma unroll
@@ -106,7 +116,7 @@ __device__ inline void load_pieces(Pieces& pieces, typename Pieces::Element cons
 #pragma unroll
     for (int span = 0; span < Pieces::kSpans; ++span) {
       pieces.data[i][span] = Vector16B{};
-      if (at >= first && at < last)
+      if (Tile::reaches(kHeld<Tile, kColumns>, span, chunk) && at >= first && at < last)
         pieces.data[i][span] =
             *reinterpret_cast<Vector16B const*>(source + at * stride + (span * kSpan + chunk) * kChunk);
     }
@@ -116,6 +126,7 @@ __device__ inline void load_pieces(Pieces& pieces, typename Pieces::Element cons
 /// Write `pieces` to `tile`; sync() must follow before other threads read it.
 template <class Pieces, class Tile>
 __device__ inline void store_pieces(Tile tile, Pieces const& pieces) {
+  constexpr int kSpan = Pieces::kSpan;
   int const row = threadIdx.x / kSpan;
   int const chunk = threadIdx.x % kSpan;
 #pragma unroll
@@ -125,29 +136,30 @@ __device__ inline void store_pieces(Tile tile, Pieces const& pieces) {
       tile.chunk(i * Pieces::kPassRows, span * kSpan, row, chunk) = pieces.data[i][span];
 }
 
-/// Write a tile as fp32 to rows [0, rows) of `target`.
-template <int kRows, int kCols>
+/// Write a tile as fp32 to rows [0, rows) and columns [0, kColumns), a multiple of 8, of `target`.
+template <int kColumns = kAllColumns, int kRows, int kCols>
 __device__ inline void store_float(float* target, int64_t stride, Accumulator<kRows, kCols> const& acc, int rows) {
 #pragma unroll
   for (int r = 0; r < kRows / 8; ++r) {
     int const row = tile_row<kRows>(r);
     if (row < rows) {
 #pragma unroll
-      for (int c = 0; c < kCols / 4; ++c) target[row * stride + tile_col(c)] = acc(r, c);
+      for (int c = 0; c < kCols / 4; ++c)
+        if (c / 2 * 8 < kColumns) target[row * stride + tile_col(c)] = acc(r, c);
     }
   }
 }
 
-/// Read a tile of fp32, zeros outside of rows [first, last).
-template <int kRows, int kCols>
+/// Read a tile of fp32, zeros outside of rows [first, last) and columns [0, kColumns), a multiple of 8.
+template <int kColumns = kAllColumns, int kRows, int kCols>
 __device__ inline void load_float(Accumulator<kRows, kCols>& acc, float const* source, int64_t stride, int first,
                                   int last) {
 #pragma unroll
   for (int r = 0; r < kRows / 8; ++r) {
     int const row = tile_row<kRows>(r);
-    bool const there = row >= first && row < last;
 #pragma unroll
     for (int c = 0; c < kCols / 4; c += 2) {
+      bool const there = c / 2 * 8 < kColumns && row >= first && row < last;
       float2 const two = there ? *reinterpret_cast<float2 const*>(source + row * stride + tile_col(c)) : float2{};
       acc(r, c) = two.x;
       acc(r, c + 1) = two.y;

@@ -18,9 +18,8 @@ using bf16 = cute::bfloat16_t;
 using fp16 = cute::half_t;
 using Vector16B = cute::uint128_t;  // unit of every shared-memory and global-memory transfer
 
-// Elements of a 16-bit type in one 16-byte chunk, and chunks in one 128-byte swizzle span.
-constexpr int kChunk = 8;
-constexpr int kSpan = 8;
+constexpr int kChunk = 8;                // elements of a 16-bit type in one 16-byte chunk
+constexpr int kAllColumns = 0x7fffffff;  // a tensor as wide as its tiles, or wider
 
 __device__ inline int lane_index() { return threadIdx.x % 32; }
 __device__ inline int warp_index() { return threadIdx.x / 32; }
@@ -30,36 +29,53 @@ __device__ inline float negative_infinity() { return __int_as_float(0xff800000);
 // Tiles
 // ---------------------------------------------------------------------------------------------
 
-/// Tile (kRows, kCols) of 16-bit elements in shared memory, rows contiguous, 16-byte chunk c of row
-/// r stored at chunk c ^ (r % 8): eight rows of one chunk column touch all 32 banks once.
-template <class Element_, int kRows_, int kCols_>
+/// Tile (kRows, kCols) of 16-bit elements in shared memory, rows contiguous and made of spans of
+/// kSwizzle bytes, the last one completed. In spans of 128 bytes, 16-byte chunk c of row r is stored
+/// at chunk c ^ (r % 8), in spans of 64 at c ^ (r / 2 % 4) where a row is an odd number of them:
+/// eight rows of one chunk column touch all 32 banks once.
+template <class Element_, int kRows_, int kCols_, int kSwizzle = 128>
 struct SharedTile {
   using Element = Element_;
   static constexpr int kRows = kRows_;
   static constexpr int kCols = kCols_;
-  static constexpr int kBytes = kRows * kCols * int(sizeof(Element));
+  static constexpr int kSpan = kSwizzle / 16;  // chunks
+  static constexpr int kSpans = (kCols + kSpan * kChunk - 1) / (kSpan * kChunk);
+  static constexpr int kPitch = kSpans * kSpan * kChunk;  // elements from row to row
+  static constexpr int kBytes = kRows * kPitch * int(sizeof(Element));
   static_assert(sizeof(Element) == 2, "elements are 16 bit");
-  static_assert(kCols % (kChunk * kSpan) == 0, "a row is whole 128-byte spans");
+  static_assert(kSwizzle == 128 || kSwizzle == 64, "a span is 128 or 64 bytes");
+  static_assert(kCols % (2 * kChunk) == 0, "a row is whole steps of an MMA");
 
   Element* data;  // aligned to 128 bytes
 
+  /// What the chunks of a row are exchanged by.
+  __device__ static constexpr int turn(int row) { return row / (8 / kSpan) % kSpan; }
   /// Offset in elements of chunk `chunk` of row `row`.
-  __device__ static int offset(int row, int chunk) {
-    return row * kCols + (chunk / kSpan) * (kSpan * kChunk) +
-           ((chunk % kSpan) ^ (row % kSpan)) * kChunk;
+  __device__ static constexpr int offset(int row, int chunk) {
+    return row * kPitch + (chunk / kSpan) * (kSpan * kChunk) +
+           ((chunk % kSpan) ^ turn(row)) * kChunk;
   }
   /// Chunk (row0 + row, chunk0 + chunk). The compiler knows `row0`, a multiple of 8, and `chunk0`;
-  /// `row` and `chunk` (under 8, no bit shared with chunk0 % 8) differ lane by lane. Addresses of
-  /// one lane pattern then differ by immediates, and take at most four registers.
+  /// `row` and `chunk` (under kSpan, no bit shared with chunk0 % kSpan) differ lane by lane.
+  /// Addresses of one lane pattern then differ by immediates, and take at most four registers.
   __device__ Vector16B& chunk(int row0, int chunk0, int row, int chunk) const {
-    Element* lane = data + row * kCols + ((chunk0 % kSpan) ^ (chunk ^ (row % kSpan))) * kChunk;
-    return *reinterpret_cast<Vector16B*>(lane + row0 * kCols +
+    Element* lane = data + row * kPitch + ((chunk0 % kSpan) ^ (chunk ^ turn(row))) * kChunk;
+    return *reinterpret_cast<Vector16B*>(lane + row0 * kPitch +
                                          chunk0 / kSpan * (kSpan * kChunk));
+  }
+  /// Whether chunk `chunk` of span `span` is one of the first `columns` columns: known when compiled
+  /// for all spans but the one that they end in.
+  __device__ static constexpr bool reaches(int columns, int span, int chunk) {
+    return (span + 1) * kSpan * kChunk <= columns || (span * kSpan + chunk) * kChunk < columns;
   }
   __device__ Element& operator()(int row, int col) const {
     return data[offset(row, col / kChunk) + col % kChunk];
   }
 };
+
+/// Columns of a tile that a tensor of kColumns columns has.
+template <class Tile, int kColumns>
+constexpr int kHeld = kColumns < Tile::kCols ? kColumns : Tile::kCols;
 
 /// One value per row of a tile. Element r belongs to tile row tile_row<kRows>(r); the four lanes
 /// of a quad hold copies.
@@ -221,10 +237,11 @@ __device__ inline uint32_t pack(float low, float high) {
 // ---------------------------------------------------------------------------------------------
 
 /// Start copying rows [0, kRows) of `source` (row stride in elements, rows 16-byte aligned) into
-/// `tile`. All kThreads threads of the block take part; eight neighbours copy one 128-byte span.
+/// `tile`. All kThreads threads of the block take part; neighbours copy one span of a row.
 template <int kThreads, class Tile>
 __device__ inline void copy_async(Tile tile, typename Tile::Element const* source,
                                   int64_t stride) {
+  constexpr int kSpan = Tile::kSpan;
   constexpr int kPassRows = kThreads / kSpan;  // rows copied at a time; a multiple of 8
   static_assert(Tile::kRows % kPassRows == 0, "the threads must divide the tile");
   int const row = threadIdx.x / kSpan;
@@ -233,7 +250,8 @@ __device__ inline void copy_async(Tile tile, typename Tile::Element const* sourc
 #pragma unroll
   for (int i = 0; i < Tile::kRows / kPassRows; ++i) {
 #pragma unroll
-    for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span) {
+    for (int span = 0; span < Tile::kSpans; ++span) {
+      if (!Tile::reaches(Tile::kCols, span, chunk)) continue;
       cute::SM80_CP_ASYNC_CACHEGLOBAL<Vector16B>::copy(
           *reinterpret_cast<Vector16B const*>(from + span * (kSpan * kChunk)),
           tile.chunk(i * kPassRows, span * kSpan, row, chunk));
@@ -242,10 +260,12 @@ __device__ inline void copy_async(Tile tile, typename Tile::Element const* sourc
   }
 }
 
-/// The same with rows from `rows` on filled with zeros, and not read.
-template <int kThreads, class Tile>
+/// The same with rows from `rows` on and columns from kColumns on, a multiple of 8, filled with
+/// zeros, and not read.
+template <int kThreads, int kColumns = kAllColumns, class Tile>
 __device__ inline void copy_async_bounded(Tile tile, typename Tile::Element const* source,
                                           int64_t stride, int rows) {
+  constexpr int kSpan = Tile::kSpan;
   constexpr int kPassRows = kThreads / kSpan;
   static_assert(Tile::kRows % kPassRows == 0, "the threads must divide the tile");
   int const row = threadIdx.x / kSpan;
@@ -254,10 +274,11 @@ __device__ inline void copy_async_bounded(Tile tile, typename Tile::Element cons
 #pragma unroll
   for (int i = 0; i < Tile::kRows / kPassRows; ++i) {
 #pragma unroll
-    for (int span = 0; span < Tile::kCols / (kSpan * kChunk); ++span) {
+    for (int span = 0; span < Tile::kSpans; ++span) {
       cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<Vector16B>::copy(
           *reinterpret_cast<Vector16B const*>(from + span * (kSpan * kChunk)),
-          tile.chunk(i * kPassRows, span * kSpan, row, chunk), row + i * kPassRows < rows);
+          tile.chunk(i * kPassRows, span * kSpan, row, chunk),
+          Tile::reaches(kHeld<Tile, kColumns>, span, chunk) && row + i * kPassRows < rows);
     }
     from += kPassRows * stride;
   }
@@ -453,8 +474,9 @@ __device__ inline float row_max(Accumulator<kRows, kCols> const& acc, int r) {
 // Registers to memory
 // ---------------------------------------------------------------------------------------------
 
-/// Write a tile, rounded, to rows [0, rows) of `target` (row stride in elements): 4 bytes a lane.
-template <class Element, int kRows, int kCols>
+/// Write a tile, rounded, to rows [0, rows) and columns [0, kColumns), a multiple of 8, of `target`
+/// (row stride in elements): 4 bytes a lane.
+template <int kColumns = kAllColumns, class Element, int kRows, int kCols>
 __device__ inline void store_direct(Element* target, int64_t stride,
                                     Accumulator<kRows, kCols> const& acc, int rows) {
 #pragma unroll
@@ -463,17 +485,19 @@ __device__ inline void store_direct(Element* target, int64_t stride,
     if (row < rows) {
 #pragma unroll
       for (int c = 0; c < kCols / 4; c += 2)
-        *reinterpret_cast<uint32_t*>(target + row * stride + tile_col(c)) =
-            pack<Element>(acc(r, c), acc(r, c + 1));
+        if (c / 2 * 8 < kColumns)
+          *reinterpret_cast<uint32_t*>(target + row * stride + tile_col(c)) =
+              pack<Element>(acc(r, c), acc(r, c + 1));
     }
   }
 }
 
-/// The same through the warp's own rows of `stage`, 16 bytes a lane and whole 128-byte lines.
+/// The same through the warp's own rows of `stage`, 16 bytes a lane and whole spans.
 /// No other warp may still read or write these rows of `stage`.
 template <class Element, int kRows, int kCols, class Tile>
 __device__ inline void store_staged(Element* target, int64_t stride,
                                     Accumulator<kRows, kCols> const& acc, int rows, Tile stage) {
+  constexpr int kSpan = Tile::kSpan;
   int const lane = lane_index();
 #pragma unroll
   for (int r = 0; r < kRows / 8; ++r)
@@ -483,14 +507,15 @@ __device__ inline void store_staged(Element* target, int64_t stride,
           pack<Element>(acc(r, c), acc(r, c + 1));
   __syncwarp();
 #pragma unroll
-  for (int i = 0; i < kRows / 4; ++i) {
-    int const row = warp_index() * kRows + 4 * i + lane / kSpan;
+  for (int i = 0; i < kRows * kSpan / 32; ++i) {
+    int const row = warp_index() * kRows + 32 / kSpan * i + lane / kSpan;
     if (row < rows) {
 #pragma unroll
-      for (int span = 0; span < kCols / (kSpan * kChunk); ++span)
-        *reinterpret_cast<Vector16B*>(target + row * stride +
-                                      (span * kSpan + lane % kSpan) * kChunk) =
-            stage.chunk(0, span * kSpan, row, lane % kSpan);
+      for (int span = 0; span < Tile::kSpans; ++span)
+        if (Tile::reaches(kCols, span, lane % kSpan))
+          *reinterpret_cast<Vector16B*>(target + row * stride +
+                                        (span * kSpan + lane % kSpan) * kChunk) =
+              stage.chunk(0, span * kSpan, row, lane % kSpan);
     }
   }
 }

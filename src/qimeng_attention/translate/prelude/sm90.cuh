@@ -15,7 +15,6 @@ namespace tl {
 
 constexpr int kGroupThreads = 128;
 constexpr int kGroupRows = 64;
-constexpr int kPanel = 64;  // 16-bit elements in a row of 128 bytes, over which shared tiles are swizzled
 
 __device__ inline int group_index() { return __shfl_sync(0xffffffff, threadIdx.x / kGroupThreads, 0); }
 __device__ inline int group_warp() { return threadIdx.x / 32 % 4; }
@@ -30,24 +29,29 @@ __device__ inline int group_row(int r) { return group_warp() * 16 + r * 8 + lane
 // Tiles in shared memory
 // ---------------------------------------------------------------------------------------------
 
-/// Tile (kRows, kCols) as the copy engine writes it and wgmma reads it: panels of 64 columns one behind the other, in
-/// each panel rows of 128 bytes, 16-byte chunk c of row r stored at chunk c ^ (r % 8).
-template <class Element_, int kRows_, int kCols_>
+/// Tile (kRows, kCols) as the copy engine writes it and wgmma reads it: panels of kSwizzle bytes a row, one behind the
+/// other, the last one completed. 16-byte chunk c of row r is stored at chunk c ^ (r % 8) of 128 bytes, or at
+/// c ^ (r / 2 % 4) of 64.
+template <class Element_, int kRows_, int kCols_, int kSwizzle_ = 128>
 struct PanelTile {
   using Element = Element_;
   static constexpr int kRows = kRows_;
   static constexpr int kCols = kCols_;
-  static constexpr int kPanels = kCols / kPanel;
-  static constexpr int kPanelBytes = kRows * 128;
-  static constexpr int kBytes = kRows * kCols * 2;
-  static_assert(sizeof(Element) == 2 && kCols % kPanel == 0 && kRows % 8 == 0, "panels of whole swizzle units");
+  static constexpr int kSwizzle = kSwizzle_;
+  static constexpr int kPanel = kSwizzle / 2;  // columns
+  static constexpr int kPanels = (kCols + kPanel - 1) / kPanel;
+  static constexpr int kPanelBytes = kRows * kSwizzle;
+  static constexpr int kBytes = kPanels * kPanelBytes;
+  static_assert(kSwizzle == 128 || kSwizzle == 64, "rows of a panel are 128 or 64 bytes");
+  static_assert(sizeof(Element) == 2 && kCols % 16 == 0 && kRows % 8 == 0, "panels of whole swizzle units");
 
-  Element* data;  // aligned to 1024 bytes
+  Element* data;  // aligned to 8 * kSwizzle bytes
 };
 
-template <class Element, int kRows, int kCols>
-__device__ inline PanelTile<Element, kRows, kCols> stage(PanelTile<Element, kRows, kCols> tile, int slot) {
-  return {tile.data + slot * (kRows * kCols)};
+template <class Element, int kRows, int kCols, int kSwizzle>
+__device__ inline PanelTile<Element, kRows, kCols, kSwizzle> stage(PanelTile<Element, kRows, kCols, kSwizzle> tile,
+                                                                   int slot) {
+  return {tile.data + slot * (tile.kBytes / 2)};
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -225,7 +229,7 @@ __device__ inline void load_tile(Tile tile, TensorMap const& map, uint64_t* full
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
         "[%2];" ::"r"(shared_address(tile.data) + panel * Tile::kPanelBytes),
-        "l"(&map), "r"(shared_address(full)), "r"(panel * kPanel), "r"(i1), "r"(i2), "r"(i3)
+        "l"(&map), "r"(shared_address(full)), "r"(panel * Tile::kPanel), "r"(i1), "r"(i2), "r"(i3)
         : "memory");
 }
 
@@ -239,7 +243,7 @@ __device__ inline void load_tile(Tile tile, TensorMap const& map, uint64_t* full
     asm volatile(
         "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, "
         "%7}], [%2];" ::"r"(shared_address(tile.data) + panel * Tile::kPanelBytes),
-        "l"(&map), "r"(shared_address(full)), "r"(panel * kPanel), "r"(i1), "r"(i2), "r"(i3), "r"(i4)
+        "l"(&map), "r"(shared_address(full)), "r"(panel * Tile::kPanel), "r"(i1), "r"(i2), "r"(i3), "r"(i4)
         : "memory");
 }
 
@@ -250,8 +254,8 @@ __device__ inline void store_tile(Tile tile, TensorMap const& map, int i1, int i
 #pragma unroll
     for (int panel = 0; panel < Tile::kPanels; ++panel)
       asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
-                   "r"(shared_address(tile.data) + panel * Tile::kPanelBytes), "r"(panel * kPanel), "r"(i1), "r"(i2),
-                   "r"(i3)
+                   "r"(shared_address(tile.data) + panel * Tile::kPanelBytes), "r"(panel * Tile::kPanel), "r"(i1),
+                   "r"(i2), "r"(i3)
                    : "memory");
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
   }
@@ -269,11 +273,19 @@ __device__ inline void wait_stores() {
 
 namespace gmma = cute::SM90::GMMA;
 
-/// Where wgmma finds a tile swizzled over 128 bytes; `leading` is the distance of panels for an operand whose panels
-/// run along the result.
+/// Where wgmma finds a tile swizzled over kSwizzle bytes; `leading` is the distance of panels for an operand whose
+/// panels run along the result.
+template <int kSwizzle>
 __device__ inline uint64_t descriptor(uint32_t address, int leading) {
-  constexpr uint64_t kSwizzle128 = uint64_t(1) << 62, kEightRows = uint64_t(1024 >> 4) << 32;
-  return uint64_t((address & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 | kEightRows | kSwizzle128;
+  constexpr uint64_t kLayout = uint64_t(kSwizzle == 128 ? 1 : 2) << 62, kEightRows = uint64_t(8 * kSwizzle >> 4) << 32;
+  return uint64_t((address & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 | kEightRows | kLayout;
+}
+
+/// Distance in bytes of step k of sixteen columns from the first, in a tile read along its rows.
+template <class Tile>
+__device__ constexpr int column_step(int k) {
+  constexpr int kSteps = Tile::kPanel / 16;
+  return k / kSteps * Tile::kPanelBytes + k % kSteps * 32;
 }
 
 template <class Element, int kCols, gmma::Major kMajor>
@@ -334,10 +346,10 @@ struct Columns {
   static constexpr int kInner = kTransposed ? Tile::kCols : Tile::kRows;
   uint64_t base;
   __device__ explicit Columns(Tile tile)
-      : base(descriptor(shared_address(tile.data), kTransposed ? 16 : Tile::kPanelBytes)) {}
+      : base(descriptor<Tile::kSwizzle>(shared_address(tile.data), kTransposed ? 16 : Tile::kPanelBytes)) {}
   /// Sixteen summed elements: 32 bytes of each row, or sixteen rows.
   __device__ uint64_t step(int k) const {
-    return base + (kTransposed ? (k / 4 * Tile::kPanelBytes + k % 4 * 32) >> 4 : k * 2048 >> 4);
+    return base + ((kTransposed ? column_step<Tile>(k) : k * 16 * Tile::kSwizzle) >> 4);
   }
 };
 
@@ -347,12 +359,12 @@ __device__ inline void start_gemm(Accumulator<16, kCols>& acc, TileA a, int row,
   using From = Columns<kTransposed, TileB>;
   using Op = typename Atom<typename TileA::Element, kCols, From::kMajor>::Shared;
   From const columns(b);
-  uint64_t const rows = descriptor(shared_address(a.data) + row * 128, 16);
+  uint64_t const rows = descriptor<TileA::kSwizzle>(shared_address(a.data) + row * TileA::kSwizzle, 16);
   landed(acc);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
   for (int k = 0; k < From::kInner / 16; ++k)
-    issue<Op>(acc, rows + ((k / 4 * TileA::kPanelBytes + k % 4 * 32) >> 4), columns.step(k),
+    issue<Op>(acc, rows + (column_step<TileA>(k) >> 4), columns.step(k),
               kAccumulate || k ? gmma::ScaleOut::One : gmma::ScaleOut::Zero,
               cute::make_integer_sequence<int, kCols / 2>{});
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -403,14 +415,15 @@ template <int kCols, class Tile>
 __device__ inline void stage_rows(Tile tile, Accumulator<16, kCols> const& acc) {
   using Element = typename Tile::Element;
   int const row = group_warp() * 16 + lane_index() % 16;
-  uint32_t const base = shared_address(tile.data) + row * 128;
+  constexpr int kSteps = Tile::kPanel / 16, kChunks = 2 * kSteps;  // of a panel's row
+  uint32_t const base = shared_address(tile.data) + row * Tile::kSwizzle;
 #pragma unroll
   for (int n = 0; n < kCols / 16; ++n) {
     float const(&left)[4] = acc.data[0][2 * n];
     float const(&right)[4] = acc.data[0][2 * n + 1];
-    int const chunk = n % 4 * 2 + lane_index() / 16;
+    int const chunk = n % kSteps * 2 + lane_index() / 16;
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                     base + n / 4 * Tile::kPanelBytes + ((chunk ^ (row % 8)) * 16)),
+                     base + n / kSteps * Tile::kPanelBytes + ((chunk ^ (row / (8 / kChunks) % kChunks)) * 16)),
                  "r"(pack<Element>(left[0], left[1])), "r"(pack<Element>(left[2], left[3])),
                  "r"(pack<Element>(right[0], right[1])), "r"(pack<Element>(right[2], right[3]))
                  : "memory");
@@ -432,35 +445,41 @@ __device__ inline void transpose_quad(uint32_t (&words)[4]) {
   }
 }
 
-/// Write the group's rows, rounded, to rows [0, rows) of `target`: 16 bytes a lane, 64 bytes of a row at a time.
-template <class Element, int kCols>
+/// Write the group's rows, rounded, to rows [0, rows) and columns [0, kColumns), a multiple of 8, of `target`: 16 bytes
+/// a lane, 64 bytes of a row at a time.
+template <int kColumns = kAllColumns, class Element, int kCols>
 __device__ inline void store_group_rows(Element* target, int64_t stride, Accumulator<16, kCols> const& acc, int rows) {
-  static_assert(kCols % 32 == 0, "a row is whole pieces of 64 bytes");
+  constexpr int kStored = kColumns < kCols ? kColumns : kCols;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     int const row = group_row(r);
 #pragma unroll
-    for (int part = 0; part < kCols / 32; ++part) {
+    for (int part = 0; part < (kCols + 31) / 32; ++part) {
       uint32_t words[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) words[i] = pack<Element>(acc(r, 8 * part + 2 * i), acc(r, 8 * part + 2 * i + 1));
+      for (int i = 0; i < 4; ++i) {
+        int const c = 8 * part + 2 * i;
+        words[i] = c < kCols / 4 ? pack<Element>(acc(r, c), acc(r, c + 1)) : 0;
+      }
       transpose_quad(words);
-      if (row < rows)
+      bool const stored = 32 * (part + 1) <= kStored || 32 * part + lane_index() % 4 * 8 < kStored;
+      if (row < rows && stored)
         *reinterpret_cast<uint4*>(target + row * stride + 32 * part + lane_index() % 4 * 8) =
             make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
 }
 
-/// Write a warpgroup's rows as fp32 to rows [0, rows) of `target`, 16 bytes a lane.
-template <int kCols>
+/// Write a warpgroup's rows as fp32 to rows [0, rows) and columns [0, kColumns), a multiple of 8, of `target`.
+template <int kColumns = kAllColumns, int kCols>
 __device__ inline void store_group_float(float* target, int64_t stride, Accumulator<16, kCols> const& acc, int rows) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     int const row = group_row(r);
 #pragma unroll
     for (int c = 0; c < kCols / 4; c += 2)
-      if (row < rows) *reinterpret_cast<float2*>(target + row * stride + tile_col(c)) = make_float2(acc(r, c), acc(r, c + 1));
+      if (c / 2 * 8 < kColumns && row < rows)
+        *reinterpret_cast<float2*>(target + row * stride + tile_col(c)) = make_float2(acc(r, c), acc(r, c + 1));
   }
 }
 

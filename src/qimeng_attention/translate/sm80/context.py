@@ -10,6 +10,8 @@ from qimeng_attention.errors import Diagnostic, Span
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.budget import THREADS_A_WARP
+from qimeng_attention.tl.layout import swizzle_for
+from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.origins import Places, origins_at
 from qimeng_attention.tl.printer import head
 from qimeng_attention.tl.scope import LANE
@@ -21,6 +23,8 @@ from qimeng_attention.translate.writer import Writer
 
 ALIGNMENT = 1024  # bytes; eight rows of 128, the unit that a swizzle over 128 bytes permutes
 ROWS_A_FRAGMENT = 16
+WIDEST_SWIZZLE = 128  # bytes
+CHUNK_BYTES = 16  # of each exchange, and of each copy by a thread
 FUNCTIONS = {
     "exp": "tl::exp",
     "exp2": "tl::exp2",
@@ -140,7 +144,9 @@ class Lowering:
         tile = self.checked.tiles[name]
         if tile.role == PIECES:
             rows, columns = (a.size for a in tile.axes)
-            return f"tl::Pieces<{names.ELEMENTS[tile.dtype]}, kThreads, {rows}, {columns}>"
+            span = swizzle_for(columns * BYTES[tile.dtype])
+            swizzle = "" if span in (None, WIDEST_SWIZZLE) else f", {span}"
+            return f"tl::Pieces<{names.ELEMENTS[tile.dtype]}, kThreads, {rows}, {columns}{swizzle}>"
         if len(tile.axes) == 1 and tile.axes[0].name != self.row_axis:
             return f"tl::ColVector<{tile.axes[0].size}>"
         rows = self.warp_rows(tile, n)
@@ -155,8 +161,14 @@ class Lowering:
 
     def shared_type(self, tile: TileType) -> str:
         """Write the C++ type of a tile in shared memory."""
+        return f"tl::SharedTile<{self.shared_parameters(tile)}>"
+
+    @staticmethod
+    def shared_parameters(tile: TileType) -> str:
+        """Write the template arguments of a tile in shared memory; its rows are swizzled over 128 bytes unless said."""
         rows, columns = (a.size for a in tile.axes)
-        return f"tl::SharedTile<{names.ELEMENTS[tile.dtype]}, {rows}, {columns}>"
+        swizzle = "" if tile.swizzle == WIDEST_SWIZZLE else f", {tile.swizzle}"
+        return f"{names.ELEMENTS[tile.dtype]}, {rows}, {columns}{swizzle}"
 
     @cached_property
     def offsets(self) -> dict[str, int]:

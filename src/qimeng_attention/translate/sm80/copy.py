@@ -1,4 +1,4 @@
-"""Copies. A row outside of the tensor is filled with zeros and never read; rows past the end are never written."""
+"""Copies. What lies outside of the tensor is filled with zeros and never read; past its end nothing is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.traverse import names_in, num, statements, sub
 from qimeng_attention.tl.types import TensorType, TileType
 from qimeng_attention.translate import names
-from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm80.context import CHUNK_BYTES, WIDEST_SWIZZLE, Lowering, Lowerings, Refused
+
+UNIT = 8  # 16-bit elements in 16 bytes, which a thread copies or stores at a time
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,12 @@ class Access:
     stride: str
     first: str  # rows before it do not exist; "0" where none can
     rows: str  # rows from it on do not exist
+    columns: str = ""  # columns from it on do not exist; "" where the tile has none of them
+
+    def template(self, *more: str) -> str:
+        """Write the template arguments of a copy: those given, then the columns that exist where the tile has more."""
+        given = [*more, *([self.columns] if self.columns else [])]
+        return f"<{', '.join(given)}>" if given else ""
 
 
 def access(n: s.Copy, low: Lowering, vector: bool) -> Access:
@@ -36,12 +44,14 @@ def access(n: s.Copy, low: Lowering, vector: bool) -> Access:
             "give each tile a plain coordinate",
         )
     if not vector and (
-        len(moving) != 2 or moving[1][0] != len(tensor.dims) - 1 or not _columns_exist(moving[1][1], tensor, low)
+        len(moving) != 2
+        or moving[1][0] != len(tensor.dims) - 1
+        or not (_columns_exist(moving[1][1], tensor, low) or reaches_past(moving[1][1], tensor, low))
     ):
         raise Refused(
             n,
-            f"the columns of the tile must run along the last dimension of {tensor.name}, and divide it",
-            "take tiles that divide the last dimension, or tile the rows only",
+            f"the columns of the tile must run along the last dimension of {tensor.name}, and divide it or hold it all",
+            f"take tiles that divide the last dimension, a multiple of {UNIT}, or begin at 0 and end past it",
         )
     row, place = moving[0]
     base = low.views.get(view_key(tensor.name, found)) or _pointer(tensor, found, n, low)
@@ -54,16 +64,36 @@ def access(n: s.Copy, low: Lowering, vector: bool) -> Access:
     first = "0" if nonnegative(place.start, low) else low.integer(sub(num(0), place.start), n)
     columns = "" if vector else _term(tensor, *moving[1], n, low)
     pointer = " + ".join(x for x in (base, offset, columns) if x)
-    return Access(pointer, "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row), first, rows)
+    stride = "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row)
+    beyond = not vector and reaches_past(moving[1][1], tensor, low)
+    return Access(pointer, stride, first, rows, low.integer(tensor.dims[-1], n) if beyond else "")
+
+
+def reaches_past(columns: Place, tensor: TensorType, low: Lowering) -> bool:
+    """Tell whether a tile begins with the tensor's first column and ends behind its last one, a whole copy's unit."""
+    extent = _extent(tensor, low)
+    return (
+        extent is not None
+        and (columns.start, columns.stop, columns.at) == (s.Num(0), None, None)
+        and extent < columns.size
+        and extent % UNIT == 0
+    )
+
+
+def _extent(tensor: TensorType, low: Lowering) -> int | None:
+    """Give the length of the rows where it is compiled in."""
+    try:
+        return integer(tensor.dims[-1], low.checked.fixed)
+    except (KeyError, ValueError):
+        return None
 
 
 def _columns_exist(columns: Place, tensor: TensorType, low: Lowering) -> bool:
     """Tell whether no tile can reach past the end of the rows: the columns are whole, or their tiles divide the row."""
     if columns.kind == "whole":
         return True
-    try:
-        extent = integer(tensor.dims[-1], low.checked.fixed)
-    except (KeyError, ValueError):
+    extent = _extent(tensor, low)
+    if extent is None:
         return False
     stepped = (
         isinstance(columns.start, s.Binary)
@@ -207,19 +237,20 @@ def _load(n: s.Copy, low: Lowering) -> None:
         low.out.line(f"tl::{function}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
         return
     a = access(n, low, vector=False)
-    if tile.axes[0].size % (low.threads // 8):
+    lanes = (tile.swizzle or WIDEST_SWIZZLE) // CHUNK_BYTES  # that copy a row side by side
+    if tile.axes[0].size % (low.threads // lanes):
         raise Refused(
             n,
             f"{tile.axes[0].size} rows of {tile.name} do not divide among {low.threads} threads",
             "take fewer warps, or a taller tile",
         )
-    where = low.shared_at(tile.name, n.slot, n)
+    where, template = low.shared_at(tile.name, n.slot, n), a.template("kThreads")
     if not n.asynchronous:
-        low.out.line(f"tl::copy<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+        low.out.line(f"tl::copy{template}({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
     elif a.first == "0":
-        low.out.line(f"tl::copy_async_bounded<kThreads>({where}, {a.pointer}, {a.stride}, {a.rows});")
+        low.out.line(f"tl::copy_async_bounded{template}({where}, {a.pointer}, {a.stride}, {a.rows});")
     else:
-        low.out.line(f"tl::copy_async_between<kThreads>({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+        low.out.line(f"tl::copy_async_between{template}({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
 
 
 def _load_matrix(n: s.Copy, tile: TileType, low: Lowering) -> None:
@@ -231,7 +262,9 @@ def _load_matrix(n: s.Copy, tile: TileType, low: Lowering) -> None:
             "copy matrices of 16-bit types to shared memory",
         )
     a = access(n, low, vector=False)
-    low.out.line(f"tl::load_float({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+    low.out.line(
+        f"tl::load_float{a.template()}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});"
+    )
 
 
 def _store(n: s.Copy, low: Lowering) -> None:
@@ -247,12 +280,11 @@ def _store(n: s.Copy, low: Lowering) -> None:
     if vector:
         low.out.line(f"tl::store_vector({a.pointer}, {a.stride}, {names.register(n.name)}, {a.rows});")
     elif n.source == "shared":
-        low.out.line(
-            f"tl::store_tile<kThreads>({a.pointer}, {a.stride}, {low.shared_at(n.name, n.slot, n)}, {a.rows});"
-        )
+        where = low.shared_at(n.name, n.slot, n)
+        low.out.line(f"tl::store_tile{a.template('kThreads')}({a.pointer}, {a.stride}, {where}, {a.rows});")
     else:
         function = "store_float" if BYTES[tensor.dtype] == 4 else "store_direct"
-        low.out.line(f"tl::{function}({a.pointer}, {a.stride}, {names.register(n.name)}, {a.rows});")
+        low.out.line(f"tl::{function}{a.template()}({a.pointer}, {a.stride}, {names.register(n.name)}, {a.rows});")
 
 
 LOWERINGS: Lowerings = {"Copy": _copy}

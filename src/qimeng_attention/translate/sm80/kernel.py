@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.layout import PIECES
 from qimeng_attention.tl.printer import head
 from qimeng_attention.tl.types import TensorType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.abi import used_tensors
 from qimeng_attention.translate.expressions import Cpp
-from qimeng_attention.translate.sm80.context import ALIGNMENT, FUNCTIONS, Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm80.context import (
+    ALIGNMENT,
+    FUNCTIONS,
+    ROWS_A_FRAGMENT,
+    Lowering,
+    Lowerings,
+    Refused,
+)
 from qimeng_attention.translate.sm80.copy import declare_views
 
 _BLOCK_INDEX = ("x", "y", "z")
@@ -102,12 +110,12 @@ def shared_tiles(low: Lowering) -> None:
                 f"{tile.name} is a view, which this generation's lowering does not read",
                 "copy it as a tile of its own",
             )
-        if len(tile.axes) != 2 or tile.swizzle != 128:
+        if len(tile.axes) != 2 or tile.swizzle not in PIECES or tile.axes[-1].size % ROWS_A_FRAGMENT:
             raise Refused(
                 n,
-                f"the tile {tile.name} {tile.describe()} needs rows that are a "
-                "multiple of 128 bytes, swizzled over 128",
-                "take a head dim that is a multiple of 64",
+                f"the tile {tile.name} {tile.describe()} needs rows of whole blocks of {ROWS_A_FRAGMENT} elements, "
+                f"swizzled over {' or '.join(map(str, PIECES))} bytes",
+                "take a wider tile: what lies past the tensor's end reads as 0",
             )
         if isinstance(n, s.Allocate):
             out.mark(n.span.line, head(n))

@@ -16,7 +16,7 @@ def _copy(n: s.Copy, low: Lowering) -> None:
     if n.target == "register" and tiles[copy_target(n)].role == PIECES:
         a = copy.access(n, low, vector=False)
         pieces = names.register(copy_target(n))
-        low.out.line(f"tl::load_pieces({pieces}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+        low.out.line(f"tl::load_pieces{a.template()}({pieces}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
     elif n.source == "register" and tiles[n.name].role == PIECES:
         tile = tiles[copy_target(n)]
         if tile.dtype != tiles[n.name].dtype:

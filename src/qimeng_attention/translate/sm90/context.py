@@ -9,18 +9,19 @@ from functools import cached_property
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.budget import THREADS_A_WARP
-from qimeng_attention.tl.coordinates import Place, copy_tensor, places
+from qimeng_attention.tl.coordinates import Place, copy_target, copy_tensor, places
 from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.traverse import add, mul, num, statements
 from qimeng_attention.tl.types import Checked, TensorType, TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.abi import TensorMap
-from qimeng_attention.translate.sm80.context import Lowering, Refused
+from qimeng_attention.translate.sm80.context import WIDEST_SWIZZLE, Lowering, Refused
+from qimeng_attention.translate.sm80.copy import reaches_past
 
 GROUP_THREADS = 4 * THREADS_A_WARP
 MOST_GROUPS = 7  # named barriers 9 to 15 (sm90.cuh); PTX has 16
 GROUP_ROWS = 64  # of a register tile: wgmma's m
-PANEL = 64  # 16-bit elements in 128 bytes: the widest box whose rows are swizzled over 128 bytes
 MOST_BOX_ROWS = 256  # of a box; CUDA driver API, cuTensorMapEncodeTiled
 RANK = 4
 QUEUE_BYTES = 24  # of the tile queue: two barriers and the tile
@@ -96,8 +97,7 @@ class GroupLowering(Lowering):
 
     def shared_type(self, tile: TileType) -> str:
         """Write the C++ type of a tile in shared memory."""
-        rows, columns = (a.size for a in tile.axes)
-        return f"tl::PanelTile<{names.ELEMENTS[tile.dtype]}, {rows}, {columns}>"
+        return f"tl::PanelTile<{self.shared_parameters(tile)}>"
 
     def shared_at(self, name: str, slot: s.Expr | None, n: s.Statement) -> str:
         """Name a stage of a shared tile: the one said, or that of the ring's present use."""
@@ -151,18 +151,19 @@ class GroupLowering(Lowering):
         last = len(tensor.dims) - 1
         if any(p.at is not None for p in found):
             raise Refused(n, "this generation's lowering has no copy with `at`", "give a plain coordinate")
-        if len(tensor.dims) != RANK or len(moving) != 2 or moving[1] != last or found[last].kind != "whole":
+        if len(tensor.dims) != RANK or len(moving) != 2 or moving[1] != last or not self._whole_rows(found, tensor):
             raise Refused(
                 n,
                 f"the copy engine takes whole rows of a tensor with {RANK} dimensions here",
-                "tile one dimension and take the last one whole",
+                "tile one dimension and take the last one whole, or from 0 on to its end and past it",
             )
         if found[moving[0]].size > MOST_BOX_ROWS:
             raise Refused(
                 n, f"a tile of {found[moving[0]].size} rows is more than {MOST_BOX_ROWS}", "take a lower tile"
             )
         box = [1] * RANK
-        box[moving[0]], box[last] = found[moving[0]].size, PANEL
+        tile = self.checked.tiles[n.name if n.target == "global" else copy_target(n)]
+        box[moving[0]], box[last] = found[moving[0]].size, (tile.swizzle or WIDEST_SWIZZLE) // BYTES[tile.dtype]
         if found[moving[0]].stop is None:
             return TensorMap(tensor.name, tuple(box))
         return TensorMap(tensor.name, tuple(box), moving[0], self._group(n, tensor, moving[0], found[moving[0]])[1])
@@ -186,6 +187,9 @@ class GroupLowering(Lowering):
             "the copy engine ends a tile within a tensor only where groups of rows do",
             "write `x * G : (x + 1) * G` along a dimension `N * G`, with G compiled in",
         )
+
+    def _whole_rows(self, found: list[Place], tensor: TensorType) -> bool:
+        return found[-1].kind == "whole" or reaches_past(found[-1], tensor, self)
 
 
 def is_bulk(n: s.Copy) -> bool:

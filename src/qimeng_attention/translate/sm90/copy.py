@@ -73,7 +73,7 @@ def _direct(n: s.Copy, low: GroupLowering) -> None:
             )
         wide = BYTES[low.checked.tensors[copy_tensor(n)].dtype] == 4
         function = ("store_group_float" if wide else "store_group_rows") if matrix else "store_group_vector"
-        low.out.line(f"tl::{function}({a.pointer}, {a.stride}, {register}, {a.rows});")
+        low.out.line(f"tl::{function}{a.template()}({a.pointer}, {a.stride}, {register}, {a.rows});")
         return
     function = "load_group_rows" if tile.axes[0].name == low.row_axis else "load_columns"
     low.out.line(f"tl::{function}({register}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
