@@ -95,6 +95,20 @@ def head_dim_specs() -> dict[str, dict[str, object]]:
     return made
 
 
+def decode_specs() -> dict[str, dict[str, object]]:
+    """The decode rows of PERFORMANCE.md: one query a sequence."""
+    heads = ((64, 8), (32, 8), (32, 32))
+    return {f"decode_{hq}_{hk}": {"Hq": hq, "Hk": hk, "Dqk": 128, "Sq": 1} for hq, hk in heads}
+
+
+def judge_decode_specs() -> dict[str, dict[str, object]]:
+    """The judge's masks with few queries: D 64/128/256, one query, or three where the mask tells them apart."""
+    made = {}
+    for name, fields in judge_specs((64, 128, 256)).items():
+        made[name] = {**fields, "Sq": 3 if fields["mask"] == "causal" else 1}
+    return made
+
+
 SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "speed": speed_specs,
     "judge": judge_specs,
@@ -103,8 +117,10 @@ SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "hopper": hopper_specs,
     "variants": variant_specs,
     "head_dims": head_dim_specs,
+    "decode": decode_specs,
+    "judge_decode": judge_decode_specs,
 }
-HOPPER = ("judge_hopper", "hopper", "variants")
+HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode")
 TURING = ("judge_turing",)
 
 
