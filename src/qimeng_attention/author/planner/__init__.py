@@ -100,7 +100,7 @@ def _refuse(spec: AttentionSpec, target: Target) -> None:
             raise SpecError(
                 f"{field} = {value} is not supported: head dims are "
                 f"multiples of {HEAD_DIMS.step} from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}",
-                hint=f"nearest valid {choices}; columns of zeros behind those of Q and K, or of V, change no result",
+                hint=f"nearest valid {choices}",
                 field=field,
                 value=value,
                 allowed=list(HEAD_DIMS),
