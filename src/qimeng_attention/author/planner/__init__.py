@@ -101,11 +101,11 @@ def _refuse(spec: AttentionSpec, target: Target) -> None:
         value = getattr(spec, field)
         if value not in HEAD_DIMS:
             below, above = nearest_head_dims(value)
-            choices = f"{below} or {above}" if below != above else f"{below}"
+            choices = f"choices: {below} or {above}" if below != above else f"choice: {below}"
             raise SpecError(
                 f"{field} = {value} is not supported: head dims are "
                 f"multiples of {HEAD_DIMS.step} from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}",
-                hint=f"nearest valid choices: {choices}; zeros behind the columns of Q and K change no score",
+                hint=f"nearest valid {choices}",
                 field=field,
                 value=value,
                 allowed=list(HEAD_DIMS),
