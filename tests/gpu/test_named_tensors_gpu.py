@@ -85,5 +85,5 @@ def test_a_call_takes_them_by_keyword(torch: Any, target: tuple[str, str | None]
     weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(dim=-1)
     want = torch.einsum("bhqk,bkhd->bqhd", weights, v.double().repeat_interleave(4, dim=2))
     torch.testing.assert_close(out.double(), want, rtol=0, atol=3e-2)
-    with pytest.raises(LaunchError, match="doc is of torch.int32"):
+    with pytest.raises(LaunchError, match=r"doc is of torch\.int32"):
         bundle(q, k, v, doc=doc.int(), slopes=slopes)
