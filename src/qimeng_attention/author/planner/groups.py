@@ -99,7 +99,7 @@ class GroupTiling:
         )
 
 
-def group_tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[GroupTiling]:
+def group_tilings(target: Target, dqk: int, dv: int, special_an_element: int, held: int = 0) -> list[GroupTiling]:
     """Give every tiling that fits the target, best first.
 
     Args:
@@ -107,9 +107,10 @@ def group_tilings(target: Target, dqk: int, dv: int, special_an_element: int) ->
         dqk: head dim of queries and keys.
         dv: head dim of values.
         special_an_element: special-function results an element of S needs (1 for softmax alone).
+        held: registers a thread that elements of named tensors take.
     """
     made = (
-        _tiling(target, instances, columns, dqk, dv, special_an_element)
+        _tiling(target, instances, columns, dqk, dv, special_an_element, held)
         for instances in INSTANCES
         for columns in COLUMNS_CHOICES
     )
@@ -124,10 +125,12 @@ def group_tilings(target: Target, dqk: int, dv: int, special_an_element: int) ->
     )  # fmt: skip
 
 
-def _tiling(target: Target, instances: int, columns: int, dqk: int, dv: int, special: int) -> GroupTiling | None:
+def _tiling(
+    target: Target, instances: int, columns: int, dqk: int, dv: int, special: int, held: int
+) -> GroupTiling | None:
     rows, elements = ROWS * instances, ROWS * columns
     fragments = columns // 2 + dv // 2 + columns // 4  # S, O and P: 128 threads hold 64 rows
-    if fragments + OTHER_REGISTERS > INSTANCES[instances][1]:
+    if fragments + OTHER_REGISTERS + held > INSTANCES[instances][1]:
         return None
     tiles = 2 * (rows * dqk + STAGES * columns * (dqk + dv)) + BARRIER_BYTES
     staging = 2 * rows * dv

@@ -80,7 +80,7 @@ class Tiling:
         )
 
 
-def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[Tiling]:
+def tilings(target: Target, dqk: int, dv: int, special_an_element: int, held: int = 0) -> list[Tiling]:
     """Give every tiling that fits the target, best first.
 
     Args:
@@ -88,22 +88,25 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[
         dqk: head dim of queries and keys.
         dv: head dim of values.
         special_an_element: special-function results an element of S needs (1 for softmax alone).
+        held: registers a thread that elements of named tensors take.
     """
     found = []
     for rows in ROWS_CHOICES:
         for columns in COLUMNS_CHOICES:
             for warps in WARPS_CHOICES:
-                t = _tiling(target, rows, columns, warps, dqk, dv, special_an_element)
+                t = _tiling(target, rows, columns, warps, dqk, dv, special_an_element, held)
                 if t is not None:
                     found.append(t)
     return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), -t.columns, t.warps))
 
 
-def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int) -> Tiling | None:
+def _tiling(
+    target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int, held: int
+) -> Tiling | None:
     if rows % (16 * warps) or columns % (warps * THREADS_A_WARP // 8):
         return None
     threads = warps * THREADS_A_WARP
-    registers = (rows * columns + rows * dv) // threads + OTHER_REGISTERS + ROW_VECTORS * rows // (8 * warps)
+    registers = held + (rows * columns + rows * dv) // threads + OTHER_REGISTERS + ROW_VECTORS * rows // (8 * warps)
     if registers > target.max_registers_per_thread:
         return None
     shared_bytes = 2 * (rows * dqk + columns * (dqk + dv))
