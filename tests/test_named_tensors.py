@@ -136,3 +136,13 @@ def test_the_form_of_the_command_line() -> None:
     assert parse("table:32:i32") == ("table", {"dims": [32], "dtype": "i32"})
     with pytest.raises(Problem, match="is no tensor"):
         parse("slopes:Hq")
+
+
+def test_a_tile_leaves_registers_for_what_tensors_need() -> None:
+    bias = {"bias": {"dims": ["Hq", "Sq", "Sk"], "dtype": "bf16"}}
+
+    def tile(**fields: Any) -> str:
+        return next(line for line in code(Dqk=128, **fields).splitlines() if line.startswith("Tile")).split("  #")[0]
+
+    assert tile() == tile(score="score * 2") == "Tile BM = 128, BN = 64"
+    assert tile(score="score + bias[h, q_idx, kv_idx]", tensors=bias) == "Tile BM = 128, BN = 32"

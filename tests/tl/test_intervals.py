@@ -98,6 +98,12 @@ _terms = st.sampled_from(
         "k // 4 + k",
         "i % 8 + k",
         "q * k",
+        "abs(k - q)",
+        "abs(k // 4 - q // 4)",
+        "q // 8 - k // 8",
+        "k // 8 + 3",
+        "(k + 3) // 4",
+        "q // W",
     ]
 )
 
@@ -165,6 +171,19 @@ def test_the_usual_masks_lose_no_iteration(text: str, tile: Tile) -> None:
         assert inside(all_stretch(condition, tile), tile) == everywhere
     somewhere = {i for i in ITERATIONS if tile.passes(condition, i).any()}
     assert somewhere <= inside(any_stretch(condition, tile), tile)
+
+
+@pytest.mark.parametrize(
+    "text", ["abs(q - k) <= 7", "q // 16 == k // 16", "abs(q // 8 - k // 8) <= 2", "k // 5 < W", "W <= k // 5 + 2"]
+)
+def test_windows_and_blocks_bound_the_loop_up_to_a_tile(text: str) -> None:
+    condition = parse_expression(text)
+    for block in range(5):
+        tile = Tile(16, 8, {"block": block, "Sq": 90, "Sk": 90, "W": 6})
+        needed = [i for i in ITERATIONS if tile.passes(condition, i).any()]
+        spare = inside(any_stretch(condition, tile), tile) - set(range(min(needed) - 2, max(needed) + 3))
+
+        assert not spare
 
 
 def test_bounds_are_written_with_the_names_of_the_program() -> None:

@@ -159,6 +159,10 @@ class _Analysis:
             return self._link(a, "<=", b).intersect(self._link(b, "<=", a))
         if op not in ("<", "<="):
             return self.unknown()
+        if isinstance(a, s.Call) and a.function == "abs":  # |x| <= b is x <= b and -x <= b
+            (x,) = a.args
+            return self._both(self._link(x, op, b), self._link(s.Unary("-", x), op, b))
+        a, op, b = self._without_floor(a, op, b)
         try:
             low_a, high_a = self._bounds(a)
             low_b, high_b = self._bounds(b)
@@ -166,6 +170,44 @@ class _Analysis:
             return self.unknown()
         left, right = (high_a, low_b) if self.everywhere else (low_a, high_b)
         return self._solve_linear(left, right, strict=op == "<")
+
+    def _without_floor(self, a: s.Expr, op: str, b: s.Expr) -> tuple[s.Expr, str, s.Expr]:
+        """Write `x // c <= b`, `a <= y // c` and `x // c <= y // c` without the divisions.
+
+        The first two say the same without; the third is narrowed to x <= y where the answer is for all elements, and
+        widened to x <= y + c - 1 where it is for any.
+        """
+        match a:
+            case s.Unary("-", s.Binary("-", p, q)) if _divides((p, q)):
+                a, b = q, add(p, b)
+            case s.Binary("-", p, q) if _divides((p, q)):
+                a, b = p, add(q, b)
+        if not _divides((a, b)) or not (_integral(a) and _integral(b)):
+            return a, op, b
+        left, right, strict = self._floor(a), self._floor(b), op == "<"
+        if left is not None and right is not None and left[1] == right[1]:
+            (x, c), (y, _) = left, right
+            if self.everywhere:
+                return x, "<=", sub(y, num(c)) if strict else y
+            return x, "<=", sub(y, num(1)) if strict else add(y, num(c - 1))
+        if left is not None:
+            (x, c) = left
+            return x, "<=", add(mul(b, num(c)), num(-1 if strict else c - 1))
+        if right is not None:
+            (y, c) = right
+            return add(mul(a, num(c)), num(c if strict else 0)), "<=", y
+        return a, op, b
+
+    def _floor(self, e: s.Expr) -> tuple[s.Expr, int] | None:
+        """Match `x // c`, and `x // c + n`, which is `(x + n c) // c`, for a number c > 0."""
+        match e:
+            case s.Binary("//", x, by):
+                c = _constant(by, self.fixed)
+                return None if c is None or c <= 0 else (x, c)
+            case s.Binary("+", inner, n) | s.Binary("+", n, inner) if isinstance(n, s.Num):
+                found = self._floor(inner)
+                return None if found is None else (add(found[0], num(int(n.value) * found[1])), found[1])
+        return None
 
     def _solve_linear(self, left: s.Expr, right: s.Expr, *, strict: bool) -> Stretch:
         """Solve `left <= right` for the loop's variable: `c * i <= N`."""
@@ -234,6 +276,21 @@ class _Analysis:
 
 class _NotLinear(Exception):
     """An expression the analysis cannot read."""
+
+
+def _divides(node: s.Expr | tuple[s.Expr, ...]) -> bool:
+    return any(isinstance(e, s.Binary) and e.op == "//" for e in expressions(node))
+
+
+def _integral(e: s.Expr) -> bool:
+    """Tell whether an expression is made of integers alone, elements of tensors left out."""
+    return not any(
+        (isinstance(x, s.Num) and not isinstance(x.value, int))
+        or isinstance(x, s.Index | s.Scan)
+        or (isinstance(x, s.Binary) and x.op == "/")
+        or (isinstance(x, s.Call) and x.function not in ("min", "max", "clamp", "abs", "where", "ceildiv"))
+        for x in expressions(e)
+    )
 
 
 def _constant(e: s.Expr, fixed: dict[str, int]) -> int | None:

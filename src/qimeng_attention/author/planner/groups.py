@@ -101,7 +101,7 @@ class GroupTiling:
         )
 
 
-def group_tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[GroupTiling]:
+def group_tilings(target: Target, dqk: int, dv: int, special_an_element: int, held: int = 0) -> list[GroupTiling]:
     """Give every tiling that fits the target, best first.
 
     Args:
@@ -109,9 +109,10 @@ def group_tilings(target: Target, dqk: int, dv: int, special_an_element: int) ->
         dqk: head dim of queries and keys.
         dv: head dim of values.
         special_an_element: special-function results an element of S needs (1 for softmax alone).
+        held: registers a thread that elements of named tensors take.
     """
     made = (
-        _tiling(target, instances, columns, dqk, dv, special_an_element)
+        _tiling(target, instances, columns, dqk, dv, special_an_element, held)
         for instances in INSTANCES
         for columns in COLUMNS_CHOICES
     )
@@ -126,12 +127,14 @@ def group_tilings(target: Target, dqk: int, dv: int, special_an_element: int) ->
     )  # fmt: skip
 
 
-def _tiling(target: Target, instances: int, columns: int, dqk: int, dv: int, special: int) -> GroupTiling | None:
+def _tiling(
+    target: Target, instances: int, columns: int, dqk: int, dv: int, special: int, held: int
+) -> GroupTiling | None:
     rows, elements = ROWS * instances, ROWS * columns
     row_qk, row_v = row_elements(dqk), row_elements(dv)
     dqk, dv = padded(dqk), padded(dv)
     fragments = columns // 2 + dv // 2 + columns // 4  # S, O and P: 128 threads hold 64 rows
-    if fragments + OTHER_REGISTERS > INSTANCES[instances][1]:
+    if fragments + OTHER_REGISTERS + held > INSTANCES[instances][1]:
         return None
     queries, staging = 2 * rows * row_qk, 2 * rows * row_v
     tiles = queries + 2 * STAGES * columns * (row_qk + row_v) + BARRIER_BYTES

@@ -87,7 +87,7 @@ class Tiling:
         )
 
 
-def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[Tiling]:
+def tilings(target: Target, dqk: int, dv: int, special_an_element: int, held: int = 0) -> list[Tiling]:
     """Give every tiling that fits the target, best first.
 
     Args:
@@ -95,13 +95,14 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int) -> list[
         dqk: head dim of queries and keys.
         dv: head dim of values.
         special_an_element: special-function results an element of S needs (1 for softmax alone).
+        held: registers a thread that elements of named tensors take.
     """
     found = []
     narrow = (NARROW_COLUMNS,) if carries(target) else ()
     for rows in ROWS_CHOICES:
         for columns in (*narrow, *COLUMNS_CHOICES):
             for warps in WARPS_CHOICES:
-                t = _tiling(target, rows, columns, warps, dqk, dv, special_an_element)
+                t = _tiling(target, rows, columns, warps, dqk, dv, special_an_element, held)
                 if t is not None:
                     found.append(t)
     return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), t.crowded, -t.columns, t.warps))
@@ -112,14 +113,16 @@ def carries(target: Target) -> bool:
     return "async copy" not in target.capabilities
 
 
-def _tiling(target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int) -> Tiling | None:
+def _tiling(
+    target: Target, rows: int, columns: int, warps: int, dqk: int, dv: int, special: int, held: int
+) -> Tiling | None:
     threads = warps * THREADS_A_WARP
     copied = ((rows, dqk), (columns, dqk), (columns, dv))
     if rows % (16 * warps) or any(n % (threads // copying_lanes(d)) for n, d in copied):
         return None
     row_qk, row_v = row_elements(dqk), row_elements(dv)
     dqk, dv = padded(dqk), padded(dv)
-    registers = (rows * columns + rows * dv) // threads + OTHER_REGISTERS + ROW_VECTORS * rows // (8 * warps)
+    registers = held + (rows * columns + rows * dv) // threads + OTHER_REGISTERS + ROW_VECTORS * rows // (8 * warps)
     if carries(target):
         registers += columns * (dqk + dv) * 2 // (4 * threads)  # 16 bits an element
     if registers > target.max_registers_per_thread:

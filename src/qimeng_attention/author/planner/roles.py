@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qimeng_attention.author.planner.groups import GroupTiling, group_tilings
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
-from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.author.planner.sketch import held_registers, visible
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
 from qimeng_attention.tl.functions import APPROXIMATIONS
@@ -32,7 +32,7 @@ def choose(
     Raises:
         SpecError: no tiling fits.
     """
-    choices = group_tilings(target, spec.Dqk, spec.Dv, special)
+    choices = group_tilings(target, spec.Dqk, spec.Dv, special, held_registers(spec))
     if not choices:
         raise no_tile(spec, target)
     t, uneven = choices[0], _uneven(spec)

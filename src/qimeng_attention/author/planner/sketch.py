@@ -23,6 +23,9 @@ from qimeng_attention.tl.traverse import expressions, map_blocks, map_expression
 RENAMED = {"q_idx": "q", "kv_idx": "k", "h": "head", "b": "batch"}
 SIZES = ("B", "Hq", "Hk", "Sq", "Sk")
 _TL_NAMES = {user: s.Name(tl) for user, tl in RENAMED.items()}
+# Registers: with them ptxas spills at most 44 bytes in six programs tried (docs/log.md), without up to 1,352.
+A_TENSOR = 6
+FOR_EACH_SCORE = 12  # where an element is read for each score
 COLUMN_LIMIT = s.Compare((s.Name("k"), s.Name("Sk")), ("<",))
 
 
@@ -137,6 +140,13 @@ def compose(spec: AttentionSpec, library: str = "attention") -> s.Program:
     lse = "LSE" in spec.outputs or len(program.kernels) > 1  # a later kernel needs the parts' own
     body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, lse))
     return replace(program, kernels=(replace(kernel, body=body), *program.kernels[1:]))
+
+
+def held_registers(spec: AttentionSpec) -> int:
+    """Estimate the registers a thread that named tensors take: addresses, what rows hold, what is under way."""
+    given = [visible(spec), modified(spec, num(0))]
+    read = [x for e in given for x in expressions(e) if isinstance(x, s.Index)]
+    return A_TENSOR * len(spec.tensors) + FOR_EACH_SCORE * any({"q", "k"} <= names_in(x) for x in read)
 
 
 def _refuse_unread(spec: AttentionSpec) -> None:

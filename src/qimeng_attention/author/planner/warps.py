@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from qimeng_attention.author.planner.model import Tiling, carries, tilings
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
+from qimeng_attention.author.planner.sketch import held_registers
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
 
@@ -15,7 +16,7 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[Tiling, l
     Raises:
         SpecError: no tiling fits.
     """
-    choices = tilings(target, spec.Dqk, spec.Dv, special)
+    choices = tilings(target, spec.Dqk, spec.Dv, special, held_registers(spec))
     if not choices:
         raise no_tile(spec, target)
     reasons = _reasons(target, choices[0], choices, special)

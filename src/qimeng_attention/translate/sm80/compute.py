@@ -12,7 +12,7 @@ from qimeng_attention.tl.types import TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.expressions import Cpp
 from qimeng_attention.translate.sm80.context import FUNCTIONS, INTERNAL, Lowering, Lowerings, Refused
-from qimeng_attention.translate.sm80.loads import hold, index_line, without
+from qimeng_attention.translate.sm80.loads import column_loads, hold, index_line, load_column, without
 
 _START = {"RowMax": "tl::negative_infinity()", "RowSum": "0.0f", "LaneSum": "0.0f"}
 
@@ -58,7 +58,10 @@ def _compute(n: s.Compute, low: Lowering) -> None:
     reductions = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
     has_rows = kind.axes[0].name == low.row_axis
     has_columns = (len(kind.axes) == 2 and kind.axis_names[1] != LANE) or not has_rows
-    held = hold(n, low)
+    held = hold(n, low, columns=bool(reductions))
+    if not reductions and (loads := column_loads(n, low)):
+        _by_columns(n, low, held, loads, has_rows)
+        return
     used = _used_axes(without(n.value, held), low, tiles)
     with ExitStack() as stack:
         if has_rows and has_columns:
@@ -79,6 +82,35 @@ def _compute(n: s.Compute, low: Lowering) -> None:
         cpp = Cpp(low.checked, FUNCTIONS | INTERNAL, element.tile, _variables(element.indices()), found)
         value = low.expression(cpp, meaning, n)
         out.line(f"{element.tile(n.out)} = {_as_float(cpp, meaning, value)};")
+
+
+def _by_columns(n: s.Compute, low: Lowering, held: dict[s.Expr, str], loads: dict[s.Expr, str], has_rows: bool) -> None:
+    """Compute column by column, where elements of tensors differ by the column alone."""
+    tiles, found, register = names_in(n.value) | {n.out}, held | loads, names.register(n.out)
+    meaning = _without_division(n.value, low)
+    with ExitStack() as stack:
+        _open_columns(stack, low, n, tiles, register, loads)
+        if has_rows:
+            _open(stack, low, f"for (int r = 0; r < {register}.kR; ++r)")
+            _index_lines(low, n, tiles, [u for u in _used_axes(without(n.value, found), low, tiles) if u[1]])
+        element = _Element(low, n, tiles, "r" if has_rows else None, "c")
+        cpp = Cpp(low.checked, FUNCTIONS | INTERNAL, element.tile, _variables(element.indices()), found)
+        value = low.expression(cpp, meaning, n)
+        low.out.line(f"{element.tile(n.out)} = {_as_float(cpp, meaning, value)};")
+
+
+def _open_columns(
+    stack: ExitStack,
+    low: Lowering,
+    n: s.Compute | s.Mask,
+    tiles: set[str],
+    register: str,
+    loads: dict[s.Expr, str],
+) -> None:
+    _open(stack, low, f"for (int c = 0; c < {register}.kC; ++c)")
+    values = (n.condition, n.fill) if isinstance(n, s.Mask) else (n.value,)
+    _index_lines(low, n, tiles, [u for u in _used_axes(tuple(v for v in values if v), low, tiles) if not u[1]])
+    load_column(loads, n, low)
 
 
 def _skip(stack: ExitStack, n: s.Compute, low: Lowering) -> None:
@@ -246,14 +278,17 @@ def _reduce_expression(e: s.Call, name: str, n: s.Compute, low: Lowering, held: 
 
 def _mask(n: s.Mask, low: Lowering) -> None:
     tiles = names_in(n.condition) | names_in(n.fill) | {n.tile}
-    held = hold(n, low)
+    rows_only = _columns(n.tile, low) == 1
+    loads = {} if rows_only else column_loads(n, low)
+    held = hold(n, low, columns=False) | loads
     used = _used_axes(tuple(without(e, held) for e in (n.condition, n.fill) if e is not None), low, tiles)
     register = names.register(n.tile)
-    rows_only = _columns(n.tile, low) == 1
     with ExitStack() as stack:
+        if loads:
+            _open_columns(stack, low, n, tiles, register, loads)
         _open(stack, low, f"for (int r = 0; r < {register}.kR; ++r)")
         _index_lines(low, n, tiles, [u for u in used if u[1]])
-        if not rows_only:
+        if not rows_only and not loads:
             _open(stack, low, f"for (int c = 0; c < {register}.kC; ++c)")
             _index_lines(low, n, tiles, [u for u in used if not u[1]])
         element = _Element(low, n, tiles, "r", None if rows_only else "c")

@@ -1,7 +1,9 @@
 """Elements of named tensors in expressions, loaded as seldom as their indices allow.
 
-What no index of a fragment's rows or columns reaches is loaded once, what only rows or only columns reach once for each
-of them, into registers; all that a loop does not change before the loop. What both reach is loaded where it is used.
+What no index of a fragment's rows or columns reaches is loaded once, what only rows reach once for each row, both into
+registers before the loops that do not change them. What only columns reach is loaded once for each column, in a loop
+over columns around that over rows: a value is needed no longer than its column. What both reach is loaded where it is
+used.
 
 Not here: an element as an expression, with its test of being inside (expressions.py).
 """
@@ -44,13 +46,30 @@ def _rows_of(low: Lowering, tiles: set[str]) -> TileType:
     return next(t for t in known if t.axes[0].name == low.row_axis)
 
 
-def hold(n: Reader, low: Lowering) -> dict[s.Expr, str]:
-    """Load what a statement reads of tensors, but for elements of their own; give how each is called at (r, c)."""
+def hold(n: Reader, low: Lowering, *, columns: bool) -> dict[s.Expr, str]:
+    """Load what a statement reads of tensors before its loops; give how each is called at (r, c).
+
+    With `columns` those of the columns too, all at once, which takes a register each.
+    """
     found: dict[s.Expr, str] = {}
     for e in _loads(n, low):
-        if _reach(e, n, low) != "elements":
+        if columns or _reach(e, n, low) != "columns":
             found[e] = _held(e, n, low)
     return found
+
+
+def column_loads(n: Reader, low: Lowering) -> dict[s.Expr, str]:
+    """Name what a statement reads of tensors column by column: the loop over columns is then the outer one."""
+    found = dict.fromkeys(e for e in _loads(n, low) if _reach(e, n, low) == "columns")
+    return {e: f"{names.register(e.tensor)}_{low.loads + number}" for number, e in enumerate(found)}
+
+
+def load_column(loads: dict[s.Expr, str], n: Reader, low: Lowering) -> None:
+    """Load them, within the loop over columns and behind its index."""
+    for e, name in loads.items():
+        assert isinstance(e, s.Index)
+        low.loads += 1
+        low.out.line(f"{_kind(e, low)} const {name} = {_element(e, n, low)};")
 
 
 def hold_before(block: s.For | s.If, low: Lowering) -> None:
@@ -143,10 +162,8 @@ def _axis_names(tiles: set[str], low: Lowering) -> set[str]:
 
 
 def _load(e: s.Index, name: str, reach: str, n: Reader, low: Lowering) -> str:
-    dtype, tiles, out = low.checked.tensors[e.tensor].dtype, _tiles(n), low.out
-    kind = names.ELEMENTS[dtype] if dtype in INTEGER_TYPES or dtype == BOOL else "float"
-    axes = {a: names.variable(a) for a in _axis_names(tiles, low) & names_in(e)}
-    value = low.expression(Cpp(low.checked, FUNCTIONS | INTERNAL, indices=axes), e, n)
+    tiles, out, kind, value = _tiles(n), low.out, _kind(e, low), _element(e, n, low)
+    axes = sorted(_axis_names(tiles, low) & names_in(e))
     out.line(f"// {expression(e)}: once for {_WORDS[reach]}")
     if reach == "block":
         out.line(f"{kind} const {name} = {value};")
@@ -165,6 +182,16 @@ def _load(e: s.Index, name: str, reach: str, n: Reader, low: Lowering) -> str:
             out.line(index_line(low, n, tiles, axis, rows))
         out.line(f"{name}[{at}] = {value};")
     return f"{name}[{at}]"
+
+
+def _kind(e: s.Index, low: Lowering) -> str:
+    dtype = low.checked.tensors[e.tensor].dtype
+    return names.ELEMENTS[dtype] if dtype in INTEGER_TYPES or dtype == BOOL else "float"
+
+
+def _element(e: s.Index, n: Reader, low: Lowering) -> str:
+    axes = {a: names.variable(a) for a in _axis_names(_tiles(n), low) & names_in(e)}
+    return low.expression(Cpp(low.checked, FUNCTIONS | INTERNAL, indices=axes), e, n)
 
 
 _WORDS = {"block": "all elements", "rows": "each row", "columns": "each column"}
