@@ -108,7 +108,7 @@ def test_generate_writes_a_bundle_that_show_reads(tmp_path: Path) -> None:
     [
         (("--Hq", "32", "--Hk", "5", "--target", "A100"), "Hk", 2),
         (("--Dqk", "0", "--target", "A100"), "Dqk", 2),
-        (("--Dqk", "80", "--target", "A100"), "Dqk", 2),
+        (("--Dqk", "82", "--target", "A100"), "Dqk", 2),
         (("--target", "A1000"), "target", 2),
         (("--dtype", "bf16", "--target", "T4"), "dtype", 2),
         (("--dtype", "fp8", "--target", "A100"), "dtype", 2),

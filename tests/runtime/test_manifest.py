@@ -99,6 +99,9 @@ def test_a_missing_field_is_named(manifest: Manifest, name: str) -> None:
         from_json(seal(fields))
 
 
+MAP = {"tensor": "K", "box": [1, 64, 1, 64], "dimension": 0, "group": 0}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -138,8 +141,10 @@ def test_a_missing_field_is_named(manifest: Manifest, name: str) -> None:
         ({"files": {"a\x00.cuh": "0" * 64}}, "no file of a bundle"),
         ({"files": {"manifest.json": "0" * 64}}, "no file of a bundle"),
         ({"tensors": []}, "output"),
-        ({"maps": [{"tensor": "K", "box": [1, 64, 1, 40]}]}, "maps: a row of the box of K must have 64 or 128 bytes"),
-        ({"maps": [{"tensor": "K", "box": [1, 64, 64]}]}, "maps: K must be a tensor"),
+        ({"maps": [{**MAP, "box": [1, 64, 1, 40]}]}, "maps: a row of the box of K must have 64 or 128 bytes"),
+        ({"maps": [{**MAP, "box": [1, 64, 64]}]}, "maps: K must be a tensor"),
+        ({"maps": [{**MAP, "group": -1}]}, "maps: the group of K must have rows"),
+        ({"maps": [{**MAP, "dimension": 4}]}, "maps: the group of K must have rows"),
     ],
 )
 def test_a_field_that_makes_no_sense_is_named(manifest: Manifest, changes: dict[str, Any], words: str) -> None:

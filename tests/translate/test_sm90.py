@@ -75,10 +75,10 @@ def test_facts_name_the_maps_and_the_counter() -> None:
     made = translated(planned(Dqk=128))
 
     assert made.facts["maps"] == [
-        {"tensor": "Q", "box": [1, 128, 1, 64]},
-        {"tensor": "K", "box": [1, 128, 1, 64]},
-        {"tensor": "V", "box": [1, 128, 1, 64]},
-        {"tensor": "Out", "box": [1, 64, 1, 64]},
+        {"tensor": "Q", "box": [1, 128, 1, 64], "dimension": 0, "group": 0},
+        {"tensor": "K", "box": [1, 128, 1, 64], "dimension": 0, "group": 0},
+        {"tensor": "V", "box": [1, 128, 1, 64], "dimension": 0, "group": 0},
+        {"tensor": "Out", "box": [1, 64, 1, 64], "dimension": 0, "group": 0},
     ]
     assert made.facts["persistent"]
     assert made.facts["counter"]
@@ -127,7 +127,7 @@ def test_heads_of_a_group_are_the_rows_of_a_tile_that_ends_with_them() -> None:
 
 
 def test_a_tile_that_ends_elsewhere_is_refused() -> None:
-    code = planned(Hq=16, Hk=2, Sq=1, Dqk=128).replace("(group + 1) * G]", "group * G + 3]")
+    code = planned(Hq=16, Hk=2, Sq=1, Dqk=128).replace("(group + 1) * G] from global", "group * G + 3] from global")
 
     with pytest.raises(DiagnosticError, match="groups of rows") as caught:
         translate(schedule(parse(code)))

@@ -101,22 +101,7 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
         if other is not None and other not in bases:
             scope.unknown(other, n.span, bases, "shared tile with memory of its own")
             return
-    if n.contiguous is not None and n.contiguous not in {a.name for a in axes}:
-        scope.report(
-            "TL503",
-            n.span,
-            f"{n.name} has no axis {n.contiguous} to lie along",
-            "name an axis of the tile, as `contiguous k`",
-        )
-    in_pieces = n.space == "register" and n.contiguous is not None
-    if in_pieces and (len(axes) != 2 or n.contiguous != axes[-1].name or BYTES[dtype] > 2 or n.init is not None):
-        scope.report(
-            "TL503",
-            n.span,
-            f"{n.name} is no 16-bit matrix whose rows registers could hold in pieces",
-            "give it two axes, the last behind `contiguous`, a 16-bit type and no initial value",
-        )
-    role = PIECES if in_pieces else "MMA_C"
+    role = PIECES if _in_pieces(n, axes, dtype, scope) else "MMA_C"
     tile = TileType(n.name, n.space, dtype, axes, role, stages, n.swizzle, n.view, n.over, n.init, n.contiguous)
     if known is not None and (
         (known.space, known.dtype) != (tile.space, tile.dtype) or not same_axes(known.axes, tile.axes)
@@ -134,6 +119,26 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
         _check_view(n, tile, scope.tiles[n.view], scope)
     if n.over is not None:
         _check_over(n, tile, scope.tiles[n.over], scope)
+
+
+def _in_pieces(n: s.Allocate, axes: tuple[Axis, ...], dtype: str, scope: Scope) -> bool:
+    """Tell whether a register tile holds rows in pieces, and report an axis that is none or a tile that cannot."""
+    if n.contiguous is not None and n.contiguous not in {a.name for a in axes}:
+        scope.report(
+            "TL503",
+            n.span,
+            f"{n.name} has no axis {n.contiguous} to lie along",
+            "name an axis of the tile, as `contiguous k`",
+        )
+    in_pieces = n.space == "register" and n.contiguous is not None
+    if in_pieces and (len(axes) != 2 or n.contiguous != axes[-1].name or BYTES[dtype] > 2 or n.init is not None):
+        scope.report(
+            "TL503",
+            n.span,
+            f"{n.name} is no 16-bit matrix whose rows registers could hold in pieces",
+            "give it two axes, the last behind `contiguous`, a 16-bit type and no initial value",
+        )
+    return in_pieces
 
 
 def _check_over(n: s.Allocate, tile: TileType, under: TileType, scope: Scope) -> None:
