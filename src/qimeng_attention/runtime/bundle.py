@@ -112,6 +112,7 @@ class Bundle:
     def __init__(self, contents: Contents) -> None:
         self._contents, self._whole = contents, contents.manifest
         self._manifest = self._whole.face  # what a call is checked against
+        self._alone = self._manifest is self._whole  # one kernel, which takes only what a caller gives
         self._names = [tensor.name for tensor in self._manifest.tensors]
         self._pointers, self._scalars = places_of(self._manifest)
         self._arguments = _arguments(self._manifest)
@@ -227,7 +228,7 @@ class Bundle:
             EnvironmentMissing: no PyTorch or no GPU.
         """
         gpu_torch()
-        (self._launcher if self._chain is None else self._chain).load(device)
+        (self._launcher if self._alone else self._chain).load(device)
 
     def operator(self) -> Operator:
         """Give the kernel as a PyTorch operator, which torch.compile and torch.export keep whole in their graphs.
@@ -263,9 +264,9 @@ class Bundle:
         return Launcher(self._manifest, self.files["kernel.cubin"], cuda_driver())
 
     @cached_property
-    def _chain(self) -> Chain | None:
-        """Give the kernels behind each other, None where there is one that takes only what a caller gives."""
-        return None if self._manifest is self._whole else Chain(self._whole, self.files, cuda_driver())
+    def _chain(self) -> Chain:
+        """Give the kernels behind each other."""
+        return Chain(self._whole, self.files, cuda_driver())
 
     def _labels_of_call(self, scale: float | None, lse: TensorLike | None, return_lse: bool) -> list[str]:
         """Give what the caller calls each tensor, if the kernel is what was called for."""
@@ -339,7 +340,7 @@ class Bundle:
         if scalars is not self._default_scalars:
             known = zip(self._manifest.scalars, scalars, strict=True)
             scalars = tuple([value if type(value) is float else check_scalar(scalar, value) for scalar, value in known])
-        if self._chain is not None:
+        if not self._alone:
             values = tuple([check_scalar(s, value) for s, value in zip(self._manifest.scalars, scalars, strict=True)])
             device = tensors[0].device
             allocate = partial(torch.empty, dtype=torch.uint8, device=device)
