@@ -96,12 +96,40 @@ def overhead() -> str:
     return table(["call", "host time less an empty function's, µs"], body)
 
 
+def serving() -> str:
+    rows = []
+    for r in rows_of("serving_h200"):
+        c, moved = r.case, 2 * 2 * r.case.B * r.case.Sk * r.case.Hk * r.case.Dqk  # bytes of K and V, 16 bits each
+        speeds = [f"{moved / ms / 1e9:.2f}" for ms in (r.ours_ms, r.peers_ms["FlashAttention-3"])]
+        rows.append([c.B, f"{c.Hq}/{c.Hk}", f"{c.Sk:,}", *speeds, r.ratio, r.bound])
+    return table(["sequences", "heads", "keys", "ours, TB/s", "FlashAttention-3, TB/s", "ratio", "what binds"], rows)
+
+
+def judged() -> str:
+    """What the judge said of kernels that ran on a GPU."""
+    rows = []
+    for name, what in JUDGED.items():
+        s = results(name).summary
+        link = f"[{name}.json](../benchmarks/results/{name}.json)"
+        rows.append([what, s["bundles"], s["accepted"], f"{s['shapes']:,}", f"{s['checks']:,}", link])
+    return table(["programs", "kernels", "accepted", "configurations", "checks", "results"], rows)
+
+
+JUDGED = {
+    "judge_hopper_h200": "for the H200, head dims 64, 128, 256",
+    "judge_decode_h200": "for the H200, one or three queries",
+    "judge_head_dims_h200": "for the H200, head dims that are no multiple of 64, or unequal",
+    "judge_ampere_h200": "for the A100, built for sm_90",
+    "judge_turing_h200": "for the T4, built for sm_90",
+}
 TABLES: dict[str, tuple[Callable[[], str], str]] = {
     "processes": (processes, "hopper_forward_h200"),
     "bounds": (bounds, "hopper_forward_h200"),
     "variants": (variants, "hopper_variants_h200"),
     "ablation": (ablation, "ablation_hopper_h200"),
     "overhead": (overhead, "call_overhead_h200"),
+    "serving": (serving, "serving_h200"),
+    "judged": (judged, "judge_hopper_h200"),
 }
 
 
