@@ -220,3 +220,12 @@ def test_every_kernel_is_loaded_before_a_capture(bundle: Bundle, gpu: SimpleName
 
     assert gpu.driver.calls.count("cuModuleGetFunction") == 2
     assert "Splits" in bundle.show()
+
+
+def test_a_page_shows_the_source_of_every_kernel(bundle: Bundle) -> None:
+    from qimeng_attention.report.page import page_of
+    from qimeng_attention.runtime.folder import read_folder
+
+    page = page_of(read_folder(bundle.path))
+
+    assert [line for line in page.cpp if line] == [*FILES["kernel.cu"].decode().splitlines(), "2"]

@@ -20,6 +20,7 @@ from qimeng_attention.report.beside import Row, lines_of, pair
 from qimeng_attention.report.understood import Understood, understand
 from qimeng_attention.runtime import Contents
 from qimeng_attention.runtime.expressions import show
+from qimeng_attention.runtime.manifest import MOST_KERNELS, kernel_file
 from qimeng_attention.spec import AttentionSpec
 
 Facts = tuple[tuple[str, str], ...]
@@ -60,7 +61,7 @@ class Page:
 def page_of(contents: Contents) -> Page:
     """Gather what is shown of a bundle."""
     manifest, files = contents.manifest, contents.files
-    tl, cpp = _text(files, "scheduled.tl"), _text(files, "kernel.cu")
+    tl, cpp = _text(files, "scheduled.tl"), _sources(files)
     verdict = _json(files, "verdict.json")
     built = "" if manifest.built_arch == manifest.arch else f", built for {manifest.built_arch}"
     return Page(
@@ -82,6 +83,12 @@ def page_of(contents: Contents) -> Page:
 
 
 # ------------------------------------------------------------------------------------------ reading
+def _sources(files: Mapping[str, bytes]) -> str:
+    """Give the CuTe C++ of all kernels, in the order they are launched."""
+    names = [name for number in range(MOST_KERNELS) if (name := kernel_file(number, "cu")) in files]
+    return "\n".join(_text(files, name) for name in names)
+
+
 def _text(files: Mapping[str, bytes], name: str) -> str:
     return plain(files.get(name, b"").decode("utf-8", "replace").replace("\r\n", "\n").expandtabs(4))
 
