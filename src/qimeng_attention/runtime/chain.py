@@ -15,7 +15,7 @@ from qimeng_attention.runtime.expressions import evaluate
 from qimeng_attention.runtime.launcher import Launcher, Prepared, Where
 from qimeng_attention.runtime.manifest import Manifest, Tensor, kernel_file
 from qimeng_attention.runtime.packing import places_of
-from qimeng_attention.runtime.plan import TORCH_TYPES, Layout, Plan, check_pointers, make_plan
+from qimeng_attention.runtime.plan import Plan, check_pointers, dense_layout, make_plan
 
 _ALIGN = 256  # bytes: what PyTorch's own allocations begin at
 _MOST_PREPARED = 4096
@@ -80,6 +80,8 @@ class Chain:
         key = (plan, tuple(given.values()))
         steps = self._steps.get(key)
         if steps is None:
+            if len(self._steps) >= _MOST_PREPARED:
+                self._steps.clear()
             steps = self._steps[key] = self._plan(plan, given)
         workspace = self._workspace(plan.device, where, steps.workspace, allocate)
         base = int(workspace.data_ptr()) if workspace is not None else 0
@@ -112,13 +114,10 @@ class Chain:
         between: dict[str, Tensor] = {}
         for kernel in self._kernels:
             between |= {t.name: t for t in kernel.tensors if t.name not in known and t.name not in between}
-        layouts = {
-            tensor.name: (*layout[:2], f"torch.{TORCH_TYPES[tensor.dtype]}", layout[3])  # allocated ones say it plainly
-            for tensor, layout in zip(self._face.tensors, plan.layouts, strict=True)
-        }
+        layouts = dict(zip(known, plan.layouts, strict=True))
         offsets, end = [], 0
         for tensor in between.values():
-            layouts[tensor.name] = _dense(tensor, sizes, plan.layouts[0][3])
+            layouts[tensor.name] = dense_layout(tensor, sizes, plan.layouts[0][3])
             offsets.append(end)
             end += -(-math.prod(layouts[tensor.name][0]) * tensor.item_bytes // _ALIGN) * _ALIGN
         order = [*known, *between]
@@ -147,12 +146,3 @@ class Chain:
                 self._prepared.clear()
             self._prepared[steps, pointers, scalars] = made
         return made
-
-
-def _dense(tensor: Tensor, sizes: Mapping[str, int], device: Any) -> Layout:
-    """Give the layout of a tensor in the workspace."""
-    shape = tuple(evaluate(dim, sizes) for dim in tensor.dims)
-    strides = [1]
-    for extent in reversed(shape[1:]):
-        strides.append(strides[-1] * max(extent, 1))
-    return shape, tuple(reversed(strides)), f"torch.{TORCH_TYPES[tensor.dtype]}", device

@@ -112,7 +112,7 @@ def make_plan(
     for requirement in manifest.requires:
         _check_requirement(requirement, sizes)
     whole = [
-        layout or _contiguous(tensor, sizes, pairs[0][1][3])
+        layout or dense_layout(tensor, sizes, pairs[0][1][3])
         for tensor, layout in zip(manifest.tensors, layouts, strict=True)
     ]
     for tensor, layout, label in zip(manifest.tensors, whole, labels, strict=True):
@@ -252,12 +252,13 @@ def _check_requirement(requirement: Requirement, sizes: Mapping[str, int]) -> No
 
 
 # ------------------------------------------------------------------------------------------ memory
-def _contiguous(tensor: Tensor, sizes: Mapping[str, int], device: Any) -> Layout:
+def dense_layout(tensor: Tensor, sizes: Mapping[str, int], device: Any) -> Layout:
+    """Give the layout of a tensor that the launcher allocates."""
     shape = tuple(_value(dim, sizes) for dim in tensor.dims)
     strides = [1]
     for extent in reversed(shape[1:]):
         strides.append(strides[-1] * max(extent, 1))
-    return shape, tuple(reversed(strides)), TORCH_TYPES[tensor.dtype], device
+    return shape, tuple(reversed(strides)), f"torch.{TORCH_TYPES[tensor.dtype]}", device
 
 
 def _check_strides(tensor: Tensor, layout: Layout, label: str) -> None:

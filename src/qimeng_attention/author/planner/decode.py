@@ -165,22 +165,19 @@ def write_decode(
         schedules: the lines of both Schedule blocks.
     """
     split, combine = sketch.kernels
-    frames = parse("\n".join([*_split_frame(spec, target, tile, why, schedules[0]), *_combine_frame(spec, target)]))
-    second = replace(frames.kernels[1], schedule=_choices(schedules[1]))
+    frames = parse(
+        "\n".join([*_split_frame(spec, target, tile, why, schedules[0]), *_combine_frame(spec, target, schedules[1])])
+    )
+    first, second = frames.kernels
     body = map_blocks(split.body, lambda n: _split_statement(substitute(n, _NAMES), spec))
     return s.Program(
         (
-            replace(frames.kernels[0], body=(*frames.kernels[0].body, *reshaped(body, spec))),
+            replace(first, body=(*first.body, *reshaped(body, spec))),
             replace(second, body=(*second.body, *map_blocks(combine.body, lambda n: _combine_statement(n, spec)))),
         ),
         sketch.defines,
         sketch.below,
     )
-
-
-def _choices(lines: Sequence[str]) -> tuple[s.Choice, ...]:
-    text = "\n".join(["Kernel x", "Schedule", *[f"    {line}" for line in lines]]) + "\n"
-    return parse(text).kernels[0].schedule
 
 
 def _sizes(spec: AttentionSpec, names: Sequence[str], dims: Sequence[str]) -> list[str]:
@@ -251,7 +248,7 @@ def _bounds(condition: s.Expr | None, t: Split, group: int) -> tuple[str, str]:
     return expression(start), expression(stop)
 
 
-def _combine_frame(spec: AttentionSpec, target: Target) -> list[str]:
+def _combine_frame(spec: AttentionSpec, target: Target, schedule: Sequence[str]) -> list[str]:
     _, v = _dims(spec)
     lse = ["Allocate Lse in global (B, Hk * G, Sq) f32"] if "LSE" in spec.outputs else []
     return [
@@ -268,6 +265,8 @@ def _combine_frame(spec: AttentionSpec, target: Target) -> list[str]:
         "Allocate l in register (BM h) f32 = 0",
         "Let heads = row % ceildiv(Hk * G, BM)",
         "Let t = row // ceildiv(Hk * G, BM)",
+        "Schedule",
+        *[f"    {line}" for line in schedule],
         "",
     ]
 
