@@ -150,8 +150,8 @@ def make(item: tuple[Cell, str, Path]) -> str:
     return f"{cell.name:48} {found['verdict']:9} {found['spills']:4} bytes of spills  {found['error'][:80]}"
 
 
-def compile_all(work: Path, jobs: int, seconds: float) -> None:
-    every, start = list(cells()), time.monotonic()
+def compile_all(work: Path, jobs: int, seconds: float, only: str) -> None:
+    every, start = [cell for cell in cells() if re.search(only, cell.name)], time.monotonic()
     with ProcessPoolExecutor(jobs) as pool:
         list(pool.map(generate, [(cell, work) for cell in every], chunksize=8))
         programs: dict[str, Cell] = {}
@@ -247,11 +247,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing more after this time")
+    parser.add_argument("--only", default="", help="compile the cells whose names match this expression")
     parser.add_argument("--commit", default="", help="of the tree that was judged")
     parser.add_argument("--device", default="NVIDIA H200", help="that judged")
     args = parser.parse_args()
     if args.compile:
-        compile_all(args.work, args.jobs, args.seconds)
+        compile_all(args.work, args.jobs, args.seconds, args.only)
     elif args.judge:
         judge_all(args.work, args.jobs, args.seconds)
     else:
