@@ -182,3 +182,15 @@ def test_lse_is_float32_throughout() -> None:
 
     assert rule.compare("Lse", want.lse.astype(np.float32), want.lse, rule.lse_limits(want)).passed
     assert not rule.compare("Lse", rounded, want.lse, rule.lse_limits(want)).passed
+
+
+def test_rows_that_see_nothing_leave_the_mean_bound_of_lse_as_it_is() -> None:
+    operator, call = one_head(10, rows=1000, mask="causal")
+    want = truth(operator, call, *drawn(call, "fp16", 1e4))
+    seen = np.isfinite(want.lse)
+    assert np.count_nonzero(seen) == 10
+
+    rounded, biased = (np.where(seen, want.lse * (1 + share), want.lse) for share in (8e-6, 4e-5))
+
+    assert rule.compare("Lse", rounded, want.lse, rule.lse_limits(want)).passed
+    assert not rule.compare("Lse", biased, want.lse, rule.lse_limits(want)).passed

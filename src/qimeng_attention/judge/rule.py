@@ -83,7 +83,7 @@ def lse_limits(truth: Truth) -> Limits:
     size = np.where(finite, np.abs(truth.lse), 0)
     moved = np.swapaxes(truth.approximate, 1, 2)  # 0 where nothing is approximated
     element = LSE_RELATIVE * size + LSE_EXPONENTIAL + np.swapaxes(truth.slack - truth.approximate, 1, 2)
-    return Limits(element + moved, _mean(element) + _mean(moved[finite]))
+    return Limits(element + moved, _mean(element[finite]) + _mean(moved[finite]))  # as `compare` takes the error's mean
 
 
 def sampled_limits(want: Array, changes: Array, magnitude: Array | None, dtype: str, inner: str) -> Limits:
