@@ -9,8 +9,8 @@
 With --repeats 10, ten of the kernels, each at the largest shape it was judged at, run once directly and then 1,000
 times by replay of a CUDA graph, over poisoned outputs: every bit must be the same.
 
-D 64/128 (the Hopper set: 256 too) x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA; each kernel in a process of
-its own, several at a time.
+D 64/128 (the Hopper set: 256 too) x full/causal/window/softcap x fp16/bf16 x MHA/GQA/MQA; kernels run in
+processes beside the judges', several at a time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import re
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from qimeng_attention.bench.results import Case, CorrectnessRow, provenance
 from qimeng_attention.judge import Budget, Verdict, judge_bundle
+from qimeng_attention.judge.process import Process
 from qimeng_attention.spec import AttentionSpec
 
 BUDGET = Budget("survey", heads=None, keys=2048, scores=1 << 23, thorough=True)
@@ -35,11 +37,17 @@ REPLAYS = 1000
 _SIZES = re.compile(r"B=(\d+) Hq=(\d+) Hk=(\d+) Sk=(\d+) Sq=(\d+)|B=(\d+) Sq=(\d+) Sk=(\d+) Hq=(\d+) Hk=(\d+)")
 
 
+@cache
+def beside() -> Process:
+    """Give this process the one in which its kernels run."""
+    return Process()
+
+
 def judge(item: tuple[str, dict[str, Any], Path, int]) -> tuple[str, AttentionSpec, Verdict, float]:
     name, fields, folder, seed = item
     spec = AttentionSpec.make(name=name, **fields)
     start = time.perf_counter()
-    verdict = judge_bundle(folder / name, spec, seed=seed, budget=BUDGET)
+    verdict = judge_bundle(folder / name, spec, seed=seed, budget=BUDGET, process=beside())
     return name, spec, verdict, time.perf_counter() - start
 
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from qimeng_attention.build import build
 from qimeng_attention.errors import QimengError
 from qimeng_attention.judge import judge_program
 from qimeng_attention.judge.inputs import CPU, Budget
+from qimeng_attention.judge.process import Process
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.workflow import run
 
@@ -172,12 +174,19 @@ def compile_all(work: Path, jobs: int, seconds: float, only: str) -> None:
 # ------------------------------------------------------------------ on an H200
 
 
+@cache
+def beside() -> Process:
+    """Give this process the one in which its kernels run."""
+    return Process()
+
+
 def judge(item: tuple[str, dict[str, Any], Path, int]) -> str:
     from qimeng_attention.judge import judge_bundle
 
     key, fields, work, seed = item
+    spec = AttentionSpec.make(**fields)
     try:
-        verdict = judge_bundle(work / "bundles" / key, AttentionSpec.make(**fields), seed=seed, budget=ON_GPU)
+        verdict = judge_bundle(work / "bundles" / key, spec, seed=seed, budget=ON_GPU, process=beside())
         found = {"verdict": verdict.verdict, "reason": verdict.reason, "checks": len(verdict.checks), "seed": seed}
     except QimengError as error:
         found = {"verdict": "rejected", "reason": str(error), "checks": 0, "seed": seed}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from qimeng_attention.judge import Call, Operator, judge_candidate, truth
 from qimeng_attention.judge.candidate import Stopped
 from qimeng_attention.judge.device import Isolated, from_bits, judge_bundle, to_bits
 from qimeng_attention.judge.inputs import CPU
+from qimeng_attention.judge.process import Process
 from qimeng_attention.judge.worker import CANARY, GUARD, launched
 from qimeng_attention.runtime import GridAxis, Manifest, Scalar, Tensor
 from qimeng_attention.spec import AttentionSpec
@@ -70,8 +73,10 @@ for line in sys.stdin:
 """
 
 
-def isolated(fault: str = "pass", timeout_s: float = 60.0) -> Isolated:
-    return Isolated(MANIFEST, SPEC, [sys.executable, "-c", WORKER.replace("FAULT", fault)], timeout_s)
+@contextmanager
+def isolated(fault: str = "pass", timeout_s: float = 60.0) -> Iterator[Isolated]:
+    with Process([sys.executable, "-c", WORKER.replace("FAULT", fault)], timeout_s) as process:
+        yield Isolated(MANIFEST, SPEC, process)
 
 
 def drawn(call: Call = CALL) -> dict[str, np.ndarray]:
@@ -118,6 +123,19 @@ def test_a_hang_is_killed_and_the_next_call_starts_anew(tmp_path: Path) -> None:
             candidate.run(CALL, drawn(), "contiguous")
 
         assert "Out" in candidate.run(CALL, drawn(), "contiguous")
+
+
+def test_one_process_runs_kernels_one_after_the_other_until_something_goes_wrong() -> None:
+    fault = "answer |= {'damaged': ['Out'] * (request['bundle'][-1] == 'b')}; runs[0]['Lse'] += os.getpid() % 997 + 1"
+    fault += "; runs[1]['Lse'] = runs[0]['Lse']"
+    with Process([sys.executable, "-c", WORKER.replace("FAULT", fault)]) as process:
+        first, second = (Isolated(MANIFEST, SPEC, process, path=p) for p in ("a", "b"))
+        of_first = first.run(CALL, drawn(), "contiguous")["Lse"]
+        with pytest.raises(Stopped, match="writes outside"):
+            second.run(CALL, drawn(), "contiguous")
+        of_third = first.run(CALL, drawn(), "contiguous")["Lse"]
+
+    assert not np.array_equal(of_first, of_third)
 
 
 def test_an_element_left_at_both_poisons_comes_back_as_nan() -> None:
@@ -181,8 +199,8 @@ def test_integers_and_conditions_travel_as_they_are(dtype: str, kind: type) -> N
     ],
 )
 def test_a_kernel_that_does_not_fit_the_spec_is_a_judge_error(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(JudgeError, match=says):
-        Isolated(replace(MANIFEST, **change), SPEC, [sys.executable])
+    with Process() as process, pytest.raises(JudgeError, match=says):
+        Isolated(replace(MANIFEST, **change), SPEC, process)
 
 
 # ------------------------------------------------------------------ the worker itself, on the CPU

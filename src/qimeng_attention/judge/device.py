@@ -10,16 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import selectors
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -39,6 +31,7 @@ from qimeng_attention.judge.candidate import (
 from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
 from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
+from qimeng_attention.judge.process import TIMEOUT_S, Hung, Process
 from qimeng_attention.judge.verdict import Verdict
 from qimeng_attention.judge.worker import CANARY, POISONS
 from qimeng_attention.named_tensors import kernel_name
@@ -49,10 +42,7 @@ from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.types import Checked
 
 EXACT = {"i32": np.int32, "i64": np.int64, "bool": np.bool_}  # types whose values are their bits
-TIMEOUT_S = 60.0  # of one launch, its transfers and, the first time, the start of CUDA
 DEFAULT_TILES = (128, 64)
-KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "PYTHONPATH")  # of the environment; keys and tokens stay behind
-KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "LD_")
 
 
 def judge_bundle(
@@ -63,6 +53,7 @@ def judge_bundle(
     budget: Budget = GPU,
     timeout_s: float = TIMEOUT_S,
     progress: Progress | None = None,
+    process: Process | None = None,
 ) -> Verdict:
     """Judge a built kernel on the GPU at hand.
 
@@ -73,6 +64,7 @@ def judge_bundle(
         budget: how much to try.
         timeout_s: of each launch.
         progress: called before each case.
+        process: in which kernels run one after the other; without one this kernel has its own.
 
     Raises:
         BundleError: damaged, or no bundle.
@@ -83,7 +75,9 @@ def judge_bundle(
     Operator.of(spec)
     reference = _reference()
     kernels = _kernels(bundle.files)
-    with Isolated(bundle.manifest, spec, _command(path), timeout_s, kernels) as candidate:
+    with contextlib.ExitStack() as stack:
+        place = process or stack.enter_context(Process(timeout_s=timeout_s))
+        candidate = Isolated(bundle.manifest, spec, place, kernels, path)
         return judge_candidate(
             candidate,
             spec,
@@ -110,10 +104,6 @@ def _reference() -> Reference:
     return Reference(reference_torch.truth, reference_torch.baseline)
 
 
-def _command(path: str | Path) -> list[str]:
-    return [sys.executable, "-m", "qimeng_attention.judge.worker", str(path)]
-
-
 def _kernels(files: Mapping[str, bytes]) -> list[Checked]:
     """Read the program beside the kernel, for what the judge asks of a text; nothing if it does not pass."""
     try:
@@ -133,9 +123,9 @@ class Isolated:
         self,
         manifest: runtime.Manifest,
         spec: AttentionSpec,
-        command: Sequence[str],
-        timeout_s: float = TIMEOUT_S,
+        process: Process,
         kernels: Sequence[Checked] = (),
+        path: str | Path = "",
     ) -> None:
         face = manifest.face
         _check_manifest(face, spec)
@@ -145,49 +135,31 @@ class Isolated:
         heads = {"Hq", "Hk"}
         self.any_heads = heads <= set(face.sizes) and not any(heads & set(names(r.left)) for r in manifest.requires)
         self._chosen = list(manifest.chosen)
-        self._manifest, self._spec, self._timeout_s = face, spec, timeout_s
-        self._folder = tempfile.TemporaryDirectory(prefix="qimeng-judge-")
-        self._command = [*command, self._folder.name]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Isolated:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.stop()
-        self._folder.cleanup()
+        self._manifest, self._spec, self._process, self._path = face, spec, process, str(Path(path).absolute())
 
     def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
         """Launch twice in the other process; elements never written come back as NaN."""
-        answer = self._ask(self._request(call, tensors, layout))
+        try:
+            answer = self._process.ask(self._request(call, tensors, layout))
+        except Hung as hung:
+            raise Stopped(str(hung)) from None
         if error := answer.get("error"):
-            self.stop()  # after an error a CUDA context is of no use
+            self._process.stop()  # after an error a CUDA context is of no use
             raise Stopped(f"the launch failed: {error}")
         if answer["damaged"]:
+            self._process.stop()  # what else it wrote to nobody knows
             raise Stopped(f"writes outside of {', '.join(answer['damaged'])}")
         if answer["changed"]:
             raise Stopped(f"changes its input {', '.join(answer['changed'])}")
         shapes = call.shapes()
         return {name: self._output(name, files, shapes[name]) for name, files in answer["outputs"].items()}
 
-    def stop(self) -> None:
-        """End the other process and whatever it started."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
-            self._process = None
-
     # -------------------------------------------------------------- files
     def _request(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Any]:
         shapes, types = call.shapes(), {t.name: t.dtype for t in self._manifest.tensors}
         given = [*INPUTS, *(kernel_name(n) for n in self._spec.tensors)]
         for name in given:
-            (Path(self._folder.name) / f"{name}.in").write_bytes(to_bits(tensors[name], types[name]).tobytes())
+            (self._process.folder / f"{name}.in").write_bytes(to_bits(tensors[name], types[name]).tobytes())
         inputs = {n: {"file": f"{n}.in", "dtype": types[n], "shape": tensors[n].shape} for n in given}
         outputs = {
             t.name: {"dtype": t.dtype, "shape": shapes[t.name]} for t in self._manifest.tensors if t.role == "output"
@@ -195,14 +167,21 @@ class Isolated:
         sizes = {n: value for n, value in sizes_of(call).items() if n in self._manifest.sizes}
         sizes |= chosen_sizes(self._chosen, call)
         scalars = {x.name: call.scale for x in self._manifest.scalars}
-        return {"inputs": inputs, "outputs": outputs, "layout": layout, "sizes": sizes, "scalars": scalars}
+        return {
+            "bundle": self._path,
+            "inputs": inputs,
+            "outputs": outputs,
+            "layout": layout,
+            "sizes": sizes,
+            "scalars": scalars,
+        }
 
     def _output(self, name: str, files: Sequence[str], shape: tuple[int, ...]) -> Array:
         """Read both runs: they agree but for elements that nobody wrote, which hold each run's poison."""
         dtype = self._manifest.tensor(name).dtype
         if len(files) != len(POISONS):
             raise Stopped(f"the process gave {len(files)} runs of {name}")
-        runs = [from_bits((Path(self._folder.name) / Path(f).name).read_bytes(), dtype) for f in files]
+        runs = [from_bits((self._process.folder / Path(f).name).read_bytes(), dtype) for f in files]
         if any(r.size != int(np.prod(shape)) for r in runs):
             raise Stopped(f"the process gave {name} in another size")
         first, second = runs
@@ -215,62 +194,6 @@ class Isolated:
                 f"({int((~same).sum())} of {same.size} elements)"
             )
         return first.reshape(shape)
-
-    # -------------------------------------------------------------- the other process
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self._process is None:
-            self._process = self._started()
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            return {"error": self._ended()}
-        line = self._line(time.monotonic() + self._timeout_s)
-        if line is None:
-            self.stop()
-            raise Stopped(f"no answer within {self._timeout_s:g} s: the kernel hangs, its process was killed")
-        if not line.endswith(b"\n"):
-            return {"error": self._ended()}
-        return json.loads(line)  # type: ignore[no-any-return]
-
-    def _line(self, deadline: float) -> bytes | None:
-        """Read one line; None if none came in time, an unfinished one if the process ended."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    return None
-                piece = os.read(self._process.stdout.fileno(), 1 << 16)
-                if not piece:
-                    return line
-                line += piece
-        return line
-
-    def _ended(self) -> str:
-        assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
-        code = self._process.poll()
-        errors = (Path(self._folder.name) / "errors.txt").read_text("utf-8", "replace").strip().splitlines()
-        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        return f"its process ended with {how}" + (f": {errors[-1][:300]}" if errors else "")
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        kept = {n: v for n, v in os.environ.items() if n in KEPT or n.startswith(KEPT_PREFIXES)}
-        kept["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        with (Path(self._folder.name) / "errors.txt").open("wb") as errors:
-            return subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=kept,
-                start_new_session=True,
-            )
 
 
 def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:

@@ -1,10 +1,10 @@
-"""Runs a built kernel in a process of its own: `python -m qimeng_attention.judge.worker BUNDLE FOLDER`.
+"""Runs built kernels in a process of its own: `python -m qimeng_attention.judge.worker FOLDER`.
 
-Each line on standard input is a request (JSON), each line on standard output its answer. Tensors travel as
-files in FOLDER. The worker knows no reference and gives no verdict: it launches, twice, on outputs filled
+Each line on standard input is a request (JSON) that names a bundle, each line on standard output its answer. Tensors
+travel as files in FOLDER. The worker knows no reference and gives no verdict: it launches, twice, on outputs filled
 with two different poisons between guard bands, and tells whether guards and inputs are as they were.
 
-Not here: who asks, who waits and who judges (device.py).
+Not here: who asks and who judges (device.py), who waits (process.py).
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ def main() -> None:
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to standard error
-    from qimeng_attention.runtime import load
-
-    bundle = load(sys.argv[1])
+    place, bundle = "", None
     for line in sys.stdin:
-        _answer(answers, _serve(bundle, Path(sys.argv[2]), json.loads(line)))
+        request = json.loads(line)
+        if request["bundle"] != place:
+            from qimeng_attention.runtime import load
+
+            place, bundle = request["bundle"], load(request["bundle"])
+        _answer(answers, _serve(bundle, Path(sys.argv[1]), request))
 
 
 def _answer(answers: TextIO, fields: dict[str, Any]) -> None:
