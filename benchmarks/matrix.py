@@ -7,7 +7,7 @@
 A cell is a description for a target. Its program is written, checked, scheduled and translated; a program that several
 cells share is compiled once, for its target's own architecture and, so that an H200 can judge it, for sm_90 (sm_90a
 for the H200's own). Its TL is interpreted before the judge on the CPU. `--work` holds a JSON file for each step of each
-cell or program: what is there is not done again.
+cell or program: what is there is not done again, nor what an earlier matrix.json in `--out` tells of the same program.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def generate(item: tuple[Cell, Path]) -> None:
         return
     try:
         found = run(AttentionSpec.make(**cell.fields), target=cell.target, judge=False, until="cute").results
-        source = MARKS.sub("", found.source)
+        source = MARKS.sub("", "\n".join(kernel.source for kernel in found.translations))
         key = hashlib.sha256(f"{found.target.arch}\n{cell.arch}\n{source}".encode()).hexdigest()[:20]
         write(path, {"program": key, "error": ""})
     except QimengError as error:
@@ -133,17 +133,19 @@ def make(item: tuple[Cell, str, Path]) -> str:
     start = time.perf_counter()
     try:
         outcome = run(spec, target=cell.target, arch=cell.arch, out=work / "bundles" / key, judge=False, overwrite=True)
-        (kernel,) = outcome.results.translations
-        begun = time.perf_counter()
-        own = build(
-            kernel.source,
-            name=kernel.name,
-            arch=outcome.results.target.arch,
-            threads=kernel.threads,
-            shared_bytes=kernel.shared_bytes,
-            target=outcome.results.target,
-        )
-        found |= {"compile_s": own.seconds or time.perf_counter() - begun, "spills": own.report.spill_store_bytes or 0}
+        own = [
+            build(
+                kernel.source,
+                name=kernel.name,
+                arch=outcome.results.target.arch,
+                threads=kernel.threads,
+                shared_bytes=kernel.shared_bytes,
+                target=outcome.results.target,
+            )
+            for kernel in outcome.results.translations
+        ]
+        found["compile_s"] = sum(one.seconds for one in own)
+        found["spills"] = sum(one.report.spill_store_bytes or 0 for one in own)
         verdict = judge_program(outcome.results.kernels, spec, seed=1, budget=CPU)
         found |= {"verdict": verdict.verdict, "error": "" if verdict.accepted else verdict.reason}
     except QimengError as error:
@@ -152,7 +154,14 @@ def make(item: tuple[Cell, str, Path]) -> str:
     return f"{cell.name:48} {found['verdict']:9} {found['spills']:4} bytes of spills  {found['error'][:80]}"
 
 
-def compile_all(work: Path, jobs: int, seconds: float, only: str) -> None:
+def earlier(out: Path) -> dict[str, MatrixRow]:
+    """Give what a results file tells of programs that were compiled, interpreted and judged."""
+    path = out / "matrix.json"
+    rows = Results.load(path).rows if path.is_file() else []
+    return {r.program: r for r in rows if isinstance(r, MatrixRow) and r.program and r.verdict_cpu}
+
+
+def compile_all(work: Path, out: Path, jobs: int, seconds: float, only: str) -> None:
     every, start = [cell for cell in cells() if re.search(only, cell.name)], time.monotonic()
     with ProcessPoolExecutor(jobs) as pool:
         list(pool.map(generate, [(cell, work) for cell in every], chunksize=8))
@@ -160,7 +169,8 @@ def compile_all(work: Path, jobs: int, seconds: float, only: str) -> None:
         for cell in every:
             programs.setdefault(str(read(work / "cells" / f"{cell.name}.json")["program"]), cell)
         programs.pop("", None)
-        left = {k: c for k, c in programs.items() if not (work / "programs" / f"{k}.json").is_file()}
+        known = {key for key, r in earlier(out).items() if r.verdict_gpu}  # nothing is left to do for these
+        left = {k: c for k, c in programs.items() if k not in known and not (work / "programs" / f"{k}.json").is_file()}
         print(f"{len(every)} cells, {len(programs)} programs, {len(left)} to make", flush=True)
         under_way = [pool.submit(make, (cell, key, work)) for key, cell in left.items()]
         for done in as_completed(under_way):
@@ -194,10 +204,12 @@ def judge(item: tuple[str, dict[str, Any], Path, int]) -> str:
     return f"{key} {found['verdict']} {found['checks']} checks {str(found['reason'])[:100]}"
 
 
-def judge_all(work: Path, jobs: int, seconds: float) -> None:
+def judge_all(work: Path, out: Path, jobs: int, seconds: float) -> None:
     start, left = time.monotonic(), []
+    known = {key for key, r in earlier(out).items() if r.verdict_gpu == "accepted"}
     for path in sorted((work / "programs").glob("*.json")):
-        if (work / "bundles" / path.stem).is_dir() and not (work / "judged" / path.name).is_file():
+        done = path.stem in known or (work / "judged" / path.name).is_file()
+        if (work / "bundles" / path.stem).is_dir() and not done:
             left.append((path.stem, read(path)["fields"], work, int(time.time())))
     print(f"{len(left)} programs to judge", flush=True)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -213,12 +225,17 @@ def judge_all(work: Path, jobs: int, seconds: float) -> None:
 # ------------------------------------------------------------------ both
 
 
-def row(cell: Cell, work: Path) -> MatrixRow:
+def row(cell: Cell, work: Path, known: dict[str, MatrixRow]) -> MatrixRow:
     path = work / "cells" / f"{cell.name}.json"
     made = read(path) if path.is_file() else {"program": "", "error": "not generated"}
-    program, judged = (work / folder / f"{made['program']}.json" for folder in ("programs", "judged"))
-    found = read(program) if made["program"] and program.is_file() else {}
-    gpu = read(judged) if made["program"] and judged.is_file() else {}
+    key = made["program"]
+    program, judged = (work / folder / f"{key}.json" for folder in ("programs", "judged"))
+    found = read(program) if key and program.is_file() else {}
+    gpu = read(judged) if key and judged.is_file() else {}
+    if key in known and not gpu:
+        before = known[key]
+        gpu = {"verdict": before.verdict_gpu, "reason": before.error, "checks": before.checks}
+        found = found or before.model_dump() | {"verdict": before.verdict_cpu}
     return MatrixRow(
         case=cell.case(),
         verdict_cpu=found.get("verdict", ""),
@@ -226,18 +243,24 @@ def row(cell: Cell, work: Path) -> MatrixRow:
         spills=found.get("spills", -1),
         compile_s=round(found.get("compile_s", 0.0), 2),
         error=made["error"] or found.get("error", "") or ("" if gpu.get("verdict") != "rejected" else gpu["reason"]),
+        program=key,
+        checks=gpu.get("checks", 0),
     )
 
 
 def merge(work: Path, out: Path, commit: str, device: str) -> None:
-    rows = [row(cell, work) for cell in cells()]
-    seconds = sorted(r.compile_s for r in rows if r.compile_s)
+    known = earlier(out)
+    rows = [row(cell, work, known) for cell in cells()]
+    seconds = sorted({r.program: r.compile_s for r in rows if r.compile_s}.values())
     summary = {
         "cells": len(rows),
         "accepted on the CPU": sum(r.verdict_cpu == "accepted" for r in rows),
         "accepted on the GPU": sum(r.verdict_gpu == "accepted" for r in rows),
+        "programs": len({r.program for r in rows if r.program}),
         "with spills": sum(r.spills > 0 for r in rows),
+        "with spills up to D = 128": sum(r.spills > 0 and max(r.case.Dqk, r.case.Dv) <= 128 for r in rows),
         "compile_s, 95th percentile": seconds[int(0.95 * (len(seconds) - 1))] if seconds else 0.0,
+        "checks on the GPU": sum({r.program: r.checks for r in rows}.values()),
     }
     results = Results(
         name="matrix", commit=commit, date=time.strftime("%Y-%m-%d"), device=device, driver="", packages={},
@@ -261,9 +284,9 @@ def main() -> None:
     parser.add_argument("--device", default="NVIDIA H200", help="that judged")
     args = parser.parse_args()
     if args.compile:
-        compile_all(args.work, args.jobs, args.seconds, args.only)
+        compile_all(args.work, args.out, args.jobs, args.seconds, args.only)
     elif args.judge:
-        judge_all(args.work, args.jobs, args.seconds)
+        judge_all(args.work, args.out, args.jobs, args.seconds)
     else:
         merge(args.work, args.out, args.commit, args.device)
 

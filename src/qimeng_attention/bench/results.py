@@ -73,6 +73,8 @@ class MatrixRow(BaseModel):
     spills: int
     compile_s: float
     error: str = ""
+    program: str = ""  # digest of the generated source and what it was built for; cells may share one
+    checks: int = 0  # on the GPU
 
 
 class Results(BaseModel):
