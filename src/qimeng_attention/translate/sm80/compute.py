@@ -12,7 +12,14 @@ from qimeng_attention.tl.types import TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.expressions import Cpp
 from qimeng_attention.translate.sm80.context import FUNCTIONS, INTERNAL, Lowering, Lowerings, Refused
-from qimeng_attention.translate.sm80.loads import column_loads, hold, index_line, load_column, without
+from qimeng_attention.translate.sm80.loads import (
+    column_loads,
+    hold,
+    hold_origins,
+    index_line,
+    load_column,
+    without,
+)
 
 _START = {"RowMax": "tl::negative_infinity()", "RowSum": "0.0f", "LaneSum": "0.0f"}
 
@@ -58,6 +65,7 @@ def _compute(n: s.Compute, low: Lowering) -> None:
     reductions = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
     has_rows = kind.axes[0].name == low.row_axis
     has_columns = (len(kind.axes) == 2 and kind.axis_names[1] != LANE) or not has_rows
+    hold_origins(n, low, tiles)
     held = hold(n, low, columns=bool(reductions))
     if not reductions and (loads := column_loads(n, low)):
         _by_columns(n, low, held, loads, has_rows)
@@ -279,6 +287,7 @@ def _reduce_expression(e: s.Call, name: str, n: s.Compute, low: Lowering, held: 
 def _mask(n: s.Mask, low: Lowering) -> None:
     tiles = names_in(n.condition) | names_in(n.fill) | {n.tile}
     rows_only = _columns(n.tile, low) == 1
+    hold_origins(n, low, tiles)
     loads = {} if rows_only else column_loads(n, low)
     held = hold(n, low, columns=False) | loads
     used = _used_axes(tuple(without(e, held) for e in (n.condition, n.fill) if e is not None), low, tiles)
