@@ -28,6 +28,7 @@ from qimeng_attention.tl.traverse import expressions, map_blocks, names_in, num,
 LIBRARY = "lists"
 ATTENTION = 2  # the library's kernel that computes it
 ROWS = 16  # of both small kernels' tiles: one warp, and many blocks
+PARTS = 4  # of a tile's keys, each counted by a block: enough of them to fill a GPU at 8,192 tokens
 PLACES = 32  # of a list, made together
 UNROLLED = 8  # counts under way
 
@@ -136,7 +137,7 @@ def _tiles(t: Tiled, more: str, why: str) -> str:
 
 
 def _seen(shared: _Shared) -> str:
-    return f"Allocate Seen in global ({shared.dims}ceildiv(Sq, BM), ceildiv(Sk, BN)) f32"
+    return f"Allocate Seen in global ({shared.dims}ceildiv(Sq, BM), ceildiv(Sk, BN), {PARTS}) f32"
 
 
 def _lists(shared: _Shared) -> list[str]:
@@ -160,10 +161,12 @@ def _classify_frame(
         *[f"# {line}" for line in spec.describe()],
         f"Kernel {spec.kernel_name}_classify for {target.name.lower()}",
         *_sizes(spec, read),
-        _tiles(t, f"BI = {ROWS}", "those of the attention; a block counts BI of them"),
-        f"Grid group = 0 : ceildiv(Sk, BN * BI), block = 0 : ceildiv(Sq, BM){shared.grid}",
+        _tiles(t, f"BI = {ROWS}, BP = {t.columns // PARTS}", "those of the attention; a block counts BP keys of BI tiles"),
+        f"Grid piece = 0 : ceildiv(Sk, BN * BI) * {PARTS}, block = 0 : ceildiv(Sq, BM){shared.grid}",
         *[f"Allocate {line}" for _, line in named],
         f"{_seen(shared)}  # pairs that the mask lets see",
+        f"Let group = piece // {PARTS}",
+        f"Let part = piece % {PARTS}",
         "Allocate pairs in register (BI tile = group * BI, BM q = block * BM) f32 = 0",
         "Allocate seen in register (BI tile = group * BI) f32 = 0",
         *shared.lets,
@@ -177,12 +180,12 @@ def _classify_frame(
 
 
 def _classify_statement(n: s.Statement, shared: _Shared) -> s.Statement:
-    n = substitute(n, {"k": parse_expression("tile * BN + n")})
+    n = substitute(n, {"k": parse_expression("tile * BN + part * BP + n")})
     match n:
         case s.Copy():
-            return _placed(n, "BI", f"{shared.indices}block, tile = group * BI")
+            return _placed(n, "BI", f"{shared.indices}block, tile = group * BI, part")
         case s.For():
-            stop = parse_expression("where(first < (group + 1) * BI and group * BI < last, BN, 0)")
+            stop = parse_expression("where(first < (group + 1) * BI and group * BI < last, BP, 0)")
             return replace(n, ranges=(s.Range(num(0), stop),), comment="none where the mask's bounds hide all of them")
     return n
 
@@ -201,7 +204,8 @@ def _list_frame(spec: AttentionSpec, target: Target, t: Tiled, shared: _Shared) 
         *shared.lets,
         "Schedule",
         "    copies sync",
-        f"    unroll loop i by {UNROLLED}  # so many counts are under way",
+        f"    unroll loop part by {PARTS - 1}",
+        f"    unroll loop i by {UNROLLED}  # so many tiles' counts are under way",
         "    warps 1 along block",
         "",
     ]
@@ -211,8 +215,9 @@ def _list_statement(n: s.Statement, shared: _Shared) -> s.Statement:
     whole = parse_expression("seen == BM * BN and (i + 1) * BN <= Sk")  # rows past Sq count: they only cut a tile
     n = substitute(n, {"uncut": whole, "first": parse_expression("column == 0")})
     rows = "block = row * BR"
+    part = "part" if isinstance(n, s.Copy) and n.to_name == "more" else "0"
     places = {
-        "Seen": ("BR", f"{shared.indices}{rows}, i"),
+        "Seen": ("BR", f"{shared.indices}{rows}, i, {part}"),
         "list": ("BR, BJ", f"{shared.indices}{rows}, place = column * BJ"),
         "cut": ("BR", f"{shared.indices}{rows}"),
         "visited": ("BR", f"{shared.indices}{rows}"),
@@ -220,6 +225,8 @@ def _list_statement(n: s.Statement, shared: _Shared) -> s.Statement:
     match n:
         case s.Copy():
             return _placed(n, *places[n.name])
+        case s.For("part"):
+            return replace(n, ranges=(s.Range(num(1), num(PARTS)),))
         case s.For():
             return replace(n, ranges=(s.Range(num(0), parse_expression("ceildiv(Sk, BN)")),))
     return n

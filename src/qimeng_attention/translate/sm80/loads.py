@@ -76,6 +76,18 @@ def hold(n: Reader, low: Lowering, *, columns: bool) -> dict[s.Expr, str]:
     return found
 
 
+def hold_columns(n: s.Mask, low: Lowering) -> None:
+    """Load what a mask reads column by column, each into a register, where there is any such element."""
+    if reads_columns(n, low):
+        hold_origins(n, low, _tiles(n))
+        hold(n, low, columns=True)
+
+
+def reads_columns(n: s.Mask, low: Lowering) -> bool:
+    """Tell whether a mask reads elements that differ by the column alone."""
+    return any(_reach(e, n, low) == "columns" for e in _loads(n, low))
+
+
 def column_loads(n: Reader, low: Lowering) -> dict[s.Expr, str]:
     """Name what a statement reads of tensors column by column: the loop over columns is then the outer one."""
     columns = (e for e in _loads(n, low) if _reach(e, n, low) == "columns" and _key(e, n, low) not in low.held)
