@@ -30,6 +30,7 @@ ATTENTION = 2  # the library's kernel that computes it
 ROWS = 16  # of both small kernels' tiles: one warp, and many blocks
 PARTS = 4  # of a tile's keys, each counted by a block: enough of them to fill a GPU at 8,192 tokens
 PLACES = 32  # of a list, made together
+_LENGTH = "ceildiv(max(Sk, 1), BN * BJ) * BJ"  # of a list
 UNROLLED = 8  # counts under way
 
 
@@ -143,7 +144,7 @@ def _seen(shared: _Shared) -> str:
 def _lists(shared: _Shared) -> list[str]:
     """Declare what the second kernel writes and the attention reads."""
     return [
-        f"Allocate List in global ({shared.dims}ceildiv(Sq, BM), ceildiv(max(Sk, 1), BN * BJ) * BJ) i32",
+        f"Allocate List in global ({shared.dims}ceildiv(Sq, BM), {_LENGTH}) i32",
         f"Allocate Cut in global ({shared.dims}ceildiv(Sq, BM)) i32  # tiles that the mask cuts: the first of a list",
         f"Allocate Visited in global ({shared.dims}ceildiv(Sq, BM)) i32  # all of its tiles",
     ]
@@ -246,7 +247,10 @@ def _placed(n: s.Copy, dims: str, coordinate: str) -> s.Copy:
 def _visiting(kernel: s.Kernel, shared: _Shared) -> s.Kernel:
     """Let the loop of a kernel visit the tiles of the block's list."""
     head = f"Kernel x\nTile BJ = {PLACES}  # places of a list are made so many at a time\n"
-    ends = f"Let cut = Cut[{shared.indices}block]\nLet visited = Visited[{shared.indices}block]\n"
+    ends = (
+        f"Let visited = min(Visited[{shared.indices}block], {_LENGTH})\n"
+        f"Let cut = min(Cut[{shared.indices}block], visited)\n"
+    )
     tile, *declared = parse(head + "\n".join(_lists(shared)) + "\n" + ends).kernels[0].body
     allocates, lets = tuple(declared[:3]), tuple(declared[3:])
     # never negative: the lists are this program's own

@@ -74,6 +74,7 @@ class Lowering:
         self.lets: set[str] = set()  # of the block, so far
         self.held: dict[tuple[object, ...], str] = {}  # elements of tensors that registers hold here (loads.py)
         self.loads = 0  # held so far
+        self.inside: frozenset[tuple[s.Expr, s.Expr]] = frozenset()  # loop variables and dimensions they never leave
         self.behind: tuple[s.Statement, ...] = ()  # what stands behind the present statement in its body
         self.views: dict[tuple[object, ...], str] = {}  # a tensor at fixed indices: the name of its pointer
 
@@ -200,6 +201,7 @@ class Lowering:
 
     def expression(self, cpp: Cpp, e: s.Expr, n: s.Statement) -> str:
         """Write an expression, or refuse the statement it belongs to."""
+        cpp.inside = self.inside
         try:
             return cpp(e)
         except NoLowering as missing:
