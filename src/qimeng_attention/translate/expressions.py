@@ -179,7 +179,11 @@ class Cpp:
 
     def _always_inside(self, index: s.Expr, dim: s.Expr) -> bool:
         """Tell whether an index is one of the grid or a loop that never leaves this dimension."""
-        return (index, dim) in self.inside or (index == s.Num(0) and _positive(dim, self.checked)) or any(index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in self.checked.grid.dims)
+        return (
+            (index, dim) in self.inside
+            or (index == s.Num(0) and _positive(dim, self.checked))
+            or any(index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in self.checked.grid.dims)
+        )
 
     def is_wide(self, e: s.Expr) -> bool:
         """Tell whether an integer has 64 bits: elements of such a tensor take part in it."""

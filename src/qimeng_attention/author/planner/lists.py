@@ -23,7 +23,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.intervals import undecided
 from qimeng_attention.tl.parser import parse, parse_expression
 from qimeng_attention.tl.printer import expression
-from qimeng_attention.tl.traverse import expressions, map_blocks, names_in, num, substitute
+from qimeng_attention.tl.traverse import map_blocks, names_in, num, substitute
 
 LIBRARY = "lists"
 ATTENTION = 2  # the library's kernel that computes it
@@ -150,9 +150,7 @@ def _lists(shared: _Shared) -> list[str]:
     ]
 
 
-def _classify_frame(
-    spec: AttentionSpec, target: Target, t: Tiled, condition: s.Expr, shared: _Shared
-) -> list[str]:
+def _classify_frame(spec: AttentionSpec, target: Target, t: Tiled, condition: s.Expr, shared: _Shared) -> list[str]:
     named = [(name, line) for name, line in named_lines(spec).items() if kernel_name(name) in names_in(condition)]
     dims = {str(d) for name, _ in named for d in spec.tensors[name].dims}
     read = names_in(condition) | dims | {"B", "Sq", "Sk"} | ({"Hq"} if shared.head else set())
@@ -162,7 +160,7 @@ def _classify_frame(
         *[f"# {line}" for line in spec.describe()],
         f"Kernel {spec.kernel_name}_classify for {target.name.lower()}",
         *_sizes(spec, read),
-        _tiles(t, f"BI = {ROWS}, BP = {t.columns // PARTS}", "those of the attention; a block counts BP keys of BI tiles"),
+        _tiles(t, f"BI = {ROWS}, BP = {t.columns // PARTS}", "of the attention; a block counts BP keys of BI tiles"),
         f"Grid piece = 0 : ceildiv(Sk, BN * BI) * {PARTS}, block = 0 : ceildiv(Sq, BM){shared.grid}",
         *[f"Allocate {line}" for _, line in named],
         f"{_seen(shared)}  # pairs that the mask lets see",
