@@ -28,10 +28,10 @@ VISITED = "Let visited = min(Visited[batch, block], ceildiv(max(Sk, 1), BN * BJ)
 FAULTS = {
     "a tile is dropped": ("documents", VISITED, VISITED.replace("Visited[batch, block]", "Visited[batch, block] - 1")),
     "what is cut is taken for whole": ("documents", "where(seen == BM * BN and", "where(seen > 0 and"),
-    "a tile with a few hidden pairs is taken for whole": ("documents", "seen == BM * BN", "seen >= BM * BN - BM"),
+    "a tile with few hidden pairs is taken for whole": ("documents", "seen == BM * BN", "seen >= BM * BN // 2"),
     "a tile with few pairs is taken for empty": ("documents", "where(seen > 0,", "where(seen > 20,"),
     "the last ragged tile is dropped": ("both ways", "Let last = ceildiv(Sk, BN)", "Let last = Sk // BN"),
-    "keys past the end count as seen": ("both ways", "and (i + 1) * BN <= Sk", ""),
+    "keys past the end count as seen": ("both ways", "where(tile * BN + part * BP + n < Sk, more, 0.0)", "more"),
     "lists of another entry": ("documents", "List[batch, block, j]", "List[B - 1 - batch, block, j]"),
     "lists of another head": ("heads", "List[batch, head, block, j]", "List[batch, Hq - 1 - head, block, j]"),
     "lists of another block": ("blocks", "List[block, j]", "List[ceildiv(Sq, BM) - 1 - block, j]"),

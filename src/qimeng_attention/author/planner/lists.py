@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from qimeng_attention.author.planner.code import Tiled, bounds, named_lines, write_code
 from qimeng_attention.author.planner.reason import Reason
-from qimeng_attention.author.planner.sketch import compose, visible
+from qimeng_attention.author.planner.sketch import COLUMN_LIMIT, compose, visible
 from qimeng_attention.named_tensors import SIZES, kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -47,7 +47,7 @@ def compose_lists(spec: AttentionSpec) -> s.Program:
     condition = visible(spec)
     assert condition is not None
     first, *others = program.kernels
-    body = map_blocks(first.body, lambda n: substitute(n, {"visible": condition}))
+    body = map_blocks(first.body, lambda n: substitute(n, {"visible": condition, "inside": COLUMN_LIMIT}))
     return replace(program, kernels=(replace(first, body=body), *others))
 
 
@@ -211,7 +211,7 @@ def _list_frame(spec: AttentionSpec, target: Target, t: Tiled, shared: _Shared) 
 
 
 def _list_statement(n: s.Statement, shared: _Shared) -> s.Statement:
-    whole = parse_expression("seen == BM * BN and (i + 1) * BN <= Sk")  # rows past Sq count: they only cut a tile
+    whole = parse_expression("seen == BM * BN")  # rows past Sq count: they only cut a tile
     n = substitute(n, {"uncut": whole, "first": parse_expression("column == 0")})
     rows = "block = row * BR"
     part = "part" if isinstance(n, s.Copy) and n.to_name == "more" else "0"
