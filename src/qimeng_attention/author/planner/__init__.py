@@ -76,7 +76,7 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
     reasons += reasons_for(spec)
     if by_list:
         reasons = [*(r for r in reasons if r.parameter != "guard"), lists.reason()]
-        code = lists.write_lists(spec, target, sketch, best, reasons[0].why, lists.listed(schedule))
+        code = lists.write_lists(spec, target, sketch, best, reasons[0].why, lists.listed(spec, best, schedule))
     else:
         code = write_code(spec, target, sketch, best, reasons[0].why, schedule)
     return Plan(print_program(sketch), print_program(code), tuple(reasons))

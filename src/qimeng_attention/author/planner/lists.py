@@ -51,9 +51,18 @@ def compose_lists(spec: AttentionSpec) -> s.Program:
     return replace(program, kernels=(replace(first, body=body), *others))
 
 
-def listed(schedule: Sequence[str]) -> list[str]:
-    """Turn the lines of a Schedule to the loop over what is listed: which tiles need no mask is known there."""
-    return [line.replace("loop i", "loop j") for line in schedule if not line.startswith("guard ")]
+def listed(spec: AttentionSpec, tiling: Tiled, schedule: Sequence[str]) -> list[str]:
+    """Turn the lines of a Schedule to the loop over what is listed: which tiles need no mask is known there, and how
+    many there are at most follows from the mask's bounds."""
+    grows = "block" in names_in(bounds(spec, tiling).stop)
+    order = ["grid block backwards  # later blocks may see more keys"] if grows else []
+    lines: list[str] = []
+    for line in schedule:
+        if line.startswith("grid longest first"):
+            lines += order
+        elif not line.startswith("guard "):
+            lines.append(line.replace("loop i", "loop j"))
+    return lines
 
 
 def reason() -> Reason:
