@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,15 @@ def bench(folder: Path, dim: int, mask: str, length: int, rounds: int) -> SpeedR
     )
 
 
-def arguments(doc: str | None) -> argparse.Namespace:
-    """Read what every benchmark of speeds takes."""
+def arguments(doc: str | None, rows: Sequence[str] = ()) -> argparse.Namespace:
+    """Read what every benchmark of speeds takes; and which of the rows, where they have names."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", help="of the tree that runs, where git cannot tell")
     parser.add_argument("--rounds", type=int, default=25)
+    if rows:
+        parser.add_argument("--rows", nargs="+", choices=rows, help="default: all")
     return parser.parse_args()
 
 

@@ -3,9 +3,11 @@
     python benchmarks/make_bundles.py --set variants --out out/variants               # anywhere
     python benchmarks/hopper_variants.py --bundles out/variants --out benchmarks/results
 
-Rows: bf16, 2 x 8192 tokens, 16 heads of 128: causal with a window of 1024, softcap 30, ALiBi, and a prefix of 2048
-visible keys. FlexAttention runs on both of its backends. All take turns, graphs replayed; outputs are checked against
-float64 before and after timing. A peer that is not installed, or refuses a row, is left out and named.
+Rows: bf16, 2 x 8192 tokens, 16 heads of 128: causal with a window of 1024, softcap 30, ALiBi, a prefix of 2048
+visible keys, and documents of 1500 tokens whose ids are a tensor: with lists of tiles made before the calls, as
+FlexAttention's block mask is, and (`documents1500_listing`) made in each call. FlexAttention runs on both of its
+backends. All take turns, graphs replayed; outputs are checked against float64 before and after timing. A peer that is
+not installed, or refuses a row, is left out and named. `--rows` takes some of the rows.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from qimeng_attention.bench.timing import time_eager, time_graphs
 from qimeng_attention.runtime import load
 
 BATCH, HEADS, LENGTH, DIM = 2, 16, 8192, 128
+DOCUMENT = 1500  # tokens
+LISTING = "documents1500_listing"  # the bundle of documents1500, called without lists
 SLOPES = [2 ** (-8 * (h + 1) / HEADS) for h in range(HEADS)]
 Call = Callable[..., Any]
 
@@ -44,23 +48,48 @@ MASKS: dict[str, Call] = {
     "alibi": lambda b, h, i, j: i >= j,
     "prefixlm2048": lambda b, h, i, j: (j < 2048) | (i >= j),
 }
+ROWS = (*MASKS, "documents1500", LISTING)
 BUILT_IN: dict[str, dict[str, Any]] = {
     "window1024": {"causal": True, "window_size": (1024, 0)},
     "softcap30": {"causal": True, "softcap": 30.0},
 }
 
 
+def named_tensors(name: str) -> dict[str, torch.Tensor]:
+    """What a row's calls hand over besides q, k and v."""
+    if not name.startswith("documents"):
+        return {}
+    ids = torch.arange(LENGTH, device="cuda", dtype=torch.int32) // DOCUMENT
+    return {"doc": ids.expand(BATCH, LENGTH).contiguous()}
+
+
+def mask_of(name: str, named: dict[str, torch.Tensor]) -> Call:
+    """The mask as FlexAttention takes it."""
+    if name in MASKS:
+        return MASKS[name]
+    doc = named["doc"]
+    return lambda b, h, i, j: (i >= j) & (doc[b, i] == doc[b, j])
+
+
+def visible_flops(name: str) -> float:
+    """The operations on pairs that the mask lets see, where it is documents; 0 elsewhere."""
+    if not name.startswith("documents"):
+        return 0.0
+    lengths = [min(DOCUMENT, LENGTH - start) for start in range(0, LENGTH, DOCUMENT)]
+    return BATCH * HEADS * 4 * DIM * sum(n * (n + 1) / 2 for n in lengths)
+
+
 def reference(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
     """One batch element in float64, a block of rows at a time; (S, H, D)."""
     q, k, v = (x.double().transpose(0, 1) for x in (q, k, v))
-    rows, score = [], score_of(name, slopes.double())
+    rows, score, mask = [], score_of(name, slopes.double()), mask_of(name, named_tensors(name))
     j = torch.arange(LENGTH, device="cuda")[None, None]
     h = torch.arange(HEADS, device="cuda")[:, None, None]
     for start in range(0, LENGTH, 512):
         i = torch.arange(start, start + 512, device="cuda")[None, :, None]
         s = q[:, start : start + 512] @ k.transpose(1, 2) * DIM**-0.5
         s = s if score is None else score(s, 0, h, i, j)
-        rows.append(torch.softmax(s.masked_fill(~MASKS[name](0, h, i, j), float("-inf")), -1) @ v)
+        rows.append(torch.softmax(s.masked_fill(~mask(0, h, i, j), float("-inf")), -1) @ v)
     return torch.cat(rows, 1).transpose(0, 1)
 
 
@@ -87,7 +116,8 @@ def libraries(name: str) -> dict[str, Call]:
 
 def flex(name: str, slopes: torch.Tensor) -> dict[str, Call]:
     """FlexAttention, compiled, on both of its backends."""
-    mask = create_block_mask(MASKS[name], None, None, LENGTH, LENGTH)
+    named = named_tensors(name)
+    mask = create_block_mask(mask_of(name, named), BATCH if named else None, None, LENGTH, LENGTH)
     score = score_of(name, slopes)
 
     def on(backend: str) -> Call:
@@ -122,15 +152,18 @@ def first(found: Any) -> torch.Tensor:
 
 
 def bench(folder: Path, name: str, rounds: int) -> SpeedRow:
-    bundle = load(folder / name)
+    bundle = load(folder / name.removesuffix("_listing"))
     slopes = torch.tensor(SLOPES, device="cuda")
     shape = (BATCH, LENGTH, HEADS, DIM)  # 67 MB a tensor: more than the L2 holds
     inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     out = torch.full(shape, float("nan"), device="cuda", dtype=torch.bfloat16)
     lse = torch.full((BATCH, HEADS, LENGTH), float("nan"), device="cuda")
 
+    named = named_tensors(name)
+    lists = bundle.lists(*inputs, **named) if named and name != LISTING else None
+
     def ours() -> None:
-        bundle(*inputs, out=out, lse=lse)
+        bundle(*inputs, out=out, lse=lse, lists=lists, **named)
 
     ours()
     expected = reference(name, *(x[0] for x in inputs), slopes)
@@ -169,15 +202,18 @@ def bench(folder: Path, name: str, rounds: int) -> SpeedRow:
 
 
 def main() -> None:
-    args = arguments(__doc__)
+    args = arguments(__doc__, ROWS)
     results, rows = provenance("hopper_variants_h200", args.commit), []
     with torch.no_grad():
-        for name in MASKS:
+        for name in args.rows or ROWS:
             row = bench(args.bundles, name, args.rounds)
             rows.append(row)
             times = "  ".join(f"{p} {ms:.3f}" for p, ms in {"ours": row.ours_ms, **row.peers_ms}.items())
             print(f"{name:14} {times} ms  ratio {row.ratio:.3f}  error {row.error_before:.4f} {row.error_after:.4f}"
                   f"  spread {row.spread:.1%}", flush=True)  # fmt: skip
+            if flops := visible_flops(name):
+                speeds = {p: flops / ms / 1e9 for p, ms in {"ours": row.ours_ms, **row.peers_ms}.items()}
+                print("  visible TFLOP/s: " + ", ".join(f"{p} {x:.0f}" for p, x in speeds.items()), flush=True)
             assert max(row.error_before, row.error_after) < MOST_ERROR, "our output is wrong"
     summary = {
         "rows": len(rows),

@@ -81,6 +81,10 @@ def variant_specs() -> dict[str, dict[str, object]]:
         "softcap30": {"mask": "causal", "softcap": 30.0},
         "alibi": {"mask": "causal", "score": "score - exp2(-8 * (h + 1) / Hq) * (q_idx + Sk - Sq - kv_idx)"},
         "prefixlm2048": {"mask": f"kv_idx < 2048 or {causal}"},
+        "documents1500": {
+            "mask": f"{causal} and doc[b, q_idx + Sk - Sq] == doc[b, kv_idx]",
+            "tensors": {"doc": {"dims": ["B", "Sk"], "dtype": "i32"}},
+        },
     }
     return {name: {"Hq": 16, "Hk": 16, "Dqk": 128, **fields} for name, fields in variants.items()}
 

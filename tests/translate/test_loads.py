@@ -25,20 +25,22 @@ SLOPES: dict[str, Any] = {
 }
 
 
+LISTED = 3  # elements of the list in an iteration: for V, for the next K, for the mask
+
+
 def translated(target: str, **fields: Any) -> Translation:
     spec = AttentionSpec.make(**{"Hq": 4, "Hk": 2, "Dqk": 64, **fields})
-    return translate(schedule(parse(plan(spec, targets.get(target)).code)))[0]
+    return translate(schedule(parse(plan(spec, targets.get(target)).code)))[-1]  # the attention stands last
 
 
 def parts(source: str) -> tuple[str, str]:
     """Give what stands before the loop over keys that holds the mask, and what stands in it."""
-    start = source.rindex("for (int i = ")
+    start = max(source.rfind(f"for (int {var} = ") for var in "ij")
     return source[:start], source[start:]
 
 
-@pytest.mark.parametrize("target", ["A100", "H200"])
-def test_rows_are_loaded_before_the_loop_and_columns_once_in_it(target: str) -> None:
-    before, loop = parts(translated(target, **DOCUMENTS).source)
+def test_rows_are_loaded_before_the_loop_and_columns_once_in_it() -> None:
+    before, loop = parts(translated("A100", **DOCUMENTS).source)
 
     assert before.count("// Doc[batch, q + Sk - Sq]: once for each row") == 1
     assert loop.count("Doc[batch, q + Sk - Sq]: once") == 0
@@ -47,6 +49,26 @@ def test_rows_are_loaded_before_the_loop_and_columns_once_in_it(target: str) -> 
     load = loop.index("int32_t const rDoc_")
     assert loop.rindex("c < rS.kC; ++c) {", 0, load) > loop.rindex("// tl:", 0, load)
     assert loop.index("r < rS.kR; ++r) {", load) < loop.index("// tl:", load)
+
+
+def test_columns_of_a_mask_are_loaded_above_the_wait_for_the_product() -> None:
+    """The mask needs the product, what it reads of tensors does not."""
+    source = translated("H200", **DOCUMENTS).source
+    waits = [m.start() for m in re.finditer(r"tl::wait_gemm<\d>\(\);\n *tl::landed\(rS\)", source)]
+    loads = [m.start() for m in re.finditer(r"// Doc\[batch, k\]: once for each column", source)]
+
+    assert len(loads) == 2  # for the first tile, and in the loop with the mask
+    assert all(load < wait for load, wait in zip(loads, waits, strict=False))
+    assert source.count("int const k_first_") == 2  # where the tile lies is loaded once, too
+    assert source.count("bool const kept = k < Sk;") == 2
+
+
+def test_a_loop_within_a_list_asks_for_no_bound() -> None:
+    source = translated("H200", **DOCUMENTS).source
+    loop = source[source.index("for (int j = 1;") :]
+
+    assert "tl::max(gList[" in loop[: loop.index("landed(rS)")]
+    assert "tl::inside(j," not in loop[: loop.index("landed(rS)")]
 
 
 @pytest.mark.parametrize("target", ["A100", "H200"])
@@ -107,4 +129,4 @@ def test_the_loop_loads_a_column_once_in_machine_code() -> None:
     loops = [loop for loop in built.report.loops if loop.counts.get("HMMA")]
 
     (columns,) = re.findall(r"BN = (\d+)", t.source)
-    assert [loop.counts["LDG"] for loop in loops] == [int(columns) // 4]
+    assert [loop.counts["LDG"] for loop in loops] == [int(columns) // 4 + LISTED]

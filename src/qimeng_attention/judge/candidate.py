@@ -142,7 +142,8 @@ class Interpreted:
         self.name = kernels[0].kernel.name
         self.digest = digest_of(kernels)
         one = spec.Hq == spec.Hk  # a kernel for as many key heads as query heads may know but one size
-        self.any_heads = all("Hq" in k.sizes and ("Hk" in k.sizes or (one and "Hk" not in k.fixed)) for k in kernels)
+        heads = [k for k in kernels if {*INPUTS, "Out"} & {*k.inputs, *k.outputs}]  # others may know of none
+        self.any_heads = all("Hq" in k.sizes and ("Hk" in k.sizes or (one and "Hk" not in k.fixed)) for k in heads)
         self.numbers = numbers_in(kernels)
         self.approximated = approximated_in(kernels)
         self._runs = 0

@@ -64,8 +64,11 @@ def _conditions(random: np.random.Generator, shape: tuple[int, ...], kind: str) 
 
 def _ids(random: np.random.Generator, shape: tuple[int, ...], kind: str) -> Array:
     """Draw an id for each place of sequences: those of a document are equal."""
-    if kind == "documents":  # of random lengths, some of them 1
-        return np.cumsum(random.random(shape) < random.choice([0.02, 0.1, 0.5]), axis=-1)
+    if kind == "documents":  # of random lengths, some of them 1; long ones leave tiles whole, and hide whole tiles
+        share = random.choice([0.0, 0.005, 0.02, 0.1, 0.5], (*shape[:-1], 1))  # no two entries need be alike
+        ids = np.cumsum(random.random(shape) < share, axis=-1)
+        # 0 is what lies outside, too: half of the times it is the last document, else the first
+        return ids - ids[..., -1:] if random.random() < 0.5 else ids
     if kind == "same":
         return np.full(shape, 1)
     if kind == "alone":

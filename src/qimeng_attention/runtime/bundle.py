@@ -5,6 +5,8 @@
     out, lse = attention(q, k, v, scale=0.1, return_lse=True)  # and (B, Hq, Sq), float32
     operator = attention.operator()                          # the same for torch.compile
     out = attention(q, k, v, slopes=slopes)                  # where the spec names the tensor slopes
+    lists = attention.lists(q, k, v, doc=ids)                # which tiles a mask with tensors leaves, made once
+    out = attention(q, k, v, doc=ids, lists=lists)           # for calls with the same tensors
 
 A call runs on the tensors' device and PyTorch's current stream, neither waits nor copies, and can be captured
 in a CUDA graph. What the kernel was not made for is a LaunchError, and nothing is launched.
@@ -26,6 +28,7 @@ from qimeng_attention.runtime.chain import Chain
 from qimeng_attention.runtime.checks import check_names, check_scalar, check_sizes, named_arguments
 from qimeng_attention.runtime.folder import Contents, read_folder
 from qimeng_attention.runtime.launcher import Launcher, Prepared, Where
+from qimeng_attention.runtime.lists import Lists, no_lists
 from qimeng_attention.runtime.manifest import CALL, Manifest
 from qimeng_attention.runtime.packing import places_of
 from qimeng_attention.runtime.plan import (
@@ -153,6 +156,7 @@ class Bundle:
         lse: TensorLike | None = None,  # (B, Hq, Sq) float32
         return_lse: bool = False,
         tensors: Mapping[str, TensorLike] | None = None,
+        lists: Lists | None = None,
         **named: TensorLike,
     ) -> Any:
         """Compute attention; `out` and `lse` are filled where given.
@@ -166,10 +170,11 @@ class Bundle:
             lse: where to write the natural logarithm of each row's sum; None allocates it.
             return_lse: give (out, lse).
             tensors: the kernel's named tensors; they may also be given by keyword.
-            named: the same.
+            lists: what `lists` gave for the same named tensors and sizes; None makes them in the call.
+            named: named tensors by keyword.
 
         Raises:
-            LaunchError: tensors or scale that the kernel was not made for.
+            LaunchError: tensors, scale or lists that the kernel was not made for.
             EnvironmentMissing: no PyTorch or no GPU.
         """
         torch, labels = gpu_torch(), self._labels_of_call(scale, lse, return_lse)
@@ -194,7 +199,7 @@ class Bundle:
             else:
                 ordered[index] = self._allocated(torch, plan, index, q)
         scalars = self._default_scalars if scale is None else (scale,) * len(self._scalars)
-        self._run(torch, plan, ordered, labels, scalars, where)
+        self._run(torch, plan, ordered, labels, scalars, where, lists=lists)
         if unread is not None and not where.capturing:
             self._unread = (plan, where.stream, unread)  # only now: a call that was refused may have made no memory
         if return_lse:
@@ -219,6 +224,41 @@ class Bundle:
         plan = self._plan(layouts, self._names, check_sizes(self._manifest.sizes, own))
         values = tuple(scalars[scalar.name] for scalar in self._manifest.scalars)
         self._run(torch, plan, ordered, self._names, values, self._where(plan.device), chosen)
+
+    def lists(
+        self,
+        q: TensorLike,
+        k: TensorLike,
+        v: TensorLike,
+        *,
+        tensors: Mapping[str, TensorLike] | None = None,
+        **named: TensorLike,
+    ) -> Lists:
+        """List the tiles that a mask with tensors leaves, for any number of calls with these tensors and sizes.
+
+        They hold for the named tensors' present contents. Of q, k and v only the shapes matter. The kernels run on
+        the current stream; calls on another one must wait for it.
+
+        Args:
+            q: queries, as a call takes them.
+            k: keys.
+            v: values.
+            tensors: the kernel's named tensors; they may also be given by keyword.
+            named: named tensors by keyword.
+
+        Raises:
+            LaunchError: tensors that the kernel was not made for, or a kernel that takes no lists.
+            EnvironmentMissing: no PyTorch or no GPU.
+        """
+        torch, labels = gpu_torch(), self._labels_of_call(None, None, False)
+        given: tuple[Any, ...] = (q, k, v, None, None, *named_arguments(self._named, tensors, named))
+        ordered = [given[index] for index in self._order]
+        plan = self._plan(_layouts(ordered, labels), labels)
+        if self._alone:
+            raise no_lists(self._manifest)
+        pointers = tuple(0 if tensor is None else tensor.data_ptr() for tensor in ordered)
+        allocate = partial(torch.empty, dtype=torch.uint8, device=ordered[0].device)
+        return self._chain.list_tiles(plan, pointers, self._where(plan.device), allocate)
 
     def prepare(self, device: int = 0) -> None:
         """Load the kernel on a device, which its first call does otherwise; call it before a capture.
@@ -333,6 +373,7 @@ class Bundle:
         scalars: tuple[Any, ...],
         where: Where,
         chosen: Mapping[str, int] | None = None,
+        lists: Lists | None = None,
     ) -> None:
         if torch.is_grad_enabled():
             refuse_grad(tensors, labels)
@@ -344,8 +385,10 @@ class Bundle:
             values = tuple([check_scalar(s, value) for s, value in zip(self._manifest.scalars, scalars, strict=True)])
             device = tensors[0].device
             allocate = partial(torch.empty, dtype=torch.uint8, device=device)
-            self._chain.run(plan, pointers, values, labels, where, allocate, chosen)
+            self._chain.run(plan, pointers, values, labels, where, allocate, chosen, lists)
             return
+        if lists is not None:
+            raise no_lists(self._manifest)
         prepared = self._prepared.get((plan, pointers, scalars)) or self._prepare(plan, pointers, scalars, labels)
         if not plan.empty:
             self._launcher.launch(prepared, where)

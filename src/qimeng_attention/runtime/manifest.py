@@ -30,7 +30,7 @@ MOST_KERNELS = 9  # of a bundle: more than any operator needs
 MOST_BOX = 256  # elements along a dimension; CUDA driver API, cuTensorMapEncodeTiled
 SWIZZLES = (64, 128)  # bytes of a box's row, over which it is swizzled in shared memory
 CALL = ("q", "k", "v")  # the arguments of Bundle.__call__
-OTHER_ARGUMENTS = ("out", "lse", "scale", "return_lse", "tensors", "self")  # which no tensor may be called
+OTHER_ARGUMENTS = ("out", "lse", "scale", "return_lse", "tensors", "lists", "self")  # which no tensor may be called
 REQUIRED = (
     "spec.json",
     "sketch.tl",

@@ -1,8 +1,9 @@
 """`grid longest first`, `grid head fastest`, `grid persistent`: which blocks there are, and in what order (exact).
 
 `longest first` lets the blocks with the longest loops start first, so that the last wave is short ones; found by
-counting the loop's iterations at both ends of each grid index. `persistent` starts as many blocks as the GPU has
-multiprocessors, and each role walks over the tiles that its block takes, dealt in rounds or `by counter`.
+counting the loop's iterations at both ends of each grid index. Where only lists tell how long a loop is, `INDEX
+backwards` says which blocks are likely to be long. `persistent` starts as many blocks as the GPU has multiprocessors,
+and each role walks over the tiles that its block takes, dealt in rounds or `by counter`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
 
-FORM = "grid longest first | grid INDEX fastest | grid persistent [by counter]"
+FORM = "grid longest first | grid INDEX backwards | grid INDEX fastest | grid persistent [by counter]"
 SAMPLE = 4096  # a sequence length at which the ends of the grid are compared
 
 
@@ -31,14 +32,17 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     assert isinstance(grid, s.Grid)
     if words[1:] == ("longest", "first"):
         dims = tuple(replace(d, down=not d.down) if _grows(kernel, d, checked) else d for d in grid.dims)
-    elif words[2] == "fastest":
+    elif words[2] in ("fastest", "backwards"):
         if words[1] not in [d.name for d in grid.dims]:
             raise unfit(
                 choice,
                 f"the grid has no index {words[1]}",
                 f"take one of {', '.join(d.name for d in grid.dims)}",
             )
-        dims = tuple(sorted(grid.dims, key=lambda d: d.name != words[1]))
+        if words[2] == "fastest":
+            dims = tuple(sorted(grid.dims, key=lambda d: d.name != words[1]))
+        else:
+            dims = tuple(replace(d, down=not d.down) if d.name == words[1] else d for d in grid.dims)
     else:
         raise malformed(choice, FORM)
     body = list(kernel.body)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from qimeng_attention.schedule.groups import OpenWait, Tiles, grouped
 from qimeng_attention.schedule.rewriting import (
@@ -26,7 +27,7 @@ from qimeng_attention.schedule.rewriting import (
 )
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
-from qimeng_attention.tl.traverse import map_blocks, names_in, statements
+from qimeng_attention.tl.traverse import map_blocks, map_expressions, names_in, statements
 from qimeng_attention.tl.types import Checked
 
 FORM = "copies async"
@@ -261,9 +262,21 @@ def _equal_after(copied: s.Expr, read: s.Expr, var: str, ahead: int, checked: Ch
     free = sorted((names_in(copied) | names_in(read)) - {var} - set(checked.fixed))
     values = {**checked.fixed, **{name: 3 + 7 * n for n, name in enumerate(free)}}
     try:
-        return all(integer(copied, {**values, var: i}) == integer(read, {**values, var: i + ahead}) for i in (2, 5))
+        return all(_value(copied, {**values, var: i}) == _value(read, {**values, var: i + ahead}) for i in (2, 5))
     except (KeyError, ValueError, ZeroDivisionError):
         return False
+
+
+def _value(e: s.Expr, values: dict[str, int]) -> int:
+    """Evaluate a coordinate; an element of a tensor counts as a number that its indices alone decide."""
+
+    def element(x: s.Expr) -> s.Expr:
+        if not isinstance(x, s.Index):
+            return x
+        at = [integer(i, values) for i in x.indices]
+        return s.Num(reduce(lambda a, b: (a * 31 + b) % 1009, at, 7))
+
+    return integer(map_expressions(e, element), values)
 
 
 def _points(loop: s.For, shared: Shared, checked: Checked) -> list[int]:

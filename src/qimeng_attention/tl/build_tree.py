@@ -91,7 +91,7 @@ class LineBuilder(Transformer[Token, Any]):
 
     # -------------------------------------------------------------- parts
     def dim(self, meta: Any, c: list[Any]) -> s.Dim:
-        return s.Dim(c[0], None if c[1] is None else str(c[1]))
+        return s.Dim(c[0], None if c[1] is None else str(c[1]), c[2])
 
     def dims(self, meta: Any, c: list[Any]) -> tuple[s.Dim, ...]:
         return tuple(d for d in c if d is not None)

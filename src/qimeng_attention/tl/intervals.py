@@ -75,6 +75,28 @@ def any_true(
     return _Analysis(axes, var, None, everywhere=False, fixed=fixed).solve(condition)
 
 
+def undecided(condition: s.Expr, axes: set[str]) -> bool:
+    """Tell whether a condition has a clause over some axes that no interval decides: it reads a tensor, or is no
+    comparison that is linear in them."""
+    at = {a: _Axis(s.Name(f"{a}_first"), add(s.Name(f"{a}_first"), num(1))) for a in axes}
+    analysis = _Analysis(at, "", None, everywhere=False)
+    return any(isinstance(e, s.Index) for e in expressions(condition)) or not all(
+        analysis.reads(e) for e in _clauses(condition) if names_in(e) & axes
+    )
+
+
+def _clauses(e: s.Expr) -> list[s.Expr]:
+    match e:
+        case s.Binary("and" | "or", a, b):
+            return [*_clauses(a), *_clauses(b)]
+        case s.Unary("not", x):
+            return _clauses(x)
+        case s.Compare(operands, ops) if len(ops) > 1:
+            pairs = zip(operands, ops, operands[1:], strict=False)
+            return [s.Compare((a, b), (op,)) for a, op, b in pairs]
+    return [e]
+
+
 def _axes(places: Places, extents: dict[str, int], tile: str | None) -> dict[str, _Axis]:
     found: dict[str, _Axis] = {}
     for name, origins in places.items():
@@ -170,6 +192,19 @@ class _Analysis:
             return self.unknown()
         left, right = (high_a, low_b) if self.everywhere else (low_a, high_b)
         return self._solve_linear(left, right, strict=op == "<")
+
+    def reads(self, e: s.Expr) -> bool:
+        """Tell whether a comparison is bounded by the ends of the tile."""
+        match e:
+            case s.Compare((a, b), (op,)) if op != "!=":
+                plain = [x.args[0] if isinstance(x, s.Call) and x.function == "abs" else x for x in (a, b)]
+                left, _, right = self._without_floor(plain[0], "<=", plain[1])
+                try:
+                    self._bounds(left), self._bounds(right)
+                except _NotLinear:
+                    return False
+                return True
+        return False
 
     def _without_floor(self, a: s.Expr, op: str, b: s.Expr) -> tuple[s.Expr, str, s.Expr]:
         """Write `x // c <= b`, `a <= y // c` and `x // c <= y // c` without the divisions.

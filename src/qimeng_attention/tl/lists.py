@@ -3,7 +3,8 @@ looks.
 
 A list is an element of a tensor that the loop's variable picks and that says where a Copy starts, directly or through a
 Let: `Copy K (BN, D) in coordinate [batch, k = Idx[batch, j] * BN]` in a loop over j. An element behind `at` is no list:
-it says where in memory a tile lies, not which tile it is.
+it says where in memory a tile lies, not which tile it is. Nor is one that is held at 0 or above, `max(Idx[j], 0)`: such
+a list marks no place as empty, and every iteration runs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,20 @@ def _elements(n: s.Statement, var: str, lets: Mapping[str, s.Expr]) -> Iterator[
     for x in statements((n,)):
         if not isinstance(x, s.Copy) or x.source != "global":
             continue
-        for e in (e for c in x.coordinate for e in expressions(c.start)):
+        for e in (e for c in x.coordinate for e in _signed(c.start)):
             element = lets.get(e.id) if isinstance(e, s.Name) else e
             if isinstance(element, s.Index) and var in names_in(element.indices) and e not in asked:
                 yield e
+
+
+def _signed(e: s.Expr) -> Iterator[s.Expr]:
+    """Give the expressions inside of one that may hand a -1 through."""
+    match e:
+        case s.Call("max", args) if s.Num(0) in args:
+            return
+        case s.Binary(_, a, b):
+            yield e
+            yield from _signed(a)
+            yield from _signed(b)
+        case _:
+            yield from expressions(e)

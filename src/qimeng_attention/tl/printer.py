@@ -67,7 +67,12 @@ def _wrap(e: s.Expr, level: int) -> str:
 
 def dims(entries: Iterable[s.Dim]) -> str:
     """Print a shape, e.g. `(BM q, BN k)`."""
-    return "(" + ", ".join(expression(d.size) + (f" {d.axis}" if d.axis else "") for d in entries) + ")"
+    return "(" + ", ".join(_dim(d) for d in entries) + ")"
+
+
+def _dim(d: s.Dim) -> str:
+    axis = f" {d.axis}" if d.axis else ""
+    return expression(d.size) + axis + (f" = {expression(d.start)}" if d.start is not None else "")
 
 
 def coordinate(c: s.Coordinate) -> str:

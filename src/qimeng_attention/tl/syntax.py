@@ -97,10 +97,12 @@ Expr: TypeAlias = Num | Name | Unary | Binary | Compare | Call | Index | Scan
 
 @dataclass(frozen=True, slots=True)
 class Dim:
-    """One extent of a shape, with the axis it carries where one is given: `BM q`."""
+    """One extent of a shape, with the axis it carries where one is given: `BM q`; a register tile that no Copy or
+    GEMM places may say where it begins, `BM q = block * BM`."""
 
     size: Expr
     axis: str | None = None
+    start: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Integers of the block stay ints with floor semantics for `//` and `%`; element e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from qimeng_attention.tl import syntax as s
@@ -36,6 +36,7 @@ class Cpp:
     tiles: Callable[[str], str] = field(default=lambda name: _no_tile(name))
     indices: Mapping[str, str] = field(default_factory=dict)
     reductions: Mapping[s.Expr, str] = field(default_factory=dict)  # row reductions computed beforehand
+    inside: Collection[tuple[s.Expr, s.Expr]] = ()  # loop variables, and dimensions that they never leave
 
     def __call__(self, e: s.Expr) -> str:
         """Write an expression."""
@@ -177,8 +178,12 @@ class Cpp:
         return f"({inside} ? {value} : {zero})" if inside else value
 
     def _always_inside(self, index: s.Expr, dim: s.Expr) -> bool:
-        """Tell whether an index is one of the grid that runs over just this dimension."""
-        return any(index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in self.checked.grid.dims)
+        """Tell whether an index is one of the grid or a loop that never leaves this dimension."""
+        return (
+            (index, dim) in self.inside
+            or (index == s.Num(0) and _positive(dim, self.checked))
+            or any(index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in self.checked.grid.dims)
+        )
 
     def is_wide(self, e: s.Expr) -> bool:
         """Tell whether an integer has 64 bits: elements of such a tensor take part in it."""
@@ -190,6 +195,22 @@ class Cpp:
         """Write integer arguments, all of one width."""
         wide = any(self.is_wide(a) for a in args)
         return [f"int64_t({self(a)})" if wide else self(a) for a in args]
+
+
+def _positive(e: s.Expr, checked: Checked) -> bool:
+    """Prove a dimension to be at least 1, from how it is written."""
+    match e:
+        case s.Num(value):
+            return value >= 1
+        case s.Name(id):
+            return checked.fixed.get(id, 0) >= 1
+        case s.Binary("*", a, b):
+            return _positive(a, checked) and _positive(b, checked)
+        case s.Call("max", args):
+            return any(_positive(a, checked) for a in args)
+        case s.Call("ceildiv", (a, b)):
+            return _positive(a, checked) and _positive(b, checked)
+    return False
 
 
 def _float(value: float) -> str:

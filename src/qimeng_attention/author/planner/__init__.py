@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qimeng_attention.author.planner import decode, roles, warps
+from qimeng_attention.author.planner import decode, lists, roles, warps
 from qimeng_attention.author.planner.code import Tiled, write_code
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import compose
@@ -64,7 +64,8 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
     _refuse(spec, target)
     if decode.fits(spec):
         return _decode(spec, target)
-    sketch = compose(spec)
+    by_list = lists.fits(spec)
+    sketch = lists.compose_lists(spec) if by_list else compose(spec)
     called = _functions_an_element(sketch)
     best: Tiled
     if "wgmma" in target.capabilities:
@@ -73,7 +74,11 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
     else:
         best, reasons, schedule = warps.choose(spec, target, _results(called, ()))
     reasons += reasons_for(spec)
-    code = write_code(spec, target, sketch, best, reasons[0].why, schedule)
+    if by_list:
+        reasons = [*(r for r in reasons if r.parameter != "guard"), lists.reason()]
+        code = lists.write_lists(spec, target, sketch, best, reasons[0].why, lists.listed(spec, best, schedule))
+    else:
+        code = write_code(spec, target, sketch, best, reasons[0].why, schedule)
     return Plan(print_program(sketch), print_program(code), tuple(reasons))
 
 

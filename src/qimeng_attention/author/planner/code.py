@@ -86,7 +86,7 @@ def _frame(spec: AttentionSpec, target: Target, t: Tiled, why: str, schedule: Se
         f"Allocate Q in global (B, Sq, Hq, {qk}) {spec.dtype}",
         f"Allocate K in global (B, Sk, {heads_k}, {qk}) {spec.dtype}",
         f"Allocate V in global (B, Sk, {heads_k}, {v}) {spec.dtype}",
-        *[f"Allocate {line}" for line in _named(spec)],
+        *[f"Allocate {line}" for line in named_lines(spec).values()],
         f"Allocate Out in global (B, Sq, Hq, {v}) {spec.dtype}",
         *lse,
         "Schedule",
@@ -95,12 +95,12 @@ def _frame(spec: AttentionSpec, target: Target, t: Tiled, why: str, schedule: Se
     return "\n".join(lines) + "\n"
 
 
-def _named(spec: AttentionSpec) -> list[str]:
-    """Declare the named tensors, `Slopes in global (Hq) f32`."""
-    lines = []
+def named_lines(spec: AttentionSpec) -> dict[str, str]:
+    """Declare the named tensors, `Slopes in global (Hq) f32`, by their names in the specification."""
+    lines = {}
     for name, tensor in spec.tensors.items():
         dims = ["Hq" if d == "Hk" and not _grouped(spec) else str(d) for d in tensor.dims]
-        lines.append(f"{kernel_name(name)} in global ({', '.join(dims)}) {tensor.dtype}")
+        lines[name] = f"{kernel_name(name)} in global ({', '.join(dims)}) {tensor.dtype}"
     return lines
 
 
@@ -116,7 +116,7 @@ def _elaborated(n: s.Statement, spec: AttentionSpec, t: Tiled) -> s.Statement:
     if isinstance(n, s.Copy):
         return _placed(n, spec)
     if isinstance(n, s.For):
-        return replace(n, ranges=(_bounds(spec, t),))
+        return replace(n, ranges=(bounds(spec, t),))
     return n
 
 
@@ -139,7 +139,7 @@ def _placed(n: s.Copy, spec: AttentionSpec) -> s.Copy:
     return replace(n, dims=dims, coordinate=coordinate)
 
 
-def _bounds(spec: AttentionSpec, t: Tiled) -> s.Range:
+def bounds(spec: AttentionSpec, t: Tiled) -> s.Range:
     """Visit just the tiles in which some row of the block may see a key."""
     end: s.Expr = call("ceildiv", s.Name("Sk"), s.Name("BN"))
     condition = visible(spec)

@@ -117,12 +117,13 @@ def softmax_factor(spec: AttentionSpec) -> tuple[bool, s.Expr]:
     return written, s.Name("log2e") if written else s.Binary("*", s.Name("scale"), s.Name("log2e"))
 
 
-def compose(spec: AttentionSpec, library: str = "attention") -> s.Program:
+def compose(spec: AttentionSpec, library: str = "attention", place: int = 0) -> s.Program:
     """Compose a specification's sketch.
 
     Args:
         spec: what is asked for.
-        library: the shipped sketch to begin with; mask and score go into its first kernel.
+        library: the shipped sketch to begin with.
+        place: which of its kernels takes mask and score.
 
     Raises:
         SpecError: an expression that does not parse, or reads an unknown name.
@@ -136,10 +137,12 @@ def compose(spec: AttentionSpec, library: str = "attention") -> s.Program:
     summed = s.Call("ln", (s.Name("l"),))
     m = s.Name("m") if written else s.Binary("*", s.Name("m"), s.Name("scale"))
     values: dict[str, s.Expr] = {"visible": mask, "c": factor, "logarithm": s.Binary("+", m, summed)}
-    kernel = program.kernels[0]
-    lse = "LSE" in spec.outputs or len(program.kernels) > 1  # a later kernel needs the parts' own
+    kernel = program.kernels[place]
+    lse = "LSE" in spec.outputs or len(program.kernels) > place + 1  # a later kernel needs the parts' own
     body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, lse))
-    return replace(program, kernels=(replace(kernel, body=body), *program.kernels[1:]))
+    return replace(
+        program, kernels=(*program.kernels[:place], replace(kernel, body=body), *program.kernels[place + 1 :])
+    )
 
 
 def held_registers(spec: AttentionSpec) -> int:

@@ -10,7 +10,7 @@ from qimeng_attention.tl.numerics import BYTES, FLOAT_TYPES, round_to
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.rule import Rule
-from qimeng_attention.tl.types import PIECES, Axis, TensorType, TileType, same_axes
+from qimeng_attention.tl.types import PIECES, Axis, Origin, TensorType, TileType, same_axes
 
 MOST_STAGES = 16  # more never fit into shared memory
 SWIZZLES = (32, 64, 128)  # bytes of a row over which 16-byte pieces are exchanged
@@ -114,11 +114,28 @@ def _check_tile(n: s.Allocate, dtype: str, scope: Scope) -> None:
         )
     scope.tiles[n.name] = tile
     scope.filled.discard(n.name)
+    _check_places(n, scope)
     _check_init(n, dtype, scope)
     if n.view is not None:
         _check_view(n, tile, scope.tiles[n.view], scope)
     if n.over is not None:
         _check_over(n, tile, scope.tiles[n.over], scope)
+
+
+def _check_places(n: s.Allocate, scope: Scope) -> None:
+    """Note where a register tile begins; memory is placed by the copies that fill it."""
+    placed = {axis_name(d): d.start for d in n.dims if d.start is not None}
+    for axis, start in placed.items():
+        scope.uniform_integer(start, n.span, f"the place of {n.name} along {axis}")
+    if placed and n.space != "register":
+        scope.report(
+            "TL207",
+            n.span,
+            f"{n.name} lies in {n.space} memory, whose tiles begin where a Copy says",
+            "leave the place out, and give it in the Copy's coordinate",
+        )
+    if placed:
+        scope.origins[n.name] = {axis: Origin(start) for axis, start in placed.items()}
 
 
 def _in_pieces(n: s.Allocate, axes: tuple[Axis, ...], dtype: str, scope: Scope) -> bool:
@@ -192,12 +209,13 @@ def _run(n: s.Allocate, t: Strand) -> None:
         return
     kind = t.machine.checked.tiles[n.name]
     t.check_free(n.name, n.span)
+    origin = {axis_name(d): t.integer(d.start, n.span) for d in n.dims if d.start is not None}
     if not t.machine.numeric:
-        t.registers[n.name] = Register(None)
+        t.registers[n.name] = Register(None, origin)
         return
     value = float("nan") if n.init is None else float(t.environment().evaluate(n.init).data)
     data = round_to(np.full([a.size for a in kind.axes], value, np.float32), kind.dtype)
-    t.registers[n.name] = Register(data)
+    t.registers[n.name] = Register(data, origin)
 
 
 RULES = {

@@ -92,6 +92,8 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
             "write `(BM, D) in coordinate [batch, q = block * BM, head]`",
         )
         return None
+    if any(d.start is not None for d in n.dims):
+        scope.report("TL110", n.span, f"the shape of Copy {n.name} says where it begins", "say it in the coordinate")
     extents = [scope.extent(d.size, n.span, f"extent {expression(d.size)}") for d in n.dims]
     try:
         found = places(n, extents, tensor.axis_names)

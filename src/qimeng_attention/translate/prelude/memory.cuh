@@ -136,16 +136,16 @@ __device__ inline void store_pieces(Tile tile, Pieces const& pieces) {
       tile.chunk(i * Pieces::kPassRows, span * kSpan, row, chunk) = pieces.data[i][span];
 }
 
-/// Write a tile as fp32 to rows [0, rows) and columns [0, kColumns), a multiple of 8, of `target`.
-template <int kColumns = kAllColumns, int kRows, int kCols>
-__device__ inline void store_float(float* target, int64_t stride, Accumulator<kRows, kCols> const& acc, int rows) {
+/// Write a tile as elements of 32 bits to rows [0, rows) and columns [0, kColumns), a multiple of 8, of `target`.
+template <int kColumns = kAllColumns, class Element, int kRows, int kCols>
+__device__ inline void store_float(Element* target, int64_t stride, Accumulator<kRows, kCols> const& acc, int rows) {
 #pragma unroll
   for (int r = 0; r < kRows / 8; ++r) {
     int const row = tile_row<kRows>(r);
     if (row < rows) {
 #pragma unroll
       for (int c = 0; c < kCols / 4; ++c)
-        if (c / 2 * 8 < kColumns) target[row * stride + tile_col(c)] = acc(r, c);
+        if (c / 2 * 8 < kColumns) target[row * stride + tile_col(c)] = Element(acc(r, c));
     }
   }
 }

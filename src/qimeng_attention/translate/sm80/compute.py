@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import reduce
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import REDUCTIONS
 from qimeng_attention.tl.scope import LANE
-from qimeng_attention.tl.traverse import expressions, map_expressions, names_in
+from qimeng_attention.tl.traverse import conjuncts, expressions, map_expressions, names_in
 from qimeng_attention.tl.types import TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.expressions import Cpp
 from qimeng_attention.translate.sm80.context import FUNCTIONS, INTERNAL, Lowering, Lowerings, Refused
-from qimeng_attention.translate.sm80.loads import column_loads, hold, index_line, load_column, without
+from qimeng_attention.translate.sm80.loads import (
+    column_loads,
+    hold,
+    hold_origins,
+    index_line,
+    load_column,
+    reads_columns,
+    without,
+)
 
 _START = {"RowMax": "tl::negative_infinity()", "RowSum": "0.0f", "LaneSum": "0.0f"}
 
@@ -58,6 +67,7 @@ def _compute(n: s.Compute, low: Lowering) -> None:
     reductions = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
     has_rows = kind.axes[0].name == low.row_axis
     has_columns = (len(kind.axes) == 2 and kind.axis_names[1] != LANE) or not has_rows
+    hold_origins(n, low, tiles)
     held = hold(n, low, columns=bool(reductions))
     if not reductions and (loads := column_loads(n, low)):
         _by_columns(n, low, held, loads, has_rows)
@@ -279,23 +289,47 @@ def _reduce_expression(e: s.Call, name: str, n: s.Compute, low: Lowering, held: 
 def _mask(n: s.Mask, low: Lowering) -> None:
     tiles = names_in(n.condition) | names_in(n.fill) | {n.tile}
     rows_only = _columns(n.tile, low) == 1
+    hold_origins(n, low, tiles)
     loads = {} if rows_only else column_loads(n, low)
     held = hold(n, low, columns=False) | loads
     used = _used_axes(tuple(without(e, held) for e in (n.condition, n.fill) if e is not None), low, tiles)
     register = names.register(n.tile)
+    by_columns = not rows_only and reads_columns(n, low)
+    condition_left, common = n.condition, ""
     with ExitStack() as stack:
-        if loads:
+        if by_columns:
             _open_columns(stack, low, n, tiles, register, loads)
+            condition_left, common = _column_part(n, low, held)
         _open(stack, low, f"for (int r = 0; r < {register}.kR; ++r)")
         _index_lines(low, n, tiles, [u for u in used if u[1]])
-        if not rows_only and not loads:
+        if not rows_only and not by_columns:
             _open(stack, low, f"for (int c = 0; c < {register}.kC; ++c)")
             _index_lines(low, n, tiles, [u for u in used if not u[1]])
         element = _Element(low, n, tiles, "r", None if rows_only else "c")
         cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()), held)
-        condition = low.expression(cpp, n.condition, n)
+        condition = common + low.expression(cpp, condition_left, n)
         fill = "tl::negative_infinity()" if n.fill is None else cpp.floating(n.fill)
         low.out.line(f"{element.tile(n.tile)} = {condition} ? {element.tile(n.tile)} : {fill};")
+
+
+def _column_part(n: s.Mask, low: Lowering, held: dict[s.Expr, str]) -> tuple[s.Expr, str]:
+    """Decide once a column what the column alone decides; give what is left of the condition, and what to put before
+    it."""
+    axes = {a.name for a in low.checked.tiles[n.tile].axes} - {low.row_axis}
+    parts = conjuncts(n.condition)
+    alone = [e for e in parts if names_in(e) & axes and not names_in(e) & {low.row_axis, *low.checked.tiles}]
+    left = [e for e in parts if e not in alone]
+    if not alone or not left:
+        return n.condition, ""
+    element = _Element(low, n, names_in(n.condition) | {n.tile}, None, "c")
+    cpp = Cpp(low.checked, FUNCTIONS, element.tile, _variables(element.indices()), held)
+    low.out.line(f"bool const kept = {low.expression(cpp, _all(alone), n)};")
+    joined = _all(left)
+    return joined, "kept && "
+
+
+def _all(parts: list[s.Expr]) -> s.Expr:
+    return reduce(lambda a, b: s.Binary("and", a, b), parts)
 
 
 LOWERINGS: Lowerings = {"Compute": _compute, "Mask": _mask}

@@ -74,6 +74,8 @@ class Lowering:
         self.lets: set[str] = set()  # of the block, so far
         self.held: dict[tuple[object, ...], str] = {}  # elements of tensors that registers hold here (loads.py)
         self.loads = 0  # held so far
+        self.inside: frozenset[tuple[s.Expr, s.Expr]] = frozenset()  # loop variables and dimensions they never leave
+        self.behind: tuple[s.Statement, ...] = ()  # what stands behind the present statement in its body
         self.views: dict[tuple[object, ...], str] = {}  # a tensor at fixed indices: the name of its pointer
 
     # -------------------------------------------------------------- statements
@@ -90,6 +92,7 @@ class Lowering:
                 self.declared.add(name)
             if not isinstance(n, s.Size | s.Choose | s.Tile | s.Scalar | s.Grid | s.Warps | s.Allocate):
                 self.out.mark(n.span.line, head(n))
+            self.behind = body[position + 1 :]
             self._lower(n, self)
         self.held = held
 
@@ -198,6 +201,7 @@ class Lowering:
 
     def expression(self, cpp: Cpp, e: s.Expr, n: s.Statement) -> str:
         """Write an expression, or refuse the statement it belongs to."""
+        cpp.inside = self.inside
         try:
             return cpp(e)
         except NoLowering as missing:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.traverse import expressions, statements
 from qimeng_attention.translate import names
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm80.copy import nonnegative
 
 
 def _for(n: s.For, low: Lowering) -> None:
@@ -14,7 +16,8 @@ def _for(n: s.For, low: Lowering) -> None:
         raise Refused(n, "this generation's lowering has no persistent tiles", "remove `persistent`")
     ends = [(low.integer(r.start, n), low.integer(r.stop, n)) for r in n.ranges]
     out.line(f"#pragma unroll {n.unroll}")
-    before = set(low.declared)
+    before, inside = set(low.declared), low.inside
+    low.inside |= {(s.Name(n.var), dim) for dim in _indexed_dims(n, low) if _never_leaves(n, dim, low)}
     if len(ends) == 1:
         start, stop = ends[0]
         head = (
@@ -31,7 +34,29 @@ def _for(n: s.For, low: Lowering) -> None:
             step = f"({total} - 1 - {var}_step)" if n.down else f"{var}_step"
             out.line(f"int const {var} = {_indexed(step, ends, counts)};")
             low.body(n.body)
-    low.declared = before
+    low.declared, low.inside = before, inside
+
+
+def _indexed_dims(n: s.For, low: Lowering) -> set[s.Expr]:
+    """Give the dimensions that a loop's body indexes by its variable."""
+    read = (e for x in statements(n.body) for e in expressions(x) if isinstance(e, s.Index))
+    pairs = ((i, d) for e in read for i, d in zip(e.indices, low.checked.tensors[e.tensor].dims, strict=True))
+    return {d for i, d in pairs if i == s.Name(n.var)}
+
+
+def _never_leaves(n: s.For, dim: s.Expr, low: Lowering) -> bool:
+    """Tell whether a loop's variable is always an index within a dimension, by how its ends are written."""
+    return all(nonnegative(r.start, low) and _at_most(r.stop, dim, low) for r in n.ranges)
+
+
+def _at_most(e: s.Expr, dim: s.Expr, low: Lowering) -> bool:
+    match e:
+        case s.Call("min", args):
+            return any(_at_most(a, dim, low) for a in args)
+        case s.Name(id) if e != dim:
+            made = [n.value for n in statements(low.checked.kernel.body) if isinstance(n, s.Let) and n.name == id]
+            return bool(made) and all(_at_most(value, dim, low) for value in made)
+    return e == dim
 
 
 def _indexed(step: str, ends: list[tuple[str, str]], counts: list[str]) -> str:

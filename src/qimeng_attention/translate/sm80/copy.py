@@ -92,20 +92,25 @@ def _columns_exist(columns: Place, tensor: TensorType, low: Lowering) -> bool:
     """Tell whether no tile can reach past the end of the rows: the columns are whole, or their tiles divide the row."""
     if columns.kind == "whole":
         return True
-    extent = _extent(tensor, low)
-    if extent is None:
-        return False
     stepped = (
         isinstance(columns.start, s.Binary)
         and columns.start.op == "*"
         and _is_extent(columns.start.right, columns.size, low)
     )
     return (
-        extent % columns.size == 0
+        _divides(columns.size, tensor, low)
         and columns.stop is None
         and (stepped or columns.start == s.Num(0))
         and nonnegative(columns.start, low)
     )
+
+
+def _divides(columns: int, tensor: TensorType, low: Lowering) -> bool:
+    """Tell whether rows are whole tiles: by their length, or by how it is written, `ceildiv(n, BJ) * BJ`."""
+    extent, dim = _extent(tensor, low), tensor.dims[-1]
+    if extent is not None:
+        return extent % columns == 0
+    return isinstance(dim, s.Binary) and dim.op == "*" and _is_extent(dim.right, columns, low)
 
 
 def _is_extent(e: s.Expr, size: int, low: Lowering) -> bool:

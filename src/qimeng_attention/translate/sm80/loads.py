@@ -16,7 +16,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.numerics import BOOL, INTEGER_TYPES
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import LANE
-from qimeng_attention.tl.traverse import map_expressions, names_in, statements
+from qimeng_attention.tl.traverse import expressions, map_expressions, names_in, statements
 from qimeng_attention.tl.types import TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.expressions import Cpp
@@ -36,9 +36,27 @@ def origin(low: Lowering, n: s.Statement, tiles: set[str], axis: str) -> s.Expr:
 
 def index_line(low: Lowering, n: s.Statement, tiles: set[str], axis: str, along_rows: bool) -> str:
     """Write the global index of row r or column c."""
-    start = low.integer(origin(low, n, tiles, axis), n)
+    start = _start(origin(low, n, tiles, axis), low, n)
     at = low.row_at(_rows_of(low, tiles), n) if along_rows else "tl::tile_col(c)"
     return f"int const {names.variable(axis)} = {'' if start == '0' else f'{start} + '}{at};"
+
+
+def _start(e: s.Expr, low: Lowering, n: s.Statement) -> str:
+    """Write where an axis begins; a place that is loaded is held."""
+    held = low.held.get(("origin", e))
+    return low.integer(e, n) if held is None else held
+
+
+def hold_origins(n: Reader, low: Lowering, tiles: set[str]) -> None:
+    """Load once, before a statement's loops, where the axes begin whose place is an element of a tensor."""
+    values = tuple(e for e in ((n.condition, n.fill) if isinstance(n, s.Mask) else (n.value,)) if e is not None)
+    for axis in sorted(_axis_names(tiles, low) & names_in(values)):
+        start = origin(low, n, tiles, axis)
+        if ("origin", start) not in low.held and any(isinstance(e, s.Index) for e in expressions(start)):
+            name = f"{names.variable(axis)}_first_{low.loads}"
+            low.loads += 1
+            low.out.line(f"int const {name} = {low.integer(start, n)};")
+            low.held["origin", start] = name
 
 
 def _rows_of(low: Lowering, tiles: set[str]) -> TileType:
@@ -53,14 +71,27 @@ def hold(n: Reader, low: Lowering, *, columns: bool) -> dict[s.Expr, str]:
     """
     found: dict[s.Expr, str] = {}
     for e in _loads(n, low):
-        if columns or _reach(e, n, low) != "columns":
+        if columns or _reach(e, n, low) != "columns" or _key(e, n, low) in low.held:
             found[e] = _held(e, n, low)
     return found
 
 
+def hold_columns(n: s.Mask, low: Lowering) -> None:
+    """Load what a mask reads column by column, each into a register, where there is any such element."""
+    if reads_columns(n, low):
+        hold_origins(n, low, _tiles(n))
+        hold(n, low, columns=True)
+
+
+def reads_columns(n: s.Mask, low: Lowering) -> bool:
+    """Tell whether a mask reads elements that differ by the column alone."""
+    return any(_reach(e, n, low) == "columns" for e in _loads(n, low))
+
+
 def column_loads(n: Reader, low: Lowering) -> dict[s.Expr, str]:
     """Name what a statement reads of tensors column by column: the loop over columns is then the outer one."""
-    found = dict.fromkeys(e for e in _loads(n, low) if _reach(e, n, low) == "columns")
+    columns = (e for e in _loads(n, low) if _reach(e, n, low) == "columns" and _key(e, n, low) not in low.held)
+    found = dict.fromkeys(columns)
     return {e: f"{names.register(e.tensor)}_{low.loads + number}" for number, e in enumerate(found)}
 
 
@@ -79,13 +110,20 @@ def hold_before(block: s.For | s.If, low: Lowering) -> None:
         if not isinstance(n, s.Mask | s.Compute):
             continue
         for e in _loads(n, low):
-            if _reach(e, n, low) not in ("block", "rows"):
+            reach = _reach(e, n, low)
+            if reach == "elements" or (reach == "columns" and not _turns(block)):
                 continue
-            read = names_in(e) - {low.row_axis}
-            if low.row_axis in names_in(e):
-                read |= names_in(origin(low, n, _tiles(n), low.row_axis))
+            axes = _axis_names(_tiles(n), low) & names_in(e)
+            read = names_in(e) - axes
+            for axis in axes:
+                read |= names_in(origin(low, n, _tiles(n), axis))
             if not read & made:
                 _held(e, n, low)
+
+
+def _turns(block: s.For | s.If) -> bool:
+    """Tell whether a block is a loop over one range: what its columns share is worth a register each."""
+    return isinstance(block, s.For) and len(block.ranges) == 1
 
 
 def without(e: s.Expr, held: dict[s.Expr, str]) -> s.Expr:
@@ -146,14 +184,19 @@ def _reach(e: s.Index, n: Reader, low: Lowering) -> str:
 
 def _held(e: s.Index, n: Reader, low: Lowering) -> str:
     """Name the registers that hold an element, loading it first if nothing here has."""
-    reach, tiles = _reach(e, n, low), _tiles(n)
-    axes = sorted(a for a in names_in(e) if reach != "block" and a in _axis_names(tiles, low))
-    key = (e, tuple(origin(low, n, tiles, a) for a in axes))
+    reach, key = _reach(e, n, low), _key(e, n, low)
     if key not in low.held:
         name = f"{names.register(e.tensor)}_{low.loads}"
         low.loads += 1
         low.held[key] = _load(e, name, reach, n, low)
     return low.held[key]
+
+
+def _key(e: s.Index, n: Reader, low: Lowering) -> tuple[object, ...]:
+    """Name an element at the place of a statement."""
+    tiles = _tiles(n)
+    axes = sorted(a for a in names_in(e) if _reach(e, n, low) != "block" and a in _axis_names(tiles, low))
+    return e, tuple(origin(low, n, tiles, a) for a in axes)
 
 
 def _axis_names(tiles: set[str], low: Lowering) -> set[str]:

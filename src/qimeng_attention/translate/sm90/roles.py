@@ -12,6 +12,7 @@ from qimeng_attention.tl.traverse import statements
 from qimeng_attention.translate import names
 from qimeng_attention.translate.sm80 import control
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm80.loads import hold_columns
 from qimeng_attention.translate.sm90.context import GROUP_THREADS, GroupLowering, RoleGroups, ring, uses
 
 _REGISTERS = 65_536  # of a multiprocessor; each role's share is a multiple of 8
@@ -152,10 +153,22 @@ def _wait(n: s.Wait, low: Lowering) -> None:
     except (KeyError, ValueError):
         raise Refused(n, "how many may be left pending must be known at compile time", "write a number") from None
     if n.kind == "gemm":
+        _load_ahead(low)
         low.out.line(_wait_gemm(low, pending))
         _landed(low, pending)
     else:
         low.out.line(f"tl::wait_{n.kind}<{pending}>();")
+
+
+def _load_ahead(low: GroupLowering) -> None:
+    """Load what the mask behind the wait reads of tensors: it needs no product, and arrives meanwhile."""
+    for n in low.behind:
+        inside = n.body[0] if isinstance(n, s.If) and len(n.body) == 1 and not n.orelse else n
+        if isinstance(inside, s.Mask):
+            hold_columns(inside, low)
+            return
+        if not isinstance(n, s.Release):
+            return
 
 
 def _wait_gemm(low: GroupLowering, pending: int) -> str:
