@@ -124,7 +124,7 @@ def _writes(s: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
         (lambda s, b, h, q, k: s + s.to("int32"), "rounds a floating value to an integer"),
         (lambda s, b, h, q, k: s // 2, "computes // of a floating value"),
         (lambda s, b, h, q, k: s + q % -2, "computes % by a number that is not positive"),
-        (lambda s, b, h, q, k: s + (q & 1), "combines the bits of numbers"),
+        (lambda s, b, h, q, k: s + (q & 5), "combines the bits of numbers"),
         (lambda s, b, h, q, k: s ** q, "raises to a power"),
         (lambda s, b, h, q, k: s * float("nan"), "uses NaN"),
         (lambda s, b, h, q, k: s + "x", "computes with a str"),

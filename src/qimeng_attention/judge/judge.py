@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -118,7 +118,7 @@ def judge_candidate(
         seed=course.seed,
         checks=tuple(course.checks),
         properties=tuple(course.properties),
-        clauses=tuple(course.clauses()),
+        clauses=tuple(course.clauses),
         seconds=round(time.monotonic() - start, 3),
     )
 
@@ -239,6 +239,7 @@ class _Course:
         return all(asked is None or asked == found for asked, found in fixed) and heads
 
     # -------------------------------------------------------------- the end
+    @cached_property
     def clauses(self) -> list[ClauseResult]:
         """Tell for each clause which case would show its lack; nothing where cases were left out."""
         if self.hopeless:
@@ -262,7 +263,7 @@ class _Course:
             return "rejected", f"{failed[0].case}: {failed[0].reason} ({count})"
         if broken:
             return "rejected", f"{broken[0].name}: {broken[0].reason}"
-        weak = [c.name for c in self.clauses() if c.caught_by is None and not c.implied]
+        weak = [c.name for c in self.clauses if c.caught_by is None and not c.implied]
         if weak:
             return "inconclusive", f"inputs too weak: no case shows the lack of {'; '.join(weak)}"
         return "accepted", f"{len(self.checks)} checks, {sum(p.applies for p in self.properties)} properties"
