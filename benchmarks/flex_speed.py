@@ -42,7 +42,7 @@ from qimeng_attention.tl.parser import parse_expression
 from qimeng_attention.tl.traverse import names_in
 
 NAME = "flex_mods_h200"
-ON_GPU = Budget("flex", heads=None, keys=4200, scores=1 << 24, thorough=False)
+ON_GPU = Budget("flex", heads=None, keys=4200, scores=1 << 27, thorough=False)
 MOST_ERROR = 1e-2  # relative, of a bf16 result
 BACKENDS = {"FlexAttention (Triton)": "TRITON", "FlexAttention (FA4)": "FLASH"}
 AHEAD = 0.45  # of the time, for judging and compiling in processes beside this one
