@@ -1,8 +1,8 @@
 """Judges the bundles of FlexAttention's callables on a GPU, and times them beside FlexAttention itself.
 
 Both get the same callables, captured tensors and values. FlexAttention is compiled, for Triton and, where
-FlashAttention-4 is installed and takes the callable, for that; its block mask is made beforehand, as ours's lists of
-tiles are. All take turns as replayed graphs; each output is compared with a float64 reference that evaluates the
+FlashAttention-4 is installed and takes the callable, for that; its block mask is made beforehand, and so are our lists
+of tiles. All take turns as replayed graphs; each output is compared with a float64 reference that evaluates the
 callable itself, before and after timing. What is left out is named, with the reason.
 
 Not here: the operators (flex_catalogue.py), the command (flex_mods.py).
@@ -11,6 +11,7 @@ Not here: the operators (flex_catalogue.py), the command (flex_mods.py).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -27,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flex_catalogue import FULL, Mods, Sizes, accepted
+from flex_catalogue import FULL, SMALL, Mods, Sizes, accepted, refused
 from flex_mods import DIM, digest, traced
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from qimeng_attention.bench.results import Case, Results, SpeedRow, provenance
 from qimeng_attention.bench.timing import Times, time_eager, time_graphs
-from qimeng_attention.errors import QimengError
+from qimeng_attention.errors import LaunchError, QimengError
 from qimeng_attention.integrations.flex import FlexOperator
 from qimeng_attention.judge import judge_bundle
 from qimeng_attention.judge.inputs import Budget
@@ -106,12 +107,15 @@ def flex_calls(given: Mods, mask: Any, inputs: Inputs, compiler: Compiler) -> di
 
 
 def our_call(folder: Path, operator: FlexOperator, inputs: Inputs) -> Call:
-    """Give our kernel as a call, its lists of tiles made beforehand where it has some."""
+    """Give our kernel as a call, its lists of tiles made beforehand where it has some, as a block mask is."""
     q, k, v = inputs.ours
-    out = torch.full_like(q, float("nan"))
-    lse = torch.full((q.shape[0], q.shape[2], q.shape[1]), float("nan"), device=q.device)
+    given: dict[str, Any] = {"tensors": operator.tensors, "out": torch.full_like(q, float("nan"))}
+    given["lse"] = torch.full((q.shape[0], q.shape[2], q.shape[1]), float("nan"), device=q.device)
     attention = load(folder)
-    return lambda: attention(q, k, v, out=out, lse=lse, tensors=operator.tensors)
+    if hasattr(attention, "lists"):
+        with contextlib.suppress(LaunchError):  # a kernel without lists says so; whatever else is wrong, the call tells
+            given["lists"] = attention.lists(q, k, v, tensors=operator.tensors)
+    return lambda: attention(q, k, v, **given)
 
 
 def reference(given: Mods, inputs: Inputs, places: list[tuple[int, int]]) -> torch.Tensor:
@@ -163,16 +167,25 @@ class Bench:
     time_calls: Callable[[dict[str, list[Call]], int], dict[str, Times]] = time_graphs  # type: ignore[assignment]
     time_eager: Callable[[Call], float] = time_eager
 
-    def one(self, given: Mods, operator: FlexOperator, sizes: Sizes, make_ours: Callable[[Inputs], Call]) -> Timed:
-        """Time one operator beside FlexAttention."""
+    def one(
+        self,
+        given: Mods,
+        operator: FlexOperator,
+        sizes: Sizes,
+        make_ours: Callable[[Inputs], Call],
+        failed: Mapping[str, str] | None = None,
+    ) -> Timed:
+        """Time one operator beside FlexAttention, but for peers that are known to have failed."""
         places = sorted({(0, 0), (sizes.B - 1, sizes.H // 2), (0, sizes.H - 1)})
         inputs = Inputs.of(sizes, self.device)
-        ours, left_out = make_ours(inputs), {}
+        ours, left_out = make_ours(inputs), dict(failed or {})
         expected = reference(given, inputs, places)
         calls = {"ours": ours}
         before = error(ours(), expected, places)
         mask = block_mask(given, operator, sizes, self.device)
         for peer, call in flex_calls(given, mask, inputs, self.compiler).items():
+            if peer in left_out:
+                continue
             if reason := self._fault(call, expected, places):
                 left_out[peer] = reason
             else:
@@ -194,13 +207,14 @@ class Bench:
         try:
             off = error(call(), expected, places)
         except Exception as problem:  # compilers fail in many ways; each is told, none ends the run
-            return f"{type(problem).__name__}: {_sentence(problem)}"
+            return _sentence(problem)
         return f"its output is off by {off:.3g}" if off >= MOST_ERROR else ""
 
 
-def _sentence(problem: Exception) -> str:
+def _sentence(problem: BaseException) -> str:
+    """Give the first line of an error; compilers wrap those of others."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return (lines[0] if lines else "no message")[:200]
+    return f"{type(problem).__name__}: {lines[0][:200] if lines else 'no message'}"
 
 
 def _row(
@@ -245,19 +259,23 @@ def judge(name: str, folder: Path, seed: int) -> dict[str, str]:
 
 
 def compile_ahead(name: str, mode: str | None) -> dict[str, str]:
-    """Fill the compilers' caches on disk with one operator's kernels; what fails is told where it is timed."""
+    """Fill the compilers' caches on disk with one operator's kernels; give the peers that fail, and why.
+
+    NOTE: a kernel that breaks the CUDA context breaks this process's, not that of the one that times.
+    """
     given = _operators()[name]
-    sizes = given.sizes(FULL)
+    sizes, failed = given.sizes(FULL), {}
     inputs = Inputs.of(sizes, "cuda")
     mask = block_mask(given, traced(name, given, FULL), sizes, "cuda")
-    for call in flex_calls(given, mask, inputs, partial(for_one_shape, mode=mode)).values():
+    for peer, call in flex_calls(given, mask, inputs, partial(for_one_shape, mode=mode)).items():
         try:
             call()
-        except Exception:  # told by Bench.one
+            torch.cuda.synchronize()
+        except torch.OutOfMemoryError:  # other processes are at work too
             continue
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    return {}
+        except Exception as problem:
+            failed[peer] = _sentence(problem)
+    return failed
 
 
 def _beside(jobs: int, seconds: float, tasks: dict[str, tuple[Any, ...]]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -271,7 +289,7 @@ def _beside(jobs: int, seconds: float, tasks: dict[str, tuple[Any, ...]]) -> Ite
         for future in done:
             label = waiting.pop(future)
             if (problem := future.exception()) is not None:
-                print(f"{label}: {type(problem).__name__}: {_sentence(Exception(problem))}", flush=True)
+                print(f"{label}: {_sentence(problem)}", flush=True)
             else:
                 yield label, future.result()
     processes = list((pool._processes or {}).values())
@@ -298,11 +316,12 @@ class Campaign:
     @classmethod
     def begin(cls, bundles: Path, out: Path, commit: str | None) -> Campaign:
         """Take up what the results file holds of the same bundles, on the same device and PyTorch."""
-        made = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted((bundles / "mods").glob("*.json"))}
+        files = {name: bundles / "mods" / f"{name}.json" for name in {**accepted(SMALL), **refused(SMALL)}}
+        made = {name: json.loads(path.read_text("utf-8")) for name, path in files.items() if path.is_file()}
         campaign = cls(provenance(NAME, commit), out, made)
         for name in campaign.ready:
-            files = json.dumps(dict(load(bundles / "bundles" / name).manifest.files), sort_keys=True)
-            campaign.bundles[name] = hashlib.sha256(files.encode()).hexdigest()[:20]
+            digests = json.dumps(dict(load(bundles / "bundles" / name).manifest.files), sort_keys=True)
+            campaign.bundles[name] = hashlib.sha256(digests.encode()).hexdigest()[:20]
         path = out / f"{NAME}.json"
         if path.is_file():
             campaign._take_up(Results.load(path))
@@ -356,21 +375,24 @@ def measure_all(args: argparse.Namespace) -> None:
             tasks[f"judge {name}"] = (judge, name, folder / name, seed)
         if args.run and name not in campaign.rows:
             tasks[f"compile {name}"] = (compile_ahead, name, args.mode)
-    share = AHEAD if args.run else 1.0
+    share, failed = AHEAD if args.run else 1.0, {}
     for label, found in _beside(args.jobs, share * args.seconds, tasks):
         step, _, name = label.partition(" ")
         if step == "judge":
             campaign.verdicts[name] = found
             print(f"{name:22} {found['verdict']} by the judge on the GPU: {found['reason'][:120]}", flush=True)
             campaign.save()
+        else:
+            failed[name] = found
+    print(f"judged and compiled ahead: {time.monotonic() - start:.0f} s", flush=True)
     if args.run:
-        _time_all(campaign, [n for n in names if n not in campaign.rows], args, start)
+        _time_all(campaign, {n: failed.get(n, {}) for n in names if n not in campaign.rows}, args, start)
     print(campaign.save(), f"{time.monotonic() - start:.0f} s")
 
 
-def _time_all(campaign: Campaign, names: list[str], args: argparse.Namespace, start: float) -> None:
+def _time_all(campaign: Campaign, left: dict[str, dict[str, str]], args: argparse.Namespace, start: float) -> None:
     bench = Bench(rounds=args.rounds, compiler=partial(for_one_shape, mode=args.mode))
-    for name in names:
+    for name, failed in left.items():
         if time.monotonic() - start > args.seconds:
             print(f"{name:22} not begun: the time is over; run it again", flush=True)
             continue
@@ -381,7 +403,7 @@ def _time_all(campaign: Campaign, names: list[str], args: argparse.Namespace, st
         begun = time.monotonic()
         make_ours = partial(our_call, args.bundles / "bundles" / name, operator)
         with torch.no_grad():
-            timed = bench.one(given, operator, given.sizes(FULL), make_ours)
+            timed = bench.one(given, operator, given.sizes(FULL), make_ours, failed)
         campaign.left_out[name] = timed.left_out
         if timed.row is not None:
             campaign.rows[name] = timed.row

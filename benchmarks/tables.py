@@ -136,7 +136,11 @@ def flex_mods() -> str:
     head = ["operator", "captured tensors", *judges, "ours, ms", *(f"{p}, ms" for p in peers), "ratio"]
     count = f"{s['mods']} operators, {s['accepted']} accepted; ratio: geometric mean {s['geomean']:.3f} of {s['rows']}."
     refused = [f"- {n.replace('_', ' ')}: {why}." for n, why in s["refused"].items()]
-    left = [f"- {n.replace('_', ' ')}, {p}: {why}." for n, ps in s["left_out"].items() for p, why in ps.items()]
+    reasons: dict[str, list[str]] = {}
+    for name, found in s["left_out"].items():
+        for peer, why in found.items():
+            reasons.setdefault(f"{peer}: {why}", []).append(name.replace("_", " "))
+    left = [f"- {why.rstrip('.')} ({', '.join(names)})." for why, names in reasons.items()]
     parts = [table(head, body), count, "Refused, by name:", "\n".join(refused)]
     return "\n\n".join([*parts, "Left out of the times:", "\n".join(left)] if left else parts)
 

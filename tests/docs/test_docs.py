@@ -109,7 +109,7 @@ def test_the_table_of_callables_shows_verdicts_times_and_refusals(tmp_path, monk
     assert "| full bias | bias (Hq, Sq, Sk) bf16 | accepted | rejected | 0.500 | 1.000 | 2.000 |" in text
     assert "| causal |  |  |  |  |  |  |" in text
     assert "- dropout: score_mod draws random numbers (rand)." in text
-    assert "- full bias, FlexAttention (FA4): not installed." in text
+    assert "- FlexAttention (FA4): not installed (full bias)." in text
 
 
 def test_the_readmes_hopper_table_is_drawn_from_the_results():
