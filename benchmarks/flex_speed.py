@@ -46,6 +46,10 @@ NAME = "flex_mods_h200"
 ON_GPU = Budget("flex", heads=None, keys=4200, scores=1 << 27, thorough=False)
 MOST_ERROR = 1e-2  # relative, of a bf16 result
 BACKENDS = {"FlexAttention (Triton)": "TRITON", "FlexAttention (FA4)": "FLASH"}
+COMPILERS = {
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # each process compiles by itself
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",  # what one process compiled, another finds
+}
 AHEAD = 0.45  # of the time, for judging and compiling in processes beside this one
 Call = Callable[[], torch.Tensor]
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -280,7 +284,8 @@ def compile_ahead(name: str, mode: str | None) -> dict[str, str]:
 
 def _beside(jobs: int, seconds: float, tasks: dict[str, tuple[Any, ...]]) -> Iterator[tuple[str, dict[str, str]]]:
     """Run tasks in processes of their own, for a time; what has not ended then is left."""
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # each process compiles by itself
+    for name, value in COMPILERS.items():
+        os.environ.setdefault(name, value)
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     waiting: dict[Future[dict[str, str]], str] = {pool.submit(*task): label for label, task in tasks.items()}
     end = time.monotonic() + seconds
