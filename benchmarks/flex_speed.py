@@ -407,8 +407,11 @@ def _time_all(campaign: Campaign, left: dict[str, dict[str, str]], args: argpars
             raise SystemExit(f"the bundle of {name} is of another operator: make it again")
         begun = time.monotonic()
         make_ours = partial(our_call, args.bundles / "bundles" / name, operator)
-        with torch.no_grad():
-            timed = bench.one(given, operator, given.sizes(FULL), make_ours, failed)
+        try:
+            with torch.no_grad():
+                timed = bench.one(given, operator, given.sizes(FULL), make_ours, failed)
+        except QimengError as problem:
+            timed = Timed(None, failed | {"ours": problem.message})
         campaign.left_out[name] = timed.left_out
         if timed.row is not None:
             campaign.rows[name] = timed.row
