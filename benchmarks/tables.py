@@ -1,4 +1,4 @@
-"""Write the tables of docs/measured.md from the results files; nothing is typed by hand.
+"""Write the tables of docs/measured.md and docs/flex.md from the results files; nothing is typed by hand.
 
 python benchmarks/tables.py            # write them
 python benchmarks/tables.py --check    # write nothing, fail if a table is stale
@@ -16,6 +16,7 @@ from qimeng_attention.bench.results import Results, SpeedRow
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "measured.md"
+FLEX = ROOT / "docs" / "flex.md"
 RESULTS = ROOT / "benchmarks" / "results"
 PROCESSES = ("hopper_forward_h200_process1", "hopper_forward_h200_process2", "hopper_forward_h200")
 GOOD = 1.02
@@ -41,6 +42,11 @@ def origin(name: str) -> str:
     """Say where a table comes from."""
     r = results(name)
     return f"{r.device}, {r.date}, commit `{r.commit[:7]}`, [{name}.json](../benchmarks/results/{name}.json)."
+
+
+def there(name: str) -> bool:
+    """Tell whether a results file was written already."""
+    return (RESULTS / f"{name}.json").is_file()
 
 
 def processes() -> str:
@@ -115,6 +121,30 @@ def judged() -> str:
     return table(["programs", "kernels", "accepted", "configurations", "checks", "results"], rows)
 
 
+def flex_mods() -> str:
+    """What came of FlexAttention's callables: verdicts, times, refusals and what was left out."""
+    s, rows = results("flex_mods_h200").summary, {r.case.mods: r for r in rows_of("flex_mods_h200")}
+    peers = sorted({p for r in rows.values() for p in r.peers_ms}, reverse=True)
+    body: list[list[Any]] = []
+    for name, tensors in s["tensors"].items():
+        row = rows.get(name)
+        verdicts = [s[where].get(name, {}).get("verdict", "") for where in ("verdicts_cpu", "verdicts_gpu")]
+        times = [row.ours_ms, *(row.peers_ms.get(p, "") for p in peers), row.ratio] if row else [""] * (len(peers) + 2)
+        captured = ", ".join(f"{n} {what}" for n, what in tensors.items())
+        body.append([name.replace("_", " "), captured, *verdicts, *times])
+    judges = ["judge, CPU", "judge, H200"]
+    head = ["operator", "captured tensors", *judges, "ours, ms", *(f"{p}, ms" for p in peers), "ratio"]
+    count = f"{s['mods']} operators, {s['accepted']} accepted; ratio: geometric mean {s['geomean']:.3f} of {s['rows']}."
+    refused = [f"- {n.replace('_', ' ')}: {why}." for n, why in s["refused"].items()]
+    reasons: dict[str, list[str]] = {}
+    for name, found in s["left_out"].items():
+        for peer, why in found.items():
+            reasons.setdefault(f"{peer}: {why}", []).append(name.replace("_", " "))
+    left = [f"- {why.rstrip('.')} ({', '.join(names)})." for why, names in reasons.items()]
+    parts = [table(head, body), count, "Refused, by name:", "\n".join(refused)]
+    return "\n\n".join([*parts, "Left out of the times:", "\n".join(left)] if left else parts)
+
+
 JUDGED = {
     "judge_hopper_h200": "for the H200, head dims 64, 128, 256",
     "judge_decode_h200": "for the H200, one or three queries",
@@ -131,29 +161,32 @@ TABLES: dict[str, tuple[Callable[[], str], str]] = {
     "serving": (serving, "serving_h200"),
     "judged": (judged, "judge_hopper_h200"),
 }
+PAGES = {PAGE: TABLES, FLEX: {"flex_mods": (flex_mods, "flex_mods_h200")}}
 
 
-def with_tables(page: str) -> str:
-    """Give the page with every table between its markers."""
-    for name, (make, source) in TABLES.items():
+def with_tables(text: str, page: Path = PAGE) -> str:
+    """Give a page with every table between its markers."""
+    for name, (make, source) in PAGES[page].items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-        if page.count(begin) != 1 or page.count(end) != 1:
-            raise SystemExit(f"{PAGE} must hold {begin} and {end} once each")
-        before, rest = page.split(begin)
-        page = f"{before}{begin}\n{make()}\n\n{origin(source)}\n{end}{rest.split(end)[1]}"
-    return page
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SystemExit(f"{page} must hold {begin} and {end} once each")
+        before, rest = text.split(begin)
+        found = f"{make()}\n\n{origin(source)}" if there(source) else "Not measured yet."
+        text = f"{before}{begin}\n{found}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail if a table is stale")
     args = parser.parse_args()
-    text = PAGE.read_text("utf-8")
-    made = with_tables(text)
-    if args.check and made != text:
-        sys.exit(f"a table of {PAGE} is stale: run `make docs`")
-    if not args.check:
-        PAGE.write_text(made, "utf-8")
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        made = with_tables(text, page)
+        if args.check and made != text:
+            sys.exit(f"a table of {page} is stale: run `make docs`")
+        if not args.check:
+            page.write_text(made, "utf-8")
 
 
 if __name__ == "__main__":

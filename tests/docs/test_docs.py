@@ -77,6 +77,41 @@ def test_the_page_of_measurements_is_drawn_from_the_results():
     assert tables.with_tables(text) == text, "run `make docs`"
 
 
+def test_the_page_of_flexattention_is_drawn_from_the_results():
+    text = (DOCS / "flex.md").read_text("utf-8")
+
+    assert tables.with_tables(text, tables.FLEX) == text, "run `make docs`"
+
+
+def test_the_table_of_callables_shows_verdicts_times_and_refusals(tmp_path, monkeypatch):
+    case = {"B": 2, "Hq": 16, "Hk": 16, "Sq": 4096, "Sk": 4096, "Dqk": 128, "Dv": 128, "dtype": "bf16"}
+    times = {"ours_ms": 0.5, "peers_ms": {"FlexAttention (Triton)": 1.0}, "ours_eager_ms": 0.5, "ratio": 2.0}
+    errors = {"peers_eager_ms": {}, "error_before": 0.0, "error_after": 0.0, "bound": ""}
+    row = {"case": {**case, "mask": "full", "mods": "full_bias", "target": "H200"}, **times, **errors}
+    summary = {
+        "mods": 3,
+        "accepted": 2,
+        "rows": 1,
+        "geomean": 2.0,
+        "tensors": {"full_bias": {"bias": "(Hq, Sq, Sk) bf16"}, "causal": {}},
+        "verdicts_cpu": {"full_bias": {"verdict": "accepted"}},
+        "verdicts_gpu": {"full_bias": {"verdict": "rejected"}},
+        "refused": {"dropout": "score_mod draws random numbers (rand)"},
+        "left_out": {"full_bias": {"FlexAttention (FA4)": "not installed"}},
+    }
+    fields = dict.fromkeys(("name", "commit", "date", "device", "driver", "command"), "x")
+    found = tables.Results(**fields, packages={}, rows=[row], summary=summary)
+    found.model_copy(update={"name": "flex_mods_h200"}).save(tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+
+    text = tables.with_tables("<!-- begin: flex_mods -->\n<!-- end: flex_mods -->\n", tables.FLEX)
+
+    assert "| full bias | bias (Hq, Sq, Sk) bf16 | accepted | rejected | 0.500 | 1.000 | 2.000 |" in text
+    assert "| causal |  |  |  |  |  |  |" in text
+    assert "- dropout: score_mod draws random numbers (rand)." in text
+    assert "- FlexAttention (FA4): not installed (full bias)." in text
+
+
 def test_the_readmes_hopper_table_is_drawn_from_the_results():
     text = (ROOT / "README.md").read_text("utf-8")
     results = plot.load(ROOT / "benchmarks" / "results" / f"{plot_hopper.NAME}.json")

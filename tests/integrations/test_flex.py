@@ -26,6 +26,7 @@ DOC = Tensor(np.array([0, 0, 1, 1, 1, 2]), "int64")
 SHIFTED = Tensor(np.array([-1, 0, 1]), "int32")
 TABLE = Tensor(np.arange(12.0).reshape(3, 4), "bfloat16")
 GATE = Tensor(np.array([True, False]), "bool")
+PAIRS = Tensor(np.arange(8).reshape(2, 2, 2), "int32")
 LEARNED = Tensor(np.array(0.25), "float32")
 
 
@@ -60,6 +61,10 @@ def mask_of(f: Callable[..., Any]) -> str:
         (lambda s, b, h, q, k: s + LEARNED, "score + LEARNED[0]"),
         (lambda s, b, h, q, k: stand_in.masked_fill(s, k > 3, 0.0), "where(kv_idx > 3, 0.0, score)"),
         (lambda s, b, h, q, k: s + (q << 2) - (k >> 1), "score + q_idx * 4 - kv_idx // 2"),
+        (lambda s, b, h, q, k: s + (q & 7) - (6 & k), "score + q_idx % 8 - kv_idx // 2 % 4 * 2"),
+        (lambda s, b, h, q, k: s + sum(x * y for x, y in PAIRS[b]),
+         "score + (PAIRS[b, 0, 0] * PAIRS[b, 0, 1] + PAIRS[b, 1, 0] * PAIRS[b, 1, 1])"),
+        (lambda s, b, h, q, k: s + len(TABLE[h]), "score + 4"),
     ],
 )  # fmt: skip
 def test_a_score_modifier_becomes_an_expression(mod: Callable[..., Any], text: str) -> None:
@@ -124,7 +129,7 @@ def _writes(s: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
         (lambda s, b, h, q, k: s + s.to("int32"), "rounds a floating value to an integer"),
         (lambda s, b, h, q, k: s // 2, "computes // of a floating value"),
         (lambda s, b, h, q, k: s + q % -2, "computes % by a number that is not positive"),
-        (lambda s, b, h, q, k: s + (q & 1), "combines the bits of numbers"),
+        (lambda s, b, h, q, k: s + (q & 5), "combines the bits of numbers"),
         (lambda s, b, h, q, k: s ** q, "raises to a power"),
         (lambda s, b, h, q, k: s * float("nan"), "uses NaN"),
         (lambda s, b, h, q, k: s + "x", "computes with a str"),
@@ -190,6 +195,30 @@ def test_a_score_of_minus_infinity_hides_as_a_mask_does() -> None:
     )
 
     assert (traced.spec.mask, traced.spec.score) == ("kv_idx < 9 and q_idx >= kv_idx", "score * 2")
+
+
+@pytest.mark.parametrize(
+    ("mod", "mask", "score"),
+    [
+        (lambda s, b, h, q, k: stand_in.where(q < k, -float("inf"), s), "q_idx >= kv_idx", "score"),
+        (lambda s, b, h, q, k: stand_in.masked_fill(s + 1, GATE[b], -float("inf")), "not GATE[b]", "score + 1"),
+        (lambda s, b, h, q, k: stand_in.where(s > 3, s, -float("inf")), "full", "where(score > 3, score, -inf)"),
+        (lambda s, b, h, q, k: stand_in.where(s > 3, -float("inf"), s), "full", "where(score > 3, -inf, score)"),
+    ],
+)
+def test_a_score_hides_by_places_as_a_mask_does_and_by_scores_on_its_own(
+    mod: Callable[..., Any], mask: str, score: str
+) -> None:
+    traced = spec_from_flex(mod, Hq=8, Dqk=64)
+
+    assert (traced.spec.mask, traced.spec.score) == (mask, score)
+
+
+def test_a_list_that_a_callable_indexes_is_to_be_a_tensor() -> None:
+    with pytest.raises(SpecError, match="asks for the number of h") as caught:
+        score_of(lambda s, b, h, q, k: s * [1.0, 2.0][h])
+
+    assert "must be a tensor" in caught.value.hint
 
 
 def test_a_negative_index_counts_from_the_end_unless_it_cannot_be_one() -> None:

@@ -12,6 +12,8 @@ from qimeng_attention.errors import JudgeError
 from qimeng_attention.judge import Verdict, judge_program
 from qimeng_attention.judge.clauses import clauses
 from qimeng_attention.judge.contents import KINDS, draw
+from qimeng_attention.judge.further import MOST, further
+from qimeng_attention.judge.inputs import CPU
 from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.judge.reference import truth
 from qimeng_attention.named_tensors import declared
@@ -146,3 +148,35 @@ def test_each_tensor_and_each_index_is_a_clause() -> None:
         "doc[b, kv_idx] follows kv_idx",
         "slopes[h] follows h",
     ]
+
+
+# Keys beyond the window are seen where they are sinks of the entry: only long sequences with few sinks show it.
+SINKS = AttentionSpec.make(
+    Hq=2,
+    Dqk=64,
+    mask="q_idx >= kv_idx and (q_idx - kv_idx < 500 or kv_idx < sinks[b])",
+    tensors={"sinks": {"dims": ["B"], "dtype": "i32"}},
+)
+
+
+def test_a_clause_that_short_sequences_hide_is_looked_for_in_longer_ones() -> None:
+    code = plan(SINKS, targets.get("A100")).code
+    own = "q - k < 500 or k < Sinks[batch]"
+    assert own in code
+
+    right = judge_program(check_text(code), SINKS)
+    lacking = judge_program(check_text(code.replace("Sinks[batch]", "Sinks[0]"), model=False), SINKS)
+
+    assert right.accepted, right.reason
+    assert all(c.caught_by for c in right.clauses)
+    assert lacking.verdict == "rejected"
+
+
+def test_further_cases_keep_within_the_budget() -> None:
+    operator, tiles = Operator.of(SINKS), (128, 64)
+    found = list(further(SINKS, operator, tiles, CPU))
+
+    assert [c.call.Sk for c in found] == [1001] * 6 + [629] * 6
+    assert {c.contents for c in found} == set(KINDS)
+    assert len(found) == MOST
+    assert {c.call.Sk for c in further(SINKS, operator, tiles, SHORT)} == {385}

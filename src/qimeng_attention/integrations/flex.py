@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qimeng_attention.errors import SpecError
-from qimeng_attention.integrations.functions import FUNCTIONS
+from qimeng_attention.integrations.functions import FUNCTIONS, negated
 from qimeng_attention.integrations.trace import FALSE, KINDS, TRUE, Trace, Value, type_of
 from qimeng_attention.named_tensors import Problem, declared
 from qimeng_attention.spec import AttentionSpec
@@ -92,8 +92,14 @@ def _hidden(score: s.Expr, mask: s.Expr) -> tuple[s.Expr, s.Expr]:
     """Let the mask hide what a score modifier sets to -inf: the same weights, and tiles that need no work."""
     match score:
         case s.Call("where", (seen, inner, other)) if other == _MINUS_INFINITY:
-            return _hidden(inner, seen if mask == TRUE else s.Binary("and", mask, seen))
-    return score, mask
+            pass
+        case s.Call("where", (hides, other, inner)) if other == _MINUS_INFINITY:
+            seen = negated(hides)
+        case _:
+            return score, mask
+    if any(x == s.Name("score") for x in expressions(seen)):  # a mask knows places, not scores
+        return score, mask
+    return _hidden(inner, seen if mask == TRUE else s.Binary("and", mask, seen))
 
 
 def _declaration(name: str, tensor: Any, dims: Mapping[str, Sequence[str | int]]) -> dict[str, Any]:

@@ -213,6 +213,8 @@ def _logical(op: str) -> Function:
 
 def _bitwise(f: Function, name: str) -> Function:
     def apply(t: Trace, a: Any, b: Any = True) -> Value:
+        if name == "&" and (kept := _kept_bits(t, a, b)) is not None:
+            return kept
         if any(t.lift(x).kind != "bool" for x in (a, b)):
             raise t.refuse(f"combines the bits of numbers ({name})", "compare numbers first: (a > 0) & (b > 0)", name)
         return f(t, a, b) if name != "~" else f(t, a)
@@ -220,13 +222,33 @@ def _bitwise(f: Function, name: str) -> Function:
     return apply
 
 
+def _kept_bits(t: Trace, a: Any, b: Any) -> Value | None:
+    """Write `x & n` as a remainder where n's bits are neighbours: negative numbers count as two's complement has it."""
+    value, bits = (b, a) if isinstance(a, int) else (a, b)
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits <= 0 or t.lift(value).kind != "int":
+        return None
+    lowest = bits & -bits
+    size = bits // lowest + 1
+    if size & (size - 1):
+        return None
+    rest = _remainder(t, value if lowest == 1 else _floor_divide(t, value, lowest), size)
+    return rest if lowest == 1 else _multiply(t, rest, lowest)
+
+
+def negated(condition: s.Expr) -> s.Expr:
+    """Give the opposite of a condition."""
+    if condition in (TRUE, FALSE):
+        return FALSE if condition == TRUE else TRUE
+    match condition:
+        case s.Compare((a, b), (op,)):
+            return compare(a, _OPPOSITE[op], b)
+        case s.Unary("not", inner):
+            return inner
+    return s.Unary("not", condition)
+
+
 def _not(t: Trace, x: Any) -> Value:
-    inner = condition(t, x).expr
-    if inner in (TRUE, FALSE):
-        return Value(t, FALSE if inner == TRUE else TRUE, "bool")
-    if isinstance(inner, s.Compare) and len(inner.ops) == 1:
-        return Value(t, compare(inner.operands[0], _OPPOSITE[inner.ops[0]], inner.operands[1]), "bool")
-    return Value(t, inner.operand if isinstance(inner, s.Unary) else s.Unary("not", inner), "bool")
+    return Value(t, negated(condition(t, x).expr), "bool")
 
 
 def _xor(t: Trace, a: Any, b: Any) -> Value:

@@ -182,7 +182,7 @@ class Value(Traced):
     def _unknown_yet(self, *_: Any) -> Any:
         raise self.trace.refuse(
             f"asks for the number of {self!r}, which differs from score to score",
-            "compute with it as it is",
+            "compute with it as it is; a list or dictionary that it indexes must be a tensor",
             repr(self),
         )
 
@@ -245,6 +245,13 @@ class Part(Traced):
         if len(found) < len(self.tensor.shape):
             return Part(self.trace, self.tensor, found)
         return self.trace.read(self.tensor, found)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give each row of the first dimension that is left, as iterating over a tensor does."""
+        return iter([self[n] for n in range(len(self))])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

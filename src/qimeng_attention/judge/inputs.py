@@ -130,6 +130,11 @@ def few_heads(
     return _case(_call(spec, budget.heads, batch, rows, keys, 0), "normal", 0, spec)
 
 
+def sized_case(spec: AttentionSpec, heads: int | None, sizes: tuple[int, int, int], number: int) -> Case:
+    """Give a case of a batch, Sq and Sk, with as many heads as `few_heads` has; `number` picks layout and contents."""
+    return _case(_call(spec, heads, *sizes, 0), "normal", number, spec)
+
+
 def _add(found: dict[tuple[Call, str], Case], case: Case) -> None:
     found.setdefault((case.call, case.family), case)
 

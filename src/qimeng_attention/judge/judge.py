@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from qimeng_attention.judge import rule
 from qimeng_attention.judge.candidate import Candidate, Interpreted, Stopped, tiles_of
-from qimeng_attention.judge.clauses import Clause, caught, clauses, implied
+from qimeng_attention.judge.clauses import Clause, caught, clauses, implied, tells_apart
+from qimeng_attention.judge.further import further
 from qimeng_attention.judge.inputs import (
     CPU,
     GPU,
@@ -106,6 +107,9 @@ def judge_candidate(
         _tell(progress, done, total, name)
         with one_thread():
             step()
+    if not course.hopeless:
+        with one_thread():
+            course.try_harder()
     _tell(progress, total, total, "")
     verdict, reason = course.conclude()
     return Verdict(
@@ -118,7 +122,7 @@ def judge_candidate(
         seed=course.seed,
         checks=tuple(course.checks),
         properties=tuple(course.properties),
-        clauses=tuple(course.clauses()),
+        clauses=tuple(course.clauses),
         seconds=round(time.monotonic() - start, 3),
     )
 
@@ -145,6 +149,7 @@ class _Course:
         self.operator = replace(Operator.of(self.spec), approximated=self.candidate.approximated)
         self.asked = clauses(self.spec, self.operator)
         self.caught_by: dict[str, str] = {}
+        self.implied: dict[str, bool] = {}
         self.free_heads = self.candidate.any_heads
 
     # -------------------------------------------------------------- cases
@@ -171,6 +176,26 @@ class _Course:
         for clause in self.asked:
             if clause.name not in self.caught_by and self._shows(clause, case.call, tensors, want, limits):
                 self.caught_by[clause.name] = case.name
+
+    def try_harder(self) -> None:
+        """Try further cases while a clause of the mask or a tensor has not shown in any."""
+        for case in further(self.spec, self.operator, self.tiles, self.budget):
+            weak = [c for c in self.asked if c.mask and c.name not in self.caught_by and not self._implied(c)]
+            if not weak:
+                return
+            if self._may_show(weak, case):
+                self.try_case(case)
+
+    def _may_show(self, weak: Sequence[Clause], case: Case) -> bool:
+        """Tell whether a clause makes a difference to a case: to the mask, or to the scores of whatever it holds."""
+        tensors = values(case, self.operator, self.spec.dtype, self.seed)
+        asked = self.operator.bind(tensors)
+        return any(c.weaker.score != asked.score or tells_apart(asked, c.weaker.bind(tensors), case.call) for c in weak)
+
+    def _implied(self, clause: Clause) -> bool:
+        if clause.name not in self.implied:
+            self.implied[clause.name] = implied(clause, self.operator, self.spec)
+        return self.implied[clause.name]
 
     def _shows(self, clause: Clause, call: Call, tensors: Outputs, want: Truth, limits: rule.Limits) -> bool:
         return (
@@ -239,6 +264,7 @@ class _Course:
         return all(asked is None or asked == found for asked, found in fixed) and heads
 
     # -------------------------------------------------------------- the end
+    @cached_property
     def clauses(self) -> list[ClauseResult]:
         """Tell for each clause which case would show its lack; nothing where cases were left out."""
         if self.hopeless:
@@ -247,7 +273,7 @@ class _Course:
             ClauseResult(
                 name=c.name,
                 caught_by=self.caught_by.get(c.name),
-                implied=c.name not in self.caught_by and implied(c, self.operator, self.spec),
+                implied=c.name not in self.caught_by and self._implied(c),
             )
             for c in self.asked
         ]
@@ -262,7 +288,7 @@ class _Course:
             return "rejected", f"{failed[0].case}: {failed[0].reason} ({count})"
         if broken:
             return "rejected", f"{broken[0].name}: {broken[0].reason}"
-        weak = [c.name for c in self.clauses() if c.caught_by is None and not c.implied]
+        weak = [c.name for c in self.clauses if c.caught_by is None and not c.implied]
         if weak:
             return "inconclusive", f"inputs too weak: no case shows the lack of {'; '.join(weak)}"
         return "accepted", f"{len(self.checks)} checks, {sum(p.applies for p in self.properties)} properties"
