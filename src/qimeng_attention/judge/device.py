@@ -39,6 +39,7 @@ from qimeng_attention.judge.candidate import (
 from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
 from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
+from qimeng_attention.judge.own_function import OwnFunction
 from qimeng_attention.judge.verdict import Verdict
 from qimeng_attention.judge.worker import CANARY, POISONS
 from qimeng_attention.named_tensors import kernel_name
@@ -63,6 +64,7 @@ def judge_bundle(
     budget: Budget = GPU,
     timeout_s: float = TIMEOUT_S,
     progress: Progress | None = None,
+    own: OwnFunction | None = None,
 ) -> Verdict:
     """Judge a built kernel on the GPU at hand.
 
@@ -73,6 +75,7 @@ def judge_bundle(
         budget: how much to try.
         timeout_s: of each launch.
         progress: called before each case.
+        own: as of `judge_program`.
 
     Raises:
         BundleError: damaged, or no bundle.
@@ -93,6 +96,7 @@ def judge_bundle(
             progress=progress,
             reference=reference,
             where="gpu",
+            own=own,
         )
 
 
