@@ -467,16 +467,20 @@ def bench(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
     batch: Annotated[int, typer.Option("--B", help="Batch.")] = 4,
     length: Annotated[int, typer.Option("--S", help="Length of queries and keys.")] = 4096,
+    keep: Annotated[bool, typer.Option(help="Keep the times in the bundle, where `qimeng show` finds them.")] = True,
     as_json: Json = False,
 ) -> None:
     """Time a bundle against PyTorch's attention in one process (needs a GPU)."""
     from qimeng_attention.bench.against_sdpa import bench_bundle
 
-    row = bench_bundle(bundle, batch, length)
+    with terminal.progress_bar("timing", not as_json) as progress:
+        measured = bench_bundle(bundle, batch, length, keep=keep, progress=progress)
     if as_json:
-        terminal.print_json(row)
+        terminal.print_json(measured)
         return
-    terminal.facts(row)
+    from qimeng_attention.report.page import speed_of
+
+    terminal.facts(dict(speed_of(measured)))
 
 
 @app.command(epilog="Example: qimeng show gqa     or: qimeng show gqa --html gqa.html")

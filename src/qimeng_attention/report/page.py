@@ -51,6 +51,7 @@ class Page:
     verdict: str  # "accepted", "rejected", or "none"
     judged: Facts
     speed: Facts
+    predicted: str  # what the planner's model says of the speed; "" where it says nothing
     made_by: Facts
     tl: tuple[str, ...]  # lines of the scheduled program
     cpp: tuple[str, ...]
@@ -73,7 +74,8 @@ def page_of(contents: Contents) -> Page:
         resources=tuple(_resources(_json(files, "report.json"))),
         verdict=plain(str(verdict.get("verdict", "none"))),
         judged=tuple(_judged(verdict)),
-        speed=tuple(_flat(_json(files, "speed.json"))),
+        speed=tuple(speed_of(_json(files, "speed.json"))),
+        predicted=_predicted(files),
         made_by=tuple(_flat(_cleaned(dict(manifest.provenance)))),
         tl=tuple(lines_of(tl)),
         cpp=tuple(lines_of(cpp)),
@@ -190,6 +192,12 @@ def _judged(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("reason", "where", "seconds", "entropy"):
         if name in verdict:
             yield {"entropy": "seed"}.get(name, name), str(verdict[name])
+    own = verdict.get("reference")
+    if isinstance(own, dict):
+        agreement = own.get("agreement")
+        cases = agreement.get("cases") if isinstance(agreement, dict) else None
+        told = f", which agrees with the description in {cases} cases" if cases else ""
+        yield "also against", f"{own.get('name')} ({own.get('framework')}){told}"
     checks = _each(verdict, "checks")
     if near := [c for c in checks if _number(c, "bound") > 0]:
         worst = max(near, key=lambda c: _number(c, "worst_error") / _number(c, "bound"))
@@ -202,6 +210,28 @@ def _judged(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "clause", f"{clause.get('name')}: {shown}"
     for check in [c for c in checks if c.get("passed") is not True][:_MOST_FAILED]:
         yield "failed", f"{check.get('case')}: {check.get('reason')}"
+
+
+def speed_of(measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give what was measured, a line each shape."""
+    rows = _each(measured, "rows")
+    machine = measured.get("measured_on")
+    if not rows or not isinstance(machine, dict):
+        yield from _flat(measured)
+        return
+    for row in rows:
+        shape = ", ".join(f"{name} = {row[name]:,}" for name in ("B", "Sq", "Sk") if isinstance(row.get(name), int))
+        ours = f"{_number(row, 'ours_ms'):g} ms, {_number(row, 'ours_tflops'):g} TFLOP/s"
+        ours += f", {_number(row, 'ours_gb_per_s'):,g} GB/s"
+        if peer := row.get("peer"):
+            ours += f"; {peer} takes {_number(row, 'peer_ms'):g} ms, {_number(row, 'ratio'):.2f} times as long"
+        called = f"called from Python {_number(row, 'ours_eager_ms'):g} ms"
+        yield shape, f"{ours}; {called}; rounds spread by {_number(row, 'spread'):.1%}"
+    yield "measured on", ", ".join(f"{n} {v}" if n in ("torch", "cuda") else str(v) for n, v in machine.items())
+
+
+def _predicted(files: Mapping[str, bytes]) -> str:
+    return next((reason.why for reason in _reasons(files) if reason.predicted), "")
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float:

@@ -5,8 +5,8 @@
     out = attention(q, k, v, slopes=slopes)  # where the spec names the tensor slopes
 
 Its name is `qimeng::<kernel>_<digest of the manifest>`: the same for the same bundle in every process, of two bundles
-never the same. It has two overloads, `default` gives the output, `lse` the output and the LSE. Outputs are new and
-contiguous, as those that the bundle allocates. There is no backward.
+never the same; times that are measured later do not change it. It has two overloads, `default` gives the output, `lse`
+the output and the LSE. Outputs are new and contiguous, as those that the bundle allocates. There is no backward.
 
 What shapes and types tell is checked while tracing; device, strides and memory, as ever, when the kernel is launched.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from qimeng_attention.runtime.bundle import Bundle
 
 NAMESPACE = "qimeng"
+MEASURED = "speed.json"
 _DIGITS = 16  # of the digest, in hexadecimal
 
 _lock = threading.Lock()
@@ -107,6 +109,7 @@ def operator_of(bundle: Bundle) -> Operator:
 
 def operator_name(manifest: Manifest) -> str:
     """Give the name under which a bundle's operator is registered."""
+    manifest = replace(manifest, files={name: digest for name, digest in manifest.files.items() if name != MEASURED})
     return f"{NAMESPACE}::{manifest.kernel}_{hashlib.sha256(to_json(manifest)).hexdigest()[:_DIGITS]}"
 
 
