@@ -108,7 +108,7 @@ def _reasons(page: Page) -> Table:
     table.add_column(overflow="fold", ratio=3)
     for reason in page.reasons:
         why = Text(reason.why)
-        if reason.predicted:
+        if reason.predicted and "(predicted)" not in reason.why:
             why.append("  (a prediction)", "yellow")
         table.add_row(Text(reason.parameter), Text(reason.value), why)
     return table
