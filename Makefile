@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := out/demo
+PYTORCH ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint torch gpu docs docs-check clean
+.PHONY: help setup demo test lint pytorch gpu docs docs-check clean
 
 help:  ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS='	' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -24,7 +25,11 @@ demo: setup  ## Causal GQA 32/8, head dim 128, bf16 for an A100: every stage, fr
 	$(BIN)/qimeng generate --Hq 32 --Hk 8 --Dqk 128 --dtype bf16 --mask causal --target A100 --out $(OUT) --force
 	@printf '\nThe bundle is in %s; look at it with: %s show %s\n' "$(OUT)" "$(BIN)/qimeng" "$(OUT)"
 
-test: setup  ## Lint and every test that needs neither a GPU nor long
+# A CPU build of PyTorch and transformers (tools/pytorch.py); `make test PYTORCH=none` leaves them out.
+pytorch: setup
+	@$(BIN)/python tools/pytorch.py $(PYTORCH)
+
+test: setup pytorch  ## Lint and every test that needs neither a GPU nor long (PYTORCH=none: without PyTorch)
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu' || status=1; exit $$status
 
@@ -34,13 +39,8 @@ lint: setup  ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Not in `test`: the wheels for the CPU alone come from PyTorch's own index, those of PyPI bring 3 GB of CUDA.
-torch: setup  ## The tests that need PyTorch and transformers but no GPU (installs both for the CPU into .venv)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch --index-url https://download.pytorch.org/whl/cpu
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'transformers>=5.4'
-	$(BIN)/python -m pytest -m 'not gpu' tests/runtime tests/integrations
-
 gpu: setup  ## The tests that need an NVIDIA GPU (installs PyTorch and transformers into .venv)
+	@if $(BIN)/python -m pip show torch 2>/dev/null | grep -q '^Version:.*+cpu'; then $(BIN)/python -m pip uninstall --quiet --yes torch; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu,transformers]'
 	$(BIN)/python -m pytest -m gpu
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import __version__, terminal
-from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
+from qimeng_attention import __version__, cli_machine, terminal
+from qimeng_attention.cli_guard import Json, guarded
+from qimeng_attention.errors import SpecError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,7 +27,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 refused by a gate, 2 a request that makes no sense, 3 this machine lacks something.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout.")]
 TargetName = Annotated[
     str,
     typer.Option("--target", "-t", help="A GPU's name (see `qimeng targets`), or auto for the one present."),
@@ -36,42 +35,13 @@ Arch = Annotated[
     str | None,
     typer.Option("--arch", help="Build for another architecture, as sm_90 to run an A100 program on an H200."),
 ]
+Framework = Annotated[
+    str,
+    typer.Option(
+        "--framework", help="What the reference takes: numpy, torch, or auto: tensors if its file uses PyTorch."
+    ),
+]
 Tl = Annotated[Path, typer.Argument(help="A TL file.", show_default=False)]
-
-
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn every error a user can meet into a line and an exit code; no traceback reaches a user."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        as_json = bool(kwargs.get("as_json"))
-        try:
-            command(*args, **kwargs)
-        except QimengError as error:
-            terminal.print_error(error, as_json)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except (OSError, MemoryError) as error:
-            terminal.print_error(
-                EnvironmentMissing(
-                    f"{type(error).__name__}: {error}", hint="check the path, its rights and the space left"
-                ),
-                as_json,
-            )
-            raise typer.Exit(3) from None
-        except typer.Exit:
-            raise
-        except Exception as error:  # our own fault: said in a line, with what a report needs
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            fault = QimengError(
-                f"internal error at {where}: {type(error).__name__}: {error}", hint="please report it with the input"
-            )
-            terminal.print_error(fault, as_json)
-            raise typer.Exit(3) from None
-
-    return run
 
 
 def _read(path: Path) -> str:
@@ -115,7 +85,7 @@ def _spec(path: Path | None, flags: dict[str, Any]) -> Any:
 
 
 @app.command(epilog="Example: qimeng generate --Hq 32 --Hk 8 --mask causal --target A100 --out gqa")
-@_guarded
+@guarded
 def generate(
     source: Annotated[
         Path | None,
@@ -139,6 +109,11 @@ def generate(
     spec_file: Annotated[
         Path | None, typer.Option("--spec", help="What a given TL file should compute, for the judge.")
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="FILE.py:FUNCTION of your own that computes the same, in PyTorch or NumPy."),
+    ] = None,
+    framework: Framework = "auto",
     target: TargetName = "auto",
     arch: Arch = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The bundle's folder.")] = None,
@@ -164,11 +139,26 @@ def generate(
         terminal.heading("what is asked for")
         show_understood(terminal.page_console(), understand(spec))
     where: dict[str, Any] = {"target": target, "arch": arch, "out": out, "overwrite": force, "until": emit}
-    with terminal.progress_bar("judging", verbose) as progress:
-        outcome = run(spec, code=code, judge=judge, report=_report if verbose else None, progress=progress, **where)
+    with _compared(reference, spec, framework, verbose) as own, terminal.progress_bar("judging", verbose) as progress:
+        report = _report if verbose else None
+        outcome = run(spec, code=code, judge=judge, report=report, progress=progress, own=own, **where)
     for line in outcome.notes:
         terminal.note(line)
     _finish_generate(outcome, emit, as_json, quiet)
+
+
+@contextmanager
+def _compared(reference: str | None, spec: Any, framework: str, verbose: bool) -> Iterator[Any]:
+    """Open a user's own function once it agrees with the description, and say how closely."""
+    from qimeng_attention.workflow.judgement import agreeing
+
+    with ExitStack() as stack:
+        with terminal.progress_bar("comparing", verbose and reference is not None) as progress:
+            own = stack.enter_context(agreeing(reference, spec, framework, progress=progress))
+        if verbose and own is not None:
+            terminal.heading("your function")
+            terminal.listing(f"  {own.name} ({own.function.framework}) {own.agreement}")
+        yield own
 
 
 def _tensors(given: list[str] | None) -> dict[str, Any]:
@@ -270,6 +260,8 @@ def print_verdict(verdict: Any) -> None:
             f"  nearest to its bound: {worst.output} of {worst.case}: error "
             f"{worst.worst_error:.3g}, bound {worst.bound:.3g}"
         )
+    if verdict.reference is not None:
+        terminal.listing(f"  also against {verdict.reference['name']}, which agrees with the description")
     for clause in verdict.clauses:
         shown = "implied by the others" if clause.implied else f"its lack would show: {clause.caught_by}"
         terminal.listing(f"  clause {clause.name}: {shown}")
@@ -281,7 +273,7 @@ def print_verdict(verdict: Any) -> None:
 
 
 @app.command(epilog="Example: qimeng check program.tl --target A100")
-@_guarded
+@guarded
 def check(
     file: Tl,
     target: Annotated[str | None, typer.Option("--target", "-t", help="Check against this GPU.")] = None,
@@ -311,7 +303,7 @@ def check(
 @app.command(
     epilog="Example: qimeng interpret program.tl --sizes B=1,Sq=100,Sk=120 --scalars scale=0.09 --save out.npz"
 )
-@_guarded
+@guarded
 def interpret(
     file: Tl,
     sizes: Annotated[str, typer.Option(help="Run-time sizes, as B=1,Sq=100.")] = "",
@@ -350,7 +342,7 @@ def _assignments(text: str, kind: type) -> dict[str, Any]:
 
 
 @app.command(epilog="Example: qimeng schedule code.tl --steps")
-@_guarded
+@guarded
 def schedule(
     file: Tl,
     target: Annotated[str | None, typer.Option("--target", "-t", help="Check against this GPU.")] = None,
@@ -376,7 +368,7 @@ def schedule(
 
 
 @app.command(epilog="Example: qimeng translate scheduled.tl --target A100 > kernel.cu")
-@_guarded
+@guarded
 def translate(
     file: Tl,
     target: Annotated[str | None, typer.Option("--target", "-t", help="Translate for this GPU.")] = None,
@@ -405,7 +397,7 @@ def translate(
 
 
 @app.command(epilog="Example: qimeng build kernel.cu --target A100 --arch sm_90 --out kernel.cubin")
-@_guarded
+@guarded
 def build(
     file: Annotated[
         Path, typer.Argument(help="A TL file or a CuTe C++ file that `translate` made.", show_default=False)
@@ -439,7 +431,7 @@ def build(
 @app.command(
     epilog="Example: qimeng judge code.tl --spec spec.yaml     or: qimeng judge op.tl --reference ref.py:attention"
 )
-@_guarded
+@guarded
 def judge(
     file: Annotated[
         Path,
@@ -450,16 +442,17 @@ def judge(
     ],
     spec_file: Annotated[Path | None, typer.Option("--spec", help="What it should compute.")] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="FILE.py:FUNCTION that computes the same in NumPy.")
+        str | None, typer.Option("--reference", help="FILE.py:FUNCTION that computes the same, in PyTorch or NumPy.")
     ] = None,
+    framework: Framework = "auto",
     seed: Annotated[int | None, typer.Option(help="Repeat a judgement; drawn anew by default.")] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a program against fp64 on adversarial inputs."""
-    from qimeng_attention.workflow.judgement import judge_path
+    from qimeng_attention.workflow.judgement import Against, judge_path
 
     with terminal.progress_bar("judging", not as_json) as progress:
-        verdict = judge_path(file, spec_file, reference, seed, progress)
+        verdict = judge_path(file, Against(spec_file, reference, framework), seed, progress)
     if as_json:
         terminal.print_json(verdict.to_json())
     else:
@@ -469,25 +462,29 @@ def judge(
 
 
 @app.command(epilog="Example: qimeng bench gqa --B 4 --S 4096")
-@_guarded
+@guarded
 def bench(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
     batch: Annotated[int, typer.Option("--B", help="Batch.")] = 4,
     length: Annotated[int, typer.Option("--S", help="Length of queries and keys.")] = 4096,
+    keep: Annotated[bool, typer.Option(help="Keep the times in the bundle, where `qimeng show` finds them.")] = True,
     as_json: Json = False,
 ) -> None:
     """Time a bundle against PyTorch's attention in one process (needs a GPU)."""
     from qimeng_attention.bench.against_sdpa import bench_bundle
 
-    row = bench_bundle(bundle, batch, length)
+    with terminal.progress_bar("timing", not as_json) as progress:
+        measured = bench_bundle(bundle, batch, length, keep=keep, progress=progress)
     if as_json:
-        terminal.print_json(row)
+        terminal.print_json(measured)
         return
-    terminal.facts(row)
+    from qimeng_attention.report.page import speed_of
+
+    terminal.facts(dict(speed_of(measured)))
 
 
 @app.command(epilog="Example: qimeng show gqa     or: qimeng show gqa --html gqa.html")
-@_guarded
+@guarded
 def show(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
     html: Annotated[Path | None, typer.Option("--html", help="Write one HTML file that loads nothing else.")] = None,
@@ -513,75 +510,12 @@ def show(
 
 # ------------------------------------------------------------------ the machine
 
-
-@app.command(epilog="Example: qimeng targets --json")
-@_guarded
-def targets(as_json: Json = False) -> None:
-    """List the GPUs that can be named."""
-    from qimeng_attention import targets as known
-
-    found = [known.get(n) for n in known.names()]
-    if as_json:
-        terminal.print_json(
-            [
-                {
-                    "name": t.name,
-                    "arch": t.arch,
-                    "sms": t.sms,
-                    "shared_per_block": t.shared_per_block_bytes,
-                    "dtypes": t.dtypes,
-                    "capabilities": sorted(t.capabilities),
-                }
-                for t in found
-            ]
-        )
-        return
-    rows = [
-        [
-            t.name,
-            t.arch,
-            t.sms,
-            f"{t.shared_per_block_bytes // 1024} KB",
-            ", ".join(t.dtypes),
-            ", ".join(sorted(t.capabilities)),
-        ]
-        for t in found
-    ]
-    terminal.table("", ["name", "arch", "SMs", "shared", "types", "capabilities"], rows)
-
-
-@app.command(epilog="Example: qimeng doctor")
-@_guarded
-def doctor(as_json: Json = False) -> None:
-    """Say what this machine can do, and what to install for the rest."""
-    from qimeng_attention.workflow.doctor import examine
-
-    found = examine()
-    if as_json:
-        terminal.print_json([f.__dict__ for f in found])
-        return
-    terminal.table("", ["what", "found", "gives", "to get it"], [[f.what, f.found, f.gives, f.remedy] for f in found])
-
-
-@app.command(epilog="Example: qimeng cache --clear")
-@_guarded
-def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False, as_json: Json = False
-) -> None:
-    """Show or clear the cache of compiled kernels."""
-    from qimeng_attention.build import Cache
-
-    opened = Cache.open()
-    if clear:
-        opened.clear()
-    stats = opened.stats()
-    found = {name: getattr(stats, name) for name in stats.__dataclass_fields__}
-    if as_json:
-        terminal.print_json(found)
-    else:
-        terminal.facts(found)
-    if opened.note:
-        terminal.note(opened.note)
+for command, example in (
+    (cli_machine.targets, "targets --json"),
+    (cli_machine.doctor, "doctor"),
+    (cli_machine.cache, "cache --clear"),
+):
+    app.command(epilog=f"Example: qimeng {example}")(command)
 
 
 def main() -> None:

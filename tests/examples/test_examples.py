@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qimeng_attention.judge import judge_function, load_function
+from qimeng_attention.judge import judge_function
 from qimeng_attention.schedule import schedule
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check, check_text
 from qimeng_attention.tl.parser import parse
 from qimeng_attention.translate import translate
 from qimeng_attention.workflow import run
+from qimeng_attention.workflow.judgement import agreeing
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OPERATOR = (EXAMPLES / "squared_relu.tl").read_text("utf-8")
@@ -22,18 +23,26 @@ OPERATOR = (EXAMPLES / "squared_relu.tl").read_text("utf-8")
 
 def test_there_is_a_test_for_every_example():
     tested = {"causal_gqa.yaml", "window.yaml", "alibi.yaml", "api.py", "squared_relu.tl", "squared_relu.py"}
-    tested |= {"documents.yaml", "alibi_slopes.yaml", "decode.yaml"}
+    tested |= {"documents.yaml", "alibi_slopes.yaml", "decode.yaml", "capped_window.yaml", "capped_window.py"}
 
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == tested
 
 
-@pytest.mark.parametrize("name", ["causal_gqa", "window", "alibi", "documents", "alibi_slopes"])
+@pytest.mark.parametrize("name", ["causal_gqa", "window", "alibi", "documents", "alibi_slopes", "capped_window"])
 def test_a_description_becomes_cute(name):
     spec = AttentionSpec.load(EXAMPLES / f"{name}.yaml")
     outcome = run(spec, target="A100", judge=False, until="cute")
 
     assert outcome.results.translation.name == name
     assert f" {name}(" in outcome.results.translation.source
+
+
+def test_a_description_and_its_function_agree():
+    spec = AttentionSpec.load(EXAMPLES / "capped_window.yaml")
+
+    with agreeing(f"{EXAMPLES / 'capped_window.py'}:attention", spec) as own:
+        assert own.function.framework == "numpy"
+        assert own.agreement.precision == "float64"
 
 
 def test_decoding_becomes_two_kernels():
@@ -50,7 +59,7 @@ def test_the_operator_translates_for_the_a100():
 
 
 def test_the_operator_is_accepted_by_its_reference_before_and_after_scheduling():
-    reference = load_function(f"{EXAMPLES / 'squared_relu.py'}:attention")
+    reference = f"{EXAMPLES / 'squared_relu.py'}:attention"
     sizes = [{"B": 1, "Sq": 129, "Sk": 65, "Hq": 2, "Hk": 1}, {"B": 2, "Sq": 5, "Sk": 130, "Hq": 2, "Hk": 2}]
     code, scheduled = check_text(OPERATOR), check(schedule(parse(OPERATOR)))
 
@@ -59,7 +68,7 @@ def test_the_operator_is_accepted_by_its_reference_before_and_after_scheduling()
 
 
 def test_the_operator_without_its_else_is_rejected():
-    reference = load_function(f"{EXAMPLES / 'squared_relu.py'}:attention")
+    reference = f"{EXAMPLES / 'squared_relu.py'}:attention"
     broken = OPERATOR.replace("k < Sk else 0", "k < Sk")
 
     assert broken != OPERATOR

@@ -10,7 +10,7 @@ import pytest
 
 from judge.programs import CODE, TANH_MEAN, edit
 from qimeng_attention.errors import JudgeError
-from qimeng_attention.judge import Verdict, judge_function, load_function
+from qimeng_attention.judge import Verdict, judge_function, open_reference
 from qimeng_attention.tl.checker import check_text
 from qimeng_attention.tl.numerics import Array
 
@@ -148,7 +148,8 @@ def test_a_function_is_loaded_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "ref.py"
     file.write_text("def attention(Q):\n    return Q\n")
 
-    assert load_function(f"{file}:attention")(5) == 5
+    with open_reference(f"{file}:attention") as function:
+        assert function(Q=np.arange(3.0))["0"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_a_file_that_holds_no_function_is_a_judge_error(text: str, place: str, s
     file.write_text(text)
 
     with pytest.raises(JudgeError) as caught:
-        load_function(place.format(file=file))
+        open_reference(place.format(file=file))
 
     assert says in caught.value.message
     assert caught.value.hint

@@ -13,29 +13,35 @@ from qimeng_attention.judge.function import judge_function
 from qimeng_attention.judge.inputs import CPU, GPU, Budget, Case, cases
 from qimeng_attention.judge.judge import Progress, judge_candidate, judge_program
 from qimeng_attention.judge.meaning import Call, Operator
+from qimeng_attention.judge.own_function import Agreement, OwnFunction, agree
 from qimeng_attention.judge.reference import Truth, baseline, truth
-from qimeng_attention.judge.user_function import load_function
+from qimeng_attention.judge.reference_process import Place, Reference, open_reference
 from qimeng_attention.judge.verdict import Check, ClauseResult, PropertyResult, Verdict
 
 __all__ = [
     "CPU",
     "GPU",
+    "Agreement",
     "Budget",
     "Call",
     "Case",
     "Check",
     "ClauseResult",
     "Operator",
+    "OwnFunction",
+    "Place",
     "Progress",
     "PropertyResult",
+    "Reference",
     "Truth",
     "Verdict",
+    "agree",
     "baseline",
     "cases",
     "judge_bundle",
     "judge_candidate",
     "judge_function",
     "judge_program",
-    "load_function",
+    "open_reference",
     "truth",
 ]

@@ -31,6 +31,7 @@ from qimeng_attention.judge.candidate import (
 from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
 from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
+from qimeng_attention.judge.own_function import OwnFunction
 from qimeng_attention.judge.process import TIMEOUT_S, Hung, Process
 from qimeng_attention.judge.verdict import Verdict
 from qimeng_attention.judge.worker import CANARY, POISONS
@@ -54,6 +55,7 @@ def judge_bundle(
     timeout_s: float = TIMEOUT_S,
     progress: Progress | None = None,
     process: Process | None = None,
+    own: OwnFunction | None = None,
 ) -> Verdict:
     """Judge a built kernel on the GPU at hand.
 
@@ -65,6 +67,7 @@ def judge_bundle(
         timeout_s: of each launch.
         progress: called before each case.
         process: in which kernels run one after the other; without one this kernel has its own.
+        own: as of `judge_program`.
 
     Raises:
         BundleError: damaged, or no bundle.
@@ -87,6 +90,7 @@ def judge_bundle(
             progress=progress,
             reference=reference,
             where="gpu",
+            own=own,
         )
 
 

@@ -22,8 +22,9 @@ from qimeng_attention.judge.candidate import Stopped, digest_of, run_kernels
 from qimeng_attention.judge.inputs import draw_seed
 from qimeng_attention.judge.judge import Progress
 from qimeng_attention.judge.plain_families import FAMILIES, scalar_values, sizes_to_try
+from qimeng_attention.judge.reference_process import Place, Reference, open_reference
 from qimeng_attention.judge.threads import one_thread
-from qimeng_attention.judge.user_function import MAGNITUDE, Asked, Function
+from qimeng_attention.judge.user_function import MAGNITUDE, Asked
 from qimeng_attention.judge.verdict import Check, ClauseResult, Verdict
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.numerics import FLOAT_TYPES, INTEGER_TYPES, Array, round_to, unit_roundoff
@@ -34,7 +35,7 @@ DRAWS = 4  # roundings of the inputs that stand for the baseline
 
 def judge_function(
     program: Checked | Sequence[Checked],
-    reference: Function,
+    reference: Place | Reference,
     *,
     seed: int = 0,
     sizes: Sequence[Mapping[str, int]] | None = None,
@@ -44,7 +45,7 @@ def judge_function(
 
     Args:
         program: a kernel, or kernels that run in order.
-        reference: as user_function.py describes it.
+        reference: as user_function.py describes it; a function, its place in a file, or one that is open already.
         seed: entropy of the caller.
         sizes: values of the run-time sizes to try; by default lengths around the tiles.
         progress: called before each case.
@@ -55,6 +56,9 @@ def judge_function(
     start = time.monotonic()
     kernels = (program,) if isinstance(program, Checked) else tuple(program)
     digest = digest_of(kernels)
+    if not isinstance(reference, Reference):
+        with open_reference(reference) as opened:
+            return judge_function(kernels, opened, seed=seed, sizes=sizes, progress=progress)
     trial = _Trial(kernels, Asked(reference), draw_seed(digest, seed))
     planned = [(dict(s), family) for s in sizes or sizes_to_try(kernels) for family in FAMILIES]
     for done, (chosen, family) in enumerate(planned):

@@ -31,6 +31,7 @@ from qimeng_attention.judge.inputs import (
     values,
 )
 from qimeng_attention.judge.meaning import Call, Operator
+from qimeng_attention.judge.own_function import OwnFunction, blind_rows, compare_own
 from qimeng_attention.judge.properties import PROPERTIES, Outputs, Property, Run, compared, difference
 from qimeng_attention.judge.reference import Truth, baseline, truth
 from qimeng_attention.judge.threads import one_thread
@@ -61,6 +62,7 @@ def judge_program(
     seed: int = 0,
     budget: Budget = CPU,
     progress: Progress | None = None,
+    own: OwnFunction | None = None,
 ) -> Verdict:
     """Judge checked TL by interpreting it on the CPU.
 
@@ -70,6 +72,7 @@ def judge_program(
         seed: entropy of the caller; inputs are drawn from it and the digest of the program.
         budget: how much to try.
         progress: called before each case.
+        own: a user's function that agrees with the spec; outputs are compared with it too, and first.
 
     Raises:
         SpecError: a mask or score that makes no sense.
@@ -78,7 +81,7 @@ def judge_program(
     kernels = [program] if isinstance(program, Checked) else list(program)
     Operator.of(spec)
     candidate = Interpreted(kernels, spec)
-    return judge_candidate(candidate, spec, tiles_of(kernels), seed=seed, budget=budget, progress=progress)
+    return judge_candidate(candidate, spec, tiles_of(kernels), seed=seed, budget=budget, progress=progress, own=own)
 
 
 def judge_candidate(
@@ -91,10 +94,11 @@ def judge_candidate(
     progress: Progress | None = None,
     reference: Reference = NUMPY,
     where: Literal["cpu", "gpu"] = "cpu",
+    own: OwnFunction | None = None,
 ) -> Verdict:
     """Judge anything that runs; arguments as of `judge_program`."""
     start = time.monotonic()
-    course = _Course(candidate, spec, tiles, draw_seed(candidate.digest, seed), budget, reference)
+    course = _Course(candidate, spec, tiles, draw_seed(candidate.digest, seed), budget, reference, own)
     with one_thread():
         course.settle_heads()
     planned = cases(spec, tiles, course.budget, candidate.numbers)
@@ -123,6 +127,7 @@ def judge_candidate(
         checks=tuple(course.checks),
         properties=tuple(course.properties),
         clauses=tuple(course.clauses),
+        reference=own.record() if own is not None else None,
         seconds=round(time.monotonic() - start, 3),
     )
 
@@ -142,6 +147,7 @@ class _Course:
     seed: int
     budget: Budget
     reference: Reference
+    own: OwnFunction | None = None
     checks: list[Check] = field(default_factory=list)
     properties: list[PropertyResult] = field(default_factory=list)
 
@@ -209,10 +215,32 @@ class _Course:
             given = self.candidate.run(case.call, tensors, case.layout)
         except Stopped as stop:
             return [Check.of_stop(case.name, stop.reason, stop.diagnostics)], tensors, want, limits
+        return (
+            self._against_own(case, tensors, want, given)
+            + [Check.of(case.name, f) for f in self._compared(given, want, limits)],
+            tensors,
+            want,
+            limits,
+        )
+
+    def _compared(self, given: Outputs, want: Truth, limits: rule.Limits) -> list[rule.Finding]:
         found = [rule.compare("Out", given["Out"], want.out, limits)]
         if "LSE" in self.spec.outputs:
             found.append(rule.compare("Lse", given["Lse"], want.lse, rule.lse_limits(want)))
-        return [Check.of(case.name, f) for f in found], tensors, want, limits
+        return found
+
+    def _against_own(self, case: Case, tensors: Outputs, want: Truth, given: Outputs) -> list[Check]:
+        """Compare a case with the user's function, within what the rule allows around its outputs."""
+        if self.own is None or not self.own.fits(case.call):
+            return []
+        operator = self.operator.bind(tensors)
+        own = self.own.expected(case.call, tensors, want, blind_rows(operator, case.call), case.name)
+        compare_own(self.own, case, tensors, own, want)  # lengths that nobody tried before may tell them apart
+        q, k, v = (tensors[n] for n in ("Q", "K", "V"))
+        plain = self.reference.baseline(operator, case.call, q, k, v, self.spec.dtype)
+        limits = rule.out_limits(own, plain, self.spec.dtype)
+        name = f"{case.name}, against {self.own.name}"
+        return [Check.of(name, f) for f in self._compared(given, own, limits)]
 
     def _yardstick(self, call: Call, tensors: Outputs) -> tuple[Truth, rule.Limits]:
         q, k, v = (tensors[n] for n in ("Q", "K", "V"))

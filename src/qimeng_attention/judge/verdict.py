@@ -85,6 +85,7 @@ class Verdict(_Frozen):
     properties: tuple[PropertyResult, ...] = ()
     clauses: tuple[ClauseResult, ...] = ()
     seconds: float = 0.0
+    reference: dict[str, Any] | None = None  # a user's function: its name, file's digest, and how closely it agrees
 
     @property
     def accepted(self) -> bool:

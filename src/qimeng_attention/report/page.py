@@ -20,7 +20,7 @@ from qimeng_attention.report.beside import Row, lines_of, pair
 from qimeng_attention.report.understood import Understood, understand
 from qimeng_attention.runtime import Contents
 from qimeng_attention.runtime.expressions import show
-from qimeng_attention.runtime.manifest import MOST_KERNELS, kernel_file
+from qimeng_attention.runtime.manifest import MOST_KERNELS, Manifest, kernel_file
 from qimeng_attention.spec import AttentionSpec
 
 Facts = tuple[tuple[str, str], ...]
@@ -51,6 +51,7 @@ class Page:
     verdict: str  # "accepted", "rejected", or "none"
     judged: Facts
     speed: Facts
+    predicted: str  # what the planner's model says of the speed; "" where it says nothing
     made_by: Facts
     tl: tuple[str, ...]  # lines of the scheduled program
     cpp: tuple[str, ...]
@@ -65,15 +66,16 @@ def page_of(contents: Contents) -> Page:
     verdict = _json(files, "verdict.json")
     built = "" if manifest.built_arch == manifest.arch else f", built for {manifest.built_arch}"
     return Page(
-        kernel=manifest.kernel,
+        kernel=" and ".join(kernel.kernel for kernel in manifest.kernels),
         target=f"{plain(manifest.target)} ({manifest.arch}{built})",
         understood=_understood(files),
         launch=tuple(_launch(contents)),
         reasons=tuple(_reasons(files)),
-        resources=tuple(_resources(_json(files, "report.json"))),
+        resources=tuple(_all_resources(manifest, _json(files, "report.json"))),
         verdict=plain(str(verdict.get("verdict", "none"))),
         judged=tuple(_judged(verdict)),
-        speed=tuple(_flat(_json(files, "speed.json"))),
+        speed=tuple(speed_of(_json(files, "speed.json"))),
+        predicted=_predicted(files),
         made_by=tuple(_flat(_cleaned(dict(manifest.provenance)))),
         tl=tuple(lines_of(tl)),
         cpp=tuple(lines_of(cpp)),
@@ -144,15 +146,23 @@ def _understood(files: Mapping[str, bytes]) -> Understood | None:
 
 # ------------------------------------------------------------------------------------------ the parts
 def _launch(contents: Contents) -> Iterator[tuple[str, str]]:
-    manifest = contents.manifest
-    axes = (
-        f"{a.name} {show(a.stop)}{'' if a.start == 0 else f' - {show(a.start, inner=True)}'}" for a in manifest.grid
-    )
-    yield "grid", ", ".join(axes) + (", persistent" if manifest.persistent else "")
-    yield "block", f"{manifest.threads} threads, {manifest.shared_bytes:,} bytes of dynamic shared memory"
-    for tensor in manifest.tensors:
-        yield tensor.name, f"({', '.join(show(dim) for dim in tensor.dims)}) {tensor.dtype} {tensor.role}"
-    for scalar in manifest.scalars:
+    manifest, face = contents.manifest, contents.manifest.face
+    for kernel in manifest.kernels:
+        if manifest.then:
+            yield "kernel", kernel.kernel
+        axes = (
+            f"{a.name} {show(a.stop)}{'' if a.start == 0 else f' - {show(a.start, inner=True)}'}" for a in kernel.grid
+        )
+        yield "grid", ", ".join(axes) + (", persistent" if kernel.persistent else "")
+        yield "block", f"{kernel.threads} threads, {kernel.shared_bytes:,} bytes of dynamic shared memory"
+    for name, value in manifest.chosen.items():
+        yield "each call", f"{name} = {show(value)}"
+    callers = {tensor.name for tensor in face.tensors}
+    between = {t.name: t for kernel in manifest.kernels for t in kernel.tensors if t.name not in callers}
+    for tensor in (*face.tensors, *between.values()):
+        role = tensor.role if tensor.name in callers else "from one kernel to the next"
+        yield tensor.name, f"({', '.join(show(dim) for dim in tensor.dims)}) {tensor.dtype} {role}"
+    for scalar in face.scalars:
         yield scalar.name, scalar.dtype + (f" {scalar.op} {scalar.bound:g}" if scalar.op else "")
     for r in manifest.requires:
         yield "needs", f"{show(r.left)} {r.op} {show(r.right)}"
@@ -164,6 +174,15 @@ def _reasons(files: Mapping[str, bytes]) -> Iterator[Reason]:
         predicted = isinstance(figures, dict) and figures.get("kind") == "prediction"
         parameter, value, why = (str(item.get(name, "")) for name in ("parameter", "value", "why"))
         yield Reason(parameter, value, why, predicted)
+
+
+def _all_resources(manifest: Manifest, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give the resources of each kernel, in the order they run in."""
+    reports = [report, *_each(report, "then")]
+    for kernel, of in zip(manifest.kernels, reports, strict=False):
+        if manifest.then:
+            yield "kernel", kernel.kernel
+        yield from _resources(of)
 
 
 def _resources(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -190,6 +209,12 @@ def _judged(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("reason", "where", "seconds", "entropy"):
         if name in verdict:
             yield {"entropy": "seed"}.get(name, name), str(verdict[name])
+    own = verdict.get("reference")
+    if isinstance(own, dict):
+        agreement = own.get("agreement")
+        cases = agreement.get("cases") if isinstance(agreement, dict) else None
+        told = f", which agrees with the description in {cases} cases" if cases else ""
+        yield "also against", f"{own.get('name')} ({own.get('framework')}){told}"
     checks = _each(verdict, "checks")
     if near := [c for c in checks if _number(c, "bound") > 0]:
         worst = max(near, key=lambda c: _number(c, "worst_error") / _number(c, "bound"))
@@ -202,6 +227,28 @@ def _judged(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "clause", f"{clause.get('name')}: {shown}"
     for check in [c for c in checks if c.get("passed") is not True][:_MOST_FAILED]:
         yield "failed", f"{check.get('case')}: {check.get('reason')}"
+
+
+def speed_of(measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give what was measured, a line each shape."""
+    rows = _each(measured, "rows")
+    machine = measured.get("measured_on")
+    if not rows or not isinstance(machine, dict):
+        yield from _flat(measured)
+        return
+    for row in rows:
+        shape = ", ".join(f"{name} = {row[name]:,}" for name in ("B", "Sq", "Sk") if isinstance(row.get(name), int))
+        ours = f"{_number(row, 'ours_ms'):g} ms, {_number(row, 'ours_tflops'):g} TFLOP/s"
+        ours += f", {_number(row, 'ours_gb_per_s'):,g} GB/s"
+        if peer := row.get("peer"):
+            ours += f"; {peer} takes {_number(row, 'peer_ms'):g} ms, {_number(row, 'ratio'):.2f} times as long"
+        called = f"called from Python {_number(row, 'ours_eager_ms'):g} ms"
+        yield shape, f"{ours}; {called}; rounds spread by {_number(row, 'spread'):.1%}"
+    yield "measured on", ", ".join(f"{n} {v}" if n in ("torch", "cuda") else str(v) for n, v in machine.items())
+
+
+def _predicted(files: Mapping[str, bytes]) -> str:
+    return next((reason.why for reason in _reasons(files) if reason.predicted), "")
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float:

@@ -41,8 +41,9 @@ def show_page(console: Console, page: Page, *, program: bool = True) -> None:
     verdict = Text(page.verdict if page.judged else "none: the kernel has not been judged")
     verdict.stylize(_VERDICTS.get(page.verdict, "bold yellow"))
     _part(console, "verdict", Group(verdict, _facts(page.judged)))
-    unmeasured = Text("not measured: `qimeng bench` times it on a GPU")
-    _part(console, "speed", _facts(page.speed) if page.speed else unmeasured)
+    unmeasured = [("not measured", "`qimeng bench` times it on a GPU")]
+    unmeasured += [("prediction", page.predicted)] if page.predicted else []
+    _part(console, "speed", _facts(page.speed or unmeasured))
     _part(console, "made by", _facts(page.made_by), empty=not page.made_by)
     if program:
         _part(console, "scheduled TL, and the CuTe C++ it became", _beside(page, console.width))
@@ -107,7 +108,7 @@ def _reasons(page: Page) -> Table:
     table.add_column(overflow="fold", ratio=3)
     for reason in page.reasons:
         why = Text(reason.why)
-        if reason.predicted:
+        if reason.predicted and "(predicted)" not in reason.why:
             why.append("  (a prediction)", "yellow")
         table.add_row(Text(reason.parameter), Text(reason.value), why)
     return table

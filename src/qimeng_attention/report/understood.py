@@ -27,9 +27,9 @@ _SEED = 0
 class Weights:
     """An example: one head's weights on random queries and keys."""
 
-    values: Array  # (EXAMPLE_SQ, EXAMPLE_SK) float64
+    values: Array  # (EXAMPLE_SQ, EXAMPLE_SK) float64, less where the description fixes less
     visible: Array  # the same shape, bool
-    lse: Array  # (EXAMPLE_SQ,)
+    lse: Array  # one for each row
     inputs: str  # in words
 
 
@@ -109,12 +109,13 @@ def _positions(operator: Operator) -> str:
 def example_weights(spec: AttentionSpec, operator: Operator) -> Weights:
     """Compute the weights of one head in float64 on random queries and keys of a short call."""
     shown = spec.default_scale
-    call = Call(1, EXAMPLE_SQ, EXAMPLE_SK, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, shown)
+    lengths = min(spec.Sq or EXAMPLE_SQ, EXAMPLE_SQ), min(spec.Sk or EXAMPLE_SK, EXAMPLE_SK)
+    call = Call(1, *lengths, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, shown)
     rng = np.random.default_rng(_SEED)
-    queries, keys = (rng.standard_normal((length, spec.Dqk)) for length in (EXAMPLE_SQ, EXAMPLE_SK))
-    rows, positions = np.arange(EXAMPLE_SQ), np.arange(EXAMPLE_SK)
+    queries, keys = (rng.standard_normal((length, spec.Dqk)) for length in lengths)
+    rows, positions = (np.arange(length) for length in lengths)
     visible = operator.visible(call, 0, 0, rows, positions)
     scores = operator.modified(call, 0, 0, rows, positions, shown * (queries @ keys.T))
     values, lse = softmax(scores, visible)
-    words = f"b = 0, h = 0, Sq = {EXAMPLE_SQ}, Sk = {EXAMPLE_SK}, Q and K from N(0, 1), scale {shown:.6g}"
+    words = f"b = 0, h = 0, Sq = {lengths[0]}, Sk = {lengths[1]}, Q and K from N(0, 1), scale {shown:.6g}"
     return Weights(values, visible, lse, words)

@@ -2,10 +2,11 @@
 
     attention = load("bundles/gqa_causal_d128_bf16.H200").operator()
     out, lse = attention(q, k, v, return_lse=True)  # as the bundle itself
+    out = attention(q, k, v, slopes=slopes)  # where the spec names the tensor slopes
 
 Its name is `qimeng::<kernel>_<digest of the manifest>`: the same for the same bundle in every process, of two bundles
-never the same. It has two overloads, `default` gives the output, `lse` the output and the LSE. Outputs are new and
-contiguous, as those that the bundle allocates. There is no backward.
+never the same; times that are measured later do not change it. It has two overloads, `default` gives the output, `lse`
+the output and the LSE. Outputs are new and contiguous, as those that the bundle allocates. There is no backward.
 
 What shapes and types tell is checked while tracing; device, strides and memory, as ever, when the kernel is launched.
 
@@ -17,22 +18,23 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime.bundle import INSTALL, refuse_grad
-from qimeng_attention.runtime.checks import COMPARE
+from qimeng_attention.runtime.checks import COMPARE, named_arguments
 from qimeng_attention.runtime.expressions import evaluate, show
 from qimeng_attention.runtime.manifest import CALL, Manifest
 from qimeng_attention.runtime.manifest_json import to_json
-from qimeng_attention.runtime.plan import TORCH_TYPES, check_kind, layout_of
+from qimeng_attention.runtime.plan import TORCH_TYPES, TensorLike, check_kind, layout_of
 
 if TYPE_CHECKING:
     from qimeng_attention.runtime.bundle import Bundle
 
 NAMESPACE = "qimeng"
+MEASURED = "speed.json"
 _DIGITS = 16  # of the digest, in hexadecimal
-_ARGUMENTS = "(Tensor q, Tensor k, Tensor v, *, float? scale=None)"
 
 _lock = threading.Lock()
 _operators: dict[str, Operator] = {}  # by name: PyTorch registers a name once in a process
@@ -42,12 +44,23 @@ _library: Any = None  # kept: what it registered goes with it
 class Operator:
     """One registered kernel; called as its bundle is, but without `out` and `lse`."""
 
-    def __init__(self, name: str, plain: Any, with_lse: Any) -> None:
+    def __init__(self, name: str, plain: Any, with_lse: Any, named: Sequence[str] = ()) -> None:
         """Keep the overloads; `with_lse` is None where the kernel gives no LSE."""
         self.name = name  # as in torch.ops, "qimeng::gqa_causal_d128_bf16_0123456789abcdef"
         self.plain, self.with_lse = plain, with_lse  # torch._ops.OpOverload
+        self._named = tuple(named)  # tensors besides q, k and v
 
-    def __call__(self, q: Any, k: Any, v: Any, *, scale: float | None = None, return_lse: bool = False) -> Any:
+    def __call__(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        *,
+        scale: float | None = None,
+        return_lse: bool = False,
+        tensors: Mapping[str, TensorLike] | None = None,
+        **named: TensorLike,
+    ) -> Any:
         """Compute attention.
 
         Args:
@@ -56,18 +69,21 @@ class Operator:
             v: values, (B, Sk, Hk, Dv).
             scale: of the scores; None takes the bundle's.
             return_lse: give (out, lse).
+            tensors: the kernel's named tensors; they may also be given by keyword.
+            named: the same.
 
         Raises:
             LaunchError: tensors or scale that the kernel was not made for, or one that requires grad.
             EnvironmentMissing: no GPU.
         """
+        given = dict(zip(self._named, named_arguments(self._named, tensors, named), strict=True))
         if not return_lse:
-            return self.plain(q, k, v, scale=scale)
+            return self.plain(q, k, v, scale=scale, **given)
         if self.with_lse is None:
             raise LaunchError(
                 f"{self.name} gives no lse", hint="generate it with the outputs O and LSE", argument="lse"
             )
-        return self.with_lse(q, k, v, scale=scale)
+        return self.with_lse(q, k, v, scale=scale, **given)
 
     def __repr__(self) -> str:
         return f"<Operator {self.name}>"
@@ -93,6 +109,7 @@ def operator_of(bundle: Bundle) -> Operator:
 
 def operator_name(manifest: Manifest) -> str:
     """Give the name under which a bundle's operator is registered."""
+    manifest = replace(manifest, files={name: digest for name, digest in manifest.files.items() if name != MEASURED})
     return f"{NAMESPACE}::{manifest.kernel}_{hashlib.sha256(to_json(manifest)).hexdigest()[:_DIGITS]}"
 
 
@@ -102,28 +119,34 @@ def _register(name: str, bundle: Bundle) -> Operator:
     if _library is None:
         _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
-    has_lse = len(bundle.manifest.outputs) > 1
+    face = bundle.manifest.face
+    has_lse = len(face.outputs) > 1
+    named = [label for label in face.call if label not in CALL]
+    taken = ", ".join(["Tensor q, Tensor k, Tensor v, *", *(f"Tensor {label}" for label in named), "float? scale=None"])
 
-    def plain(q: Any, k: Any, v: Any, *, scale: float | None = None) -> Any:
+    def plain(q: Any, k: Any, v: Any, *, scale: float | None = None, **more: Any) -> Any:
         # NOTE: an LSE that nobody reads is allocated too: the memory that a direct call keeps for it could lie in the
         # private pool of a graph, which PyTorch's compiled graphs want back after each call.
-        return bundle(q, k, v, scale=scale, return_lse=True)[0] if has_lse else bundle(q, k, v, scale=scale)
+        if has_lse:
+            return bundle(q, k, v, scale=scale, return_lse=True, tensors=more)[0]
+        return bundle(q, k, v, scale=scale, tensors=more)
 
-    def with_lse(q: Any, k: Any, v: Any, *, scale: float | None = None) -> Any:
-        return bundle(q, k, v, scale=scale, return_lse=True)
+    def with_lse(q: Any, k: Any, v: Any, *, scale: float | None = None, **more: Any) -> Any:
+        return bundle(q, k, v, scale=scale, return_lse=True, tensors=more)
 
     short = name.removeprefix(f"{NAMESPACE}::")
-    _define(torch, short, "Tensor", plain, _fake(torch, bundle.manifest, 1))
+    _define(torch, f"{short}({taken}) -> Tensor", plain, _fake(torch, face, 1))
     if has_lse:
-        _define(torch, f"{short}.lse", "(Tensor, Tensor)", with_lse, _fake(torch, bundle.manifest, 2))
+        _define(torch, f"{short}.lse({taken}) -> (Tensor, Tensor)", with_lse, _fake(torch, face, 2))
     packet = getattr(getattr(torch.ops, NAMESPACE), short)
-    return Operator(name, packet.default, packet.lse if has_lse else None)
+    return Operator(name, packet.default, packet.lse if has_lse else None, named)
 
 
-def _define(torch: Any, name: str, result: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def _define(torch: Any, schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
     # The strides that a program was traced with are those that the kernel gets: no compiler may choose others.
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-    _library.define(f"{name}{_ARGUMENTS} -> {result}", tags=tags)
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=tags)
     # NOTE: for every device, so that tensors on a wrong one meet the launch's own check and its sentence.
     _library.impl(name, launch, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
@@ -142,10 +165,10 @@ def _fake(torch: Any, manifest: Manifest, results: int) -> Callable[..., Any]:
     """Make the function that gives outputs without values, as a launch would allocate them."""
     outputs = [manifest.tensor(name) for name in manifest.outputs[:results]]
 
-    def fake(q: Any, k: Any, v: Any, *, scale: float | None = None) -> Any:
-        tensors = (q, k, v)
+    def fake(q: Any, k: Any, v: Any, *, scale: float | None = None, **more: Any) -> Any:
+        tensors = dict(zip(CALL, (q, k, v), strict=True)) | more
         if torch.is_grad_enabled():
-            refuse_grad(tensors, CALL)
+            refuse_grad(list(tensors.values()), list(tensors))
         sizes = sizes_of(torch, manifest, tensors)
         made = [
             torch.empty(
@@ -160,17 +183,15 @@ def _fake(torch: Any, manifest: Manifest, results: int) -> Callable[..., Any]:
     return fake
 
 
-def sizes_of(torch: Any, manifest: Manifest, tensors: Sequence[Any]) -> dict[str, Any]:
-    """Give the sizes of q, k and v, which may be symbolic, and check what is known of them.
+def sizes_of(torch: Any, manifest: Manifest, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the sizes of a call's tensors, which may be symbolic, and check what is known of them.
 
     Raises:
         LaunchError: tensors that no launch would take.
         RuntimeError: the same, found from symbolic sizes.
     """
     sizes: dict[str, Any] = {}
-    pairs = [
-        (manifest.tensor(manifest.call[label]), tensor, label) for label, tensor in zip(CALL, tensors, strict=True)
-    ]
+    pairs = [(manifest.tensor(manifest.call[label]), tensor, label) for label, tensor in tensors.items()]
     for tensor, given, label in pairs:
         check_kind(tensor, layout_of(given, label), label)
         for dim, extent in zip(tensor.dims, given.shape, strict=True):

@@ -19,7 +19,8 @@ from typing import Any
 
 from qimeng_attention import __version__
 from qimeng_attention.build import Cache
-from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
+from qimeng_attention.errors import EnvironmentMissing, JudgeError, QimengError, SpecError
+from qimeng_attention.judge import OwnFunction, Place, judge_program
 from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.runtime import Bundle, load
 from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap, kernel_file
@@ -27,6 +28,7 @@ from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import write_bundle
 from qimeng_attention.translate import Translation
 from qimeng_attention.workflow import stages
+from qimeng_attention.workflow.judgement import agreeing
 from qimeng_attention.workflow.stages import Results
 
 TL_VERSION = "1"
@@ -53,6 +55,7 @@ def generate(
     out: str | Path | None = None,
     judge: bool = True,
     overwrite: bool = False,
+    reference: Place | None = None,
 ) -> Bundle:
     """Make a verified kernel for an attention operator.
 
@@ -63,14 +66,20 @@ def generate(
         out: the bundle's folder; by default one named after the kernel in the working directory.
         judge: also judge the program; without it the bundle holds no verdict.
         overwrite: replace a bundle that is there already.
+        reference: a function of your own that computes the same, or its place as `FILE.py:FUNCTION`, which runs in a
+            process of its own. It must agree with `spec` in float64, and the program is judged against it too.
 
     Raises:
         SpecError: the request makes no sense, or the target cannot do it.
         DiagnosticError: a gate refused the program.
         EnvironmentMissing: no compiler, or `auto` without a GPU.
-        JudgeError: the program was rejected; no bundle is written.
+        JudgeError: the program was rejected, or the reference and `spec` differ; no bundle is written.
     """
-    outcome = run(spec, target=target, arch=arch, out=out, judge=judge, overwrite=overwrite)
+    with agreeing(reference, spec) as own:
+        outcome = run(spec, target=target, arch=arch, out=out, judge=judge, overwrite=overwrite, own=own)
+    verdict = outcome.results.verdict
+    if verdict is not None and verdict.verdict == "rejected":
+        raise JudgeError(f"the program was rejected: {verdict.reason}", hint="please report it with the description")
     if outcome.folder is None:
         raise EnvironmentMissing("; ".join(outcome.notes) or "no bundle was written", hint="see `qimeng doctor`")
     return load(outcome.folder)
@@ -89,8 +98,11 @@ def run(
     cache: Cache | None = None,
     report: Report | None = None,
     progress: Progress | None = None,
+    own: OwnFunction | None = None,
 ) -> Outcome:
     """Run the stages up to and with `until`; `code` begins with TL instead of the author.
+
+    With a function of the user's `own`, which agrees with the spec, the program is judged against both.
 
     Raises:
         QimengError: as `generate`.
@@ -104,7 +116,7 @@ def run(
         )
     found, built_for = stages.find_target(target, arch)
     outcome = Outcome(Results(found, built_for, spec=spec))
-    for name, step in _steps(outcome, spec, code, cache, judge, progress):
+    for name, step in _steps(outcome, spec, code, cache, _judge(outcome, judge, progress, own)):
         start = time.perf_counter()
         try:
             outcome.results = step(outcome.results)
@@ -126,8 +138,7 @@ def _steps(
     spec: AttentionSpec | None,
     code: str | None,
     cache: Cache | None,
-    judge: bool,
-    progress: Progress | None,
+    verdict: Callable[[Results], Results],
 ) -> list[tuple[str, Callable[[Results], Results]]]:
     def begin(results: Results) -> Results:
         if code is not None:
@@ -141,17 +152,6 @@ def _steps(
             )
         return stages.author(results, spec)
 
-    def verdict(results: Results) -> Results:
-        if not judge or results.spec is None or not results.kernels:
-            outcome.notes.append("not judged: " + ("no spec says what it should compute" if judge else "switched off"))
-            return results
-        from qimeng_attention.judge import judge_program
-
-        return replace(
-            results,
-            verdict=judge_program(results.kernels, results.spec, seed=secrets.randbits(32), progress=progress),
-        )
-
     steps: list[tuple[str, Callable[[Results], Results]]] = [
         ("sketch", begin),
         ("code", stages.check_code),
@@ -161,6 +161,20 @@ def _steps(
         ("cubin", lambda r: stages.to_cubin(r, cache)),
     ]
     return steps
+
+
+def _judge(
+    outcome: Outcome, wanted: bool, progress: Progress | None, own: OwnFunction | None
+) -> Callable[[Results], Results]:
+    def verdict(results: Results) -> Results:
+        if not wanted or results.spec is None or not results.kernels:
+            outcome.notes.append("not judged: " + ("no spec says what it should compute" if wanted else "switched off"))
+            return results
+        entropy = secrets.randbits(32)
+        found = judge_program(results.kernels, results.spec, seed=entropy, progress=progress, own=own)
+        return replace(results, verdict=found)
+
+    return verdict
 
 
 # ------------------------------------------------------------------ the bundle

@@ -4,36 +4,110 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from qimeng_attention.errors import QimengError, SpecError
 from qimeng_attention.judge import (
+    OwnFunction,
+    Place,
     Progress,
     Verdict,
+    agree,
     judge_bundle,
     judge_function,
     judge_program,
-    load_function,
+    open_reference,
 )
-from qimeng_attention.runtime import load
+from qimeng_attention.runtime import Bundle, load
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
+from qimeng_attention.tl.types import Checked
 from qimeng_attention.workflow.present import detect
 
 
-def judge_path(
-    path: Path, spec_file: Path | None, reference: str | None, seed: int | None, progress: Progress | None
-) -> Verdict:
-    """Judge a TL file against a spec or a function, or a bundle against its own spec.
+@dataclass(frozen=True)
+class Against:
+    """What a candidate is judged against: a description, a function, or both."""
+
+    spec_file: Path | None = None
+    reference: str | None = None  # FILE.py:FUNCTION
+    framework: str = "auto"  # what the function takes
+
+
+def judge_path(path: Path, against: Against, seed: int | None, progress: Progress | None) -> Verdict:
+    """Judge a TL file or a bundle; a bundle's own description counts where none is named.
 
     Raises:
         SpecError: nothing says what it should compute.
         DiagnosticError: the program is refused before it can be judged.
-        JudgeError: the function or the program cannot be judged.
+        JudgeError: the function or the program cannot be judged, or function and description differ.
     """
     entropy = secrets.randbits(32) if seed is None else seed
-    if path.is_dir():
-        return _judge_folder(path, spec_file, reference, entropy, progress)
+    bundle = load(path) if path.is_dir() else None
+    given = _programs(path) if bundle is None else ()
+    spec = _spec(path, bundle, against)
+    if spec is None:
+        assert against.reference is not None
+        with open_reference(against.reference, against.framework) as function:
+            return judge_function(given or _scheduled(bundle), function, seed=entropy, progress=progress)
+    if against.reference is None:
+        return _judge(bundle, given, spec, None, entropy, progress)
+    with agreeing(against.reference, spec, against.framework, entropy, progress) as own:
+        return _judge(bundle, given, spec, own, entropy, progress)
+
+
+@contextmanager
+def agreeing(
+    reference: Place | None,
+    spec: AttentionSpec | None,
+    framework: str = "auto",
+    entropy: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[OwnFunction | None]:
+    """Open a user's function that agrees with a spec; None where there is none.
+
+    Raises:
+        SpecError: there is a function, and no spec to compare it with.
+        JudgeError: they differ, or the function does something wrong.
+    """
+    if reference is None:
+        yield None
+        return
+    if spec is None:
+        raise SpecError(
+            "a reference stands beside a description, and there is none",
+            hint="name --spec FILE, or judge the TL file: qimeng judge FILE.tl --reference FILE.py:FUNCTION",
+            field="reference",
+            value=str(reference),
+        )
+    with open_reference(reference, framework) as function:
+        own = OwnFunction(function, spec)
+        agree(own, seed=secrets.randbits(32) if entropy is None else entropy, progress=progress)
+        yield own
+
+
+def _judge(
+    bundle: Bundle | None,
+    given: Sequence[Checked],
+    spec: AttentionSpec,
+    own: OwnFunction | None,
+    entropy: int,
+    progress: Progress | None,
+) -> Verdict:
+    if bundle is not None and has_gpu():
+        return judge_bundle(bundle.path, spec, seed=entropy, progress=progress, own=own)
+    return judge_program(given or _scheduled(bundle), spec, seed=entropy, progress=progress, own=own)
+
+
+def _scheduled(bundle: Bundle | None) -> Sequence[Checked]:
+    assert bundle is not None
+    return check_text(bundle.files["scheduled.tl"].decode(), file=str(bundle.path / "scheduled.tl"))
+
+
+def _programs(path: Path) -> Sequence[Checked]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -43,43 +117,22 @@ def judge_path(
             field="file",
             value=str(path),
         ) from None
-    programs = check_text(text, file=str(path))
-    if reference is not None:
-        return judge_function(programs, load_function(reference), seed=entropy, progress=progress)
-    if spec_file is None:
-        raise SpecError(
-            "nothing says what the program should compute",
-            hint="name --spec FILE, or --reference FILE.py:FUNCTION",
-            field="spec",
-            value=None,
-        )
-    return judge_program(programs, AttentionSpec.load(spec_file), seed=entropy, progress=progress)
+    return check_text(text, file=str(path))
 
 
-def _judge_folder(
-    path: Path, spec_file: Path | None, reference: str | None, entropy: int, progress: Progress | None
-) -> Verdict:
-    bundle = load(path)
-    if reference is not None:  # a function knows NumPy alone: the bundle's TL is judged, on the CPU
-        given = check_text(bundle.files["scheduled.tl"].decode(), file=str(path / "scheduled.tl"))
-        return judge_function(given, load_function(reference), seed=entropy, progress=progress)
-    spec = AttentionSpec.load(spec_file) if spec_file is not None else _own_spec(bundle.files["spec.json"], path)
-    if has_gpu():
-        return judge_bundle(path, spec, seed=entropy, progress=progress)
-    programs = check_text(bundle.files["scheduled.tl"].decode(), file=str(path / "scheduled.tl"))
-    return judge_program(programs, spec, seed=entropy, progress=progress)
-
-
-def _own_spec(content: bytes, path: Path) -> AttentionSpec:
-    fields = json.loads(content)
-    if not isinstance(fields, dict):
-        raise SpecError(
-            f"{path} was made from TL without a spec",
-            hint="name --spec FILE, or --reference FILE.py:FUNCTION",
-            field="spec",
-            value=None,
-        )
-    return AttentionSpec.make(**{k: v for k, v in fields.items() if k in AttentionSpec.model_fields})
+def _spec(path: Path, bundle: Bundle | None, against: Against) -> AttentionSpec | None:
+    """Give the description, or None where a function alone says what is computed."""
+    if against.spec_file is not None:
+        return AttentionSpec.load(against.spec_file)
+    fields = json.loads(bundle.files["spec.json"]) if bundle is not None else None
+    if isinstance(fields, dict):
+        return AttentionSpec.make(**{k: v for k, v in fields.items() if k in AttentionSpec.model_fields})
+    if against.reference is not None:
+        return None
+    what = (
+        "nothing says what the program should compute" if bundle is None else f"{path} was made from TL without a spec"
+    )
+    raise SpecError(what, hint="name --spec FILE, or --reference FILE.py:FUNCTION", field="spec", value=None)
 
 
 def has_gpu() -> bool:

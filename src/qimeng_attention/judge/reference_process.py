@@ -1,0 +1,254 @@
+"""A person's reference function in a process of its own: no secrets, no more than so much time and memory.
+
+    with open_reference("mine.py:attention") as function:  # or a function: then it runs in this process
+        function(q=q, k=k, v=v)                            # {"0": array}, or outputs by the function's names
+
+The process inherits none of the environment but what Python needs to start, reads nothing, and is killed, with
+whatever it started, when a call takes too long. It is no sandbox: the file may do to files and networks what its user
+may.
+
+Not here: what happens in that process (reference_worker.py), what is asked of its outputs (own_function.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from qimeng_attention.errors import EnvironmentMissing, JudgeError, QimengError
+from qimeng_attention.judge.calling import FRAMEWORKS, Wrong, call, framework_of
+from qimeng_attention.tl.numerics import Array
+
+TIMEOUT_S = 60.0  # of one call, and of the start, which may import PyTorch
+MEMORY_BYTES = 8 << 30
+THREADS = 2  # of its libraries: tensors are small, and other work runs beside it
+KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT")
+Place: TypeAlias = "str | Callable[..., Any]"
+
+
+def open_reference(
+    place: Place, framework: str = "auto", *, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES
+) -> Reference:
+    """Make a function ready to be called.
+
+    Args:
+        place: `FILE.py:FUNCTION`, which gets a process of its own, or a function, which runs in this one.
+        framework: what it takes, `numpy`, `torch`, or `auto`: PyTorch's tensors if its file uses PyTorch.
+        timeout_s: of each call.
+        memory_bytes: that its process may allocate.
+
+    Raises:
+        JudgeError: no such file or function, one that fails when it is loaded, or a framework that is none.
+    """
+    if framework not in FRAMEWORKS:
+        raise JudgeError(
+            f"there is no framework '{framework}'", hint=f"take one of {', '.join(FRAMEWORKS)}", field="framework"
+        )
+    if callable(place):
+        return InThisProcess(place, framework)
+    file, _, name = place.rpartition(":")
+    if not file or not name.isidentifier() or not Path(file).is_file():
+        raise JudgeError(
+            f"{place!r} names no function in a file", hint="write it as FILE.py:FUNCTION", field="reference"
+        )
+    return InItsOwnProcess(Path(file), name, framework, timeout_s, memory_bytes)
+
+
+class Reference:
+    """A function to compare with; it has a signature, as Python's own functions do."""
+
+    framework: str
+    digest = ""  # of the file
+
+    def __init__(self, name: str, signature: inspect.Signature) -> None:
+        self.__name__, self.__signature__ = name, signature
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End what was started for it."""
+
+    def __call__(self, **given: Any) -> dict[str, Array]:
+        """Call it; outputs come by their names, or by their places, `0` and on.
+
+        Raises:
+            JudgeError: it raises, changes its inputs, exits, hangs, or gives no arrays.
+            EnvironmentMissing: it needs PyTorch, which is not there.
+        """
+        raise NotImplementedError
+
+    def wrong(self, what: str, hint: str) -> JudgeError:
+        """Give the error that says what the function does."""
+        return JudgeError(f"{self.__name__} {what}", hint=hint, field="reference")
+
+
+class InThisProcess(Reference):
+    """A function that a program of the user's hands over: it is the user's own process that it may harm."""
+
+    def __init__(self, function: Callable[..., Any], framework: str) -> None:
+        name = getattr(function, "__name__", type(function).__name__)
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
+            raise JudgeError(f"{name} has no signature", hint="give a plain Python function") from None
+        super().__init__(name, signature)
+        self._function = function
+        self.framework = framework_of(function) if framework == "auto" else framework
+
+    def __call__(self, **given: Any) -> dict[str, Array]:
+        """Call it."""
+        try:
+            return call(self._function, self.framework, given)
+        except Wrong as wrong:
+            raise self.wrong(wrong.what, wrong.hint) from wrong.__cause__
+
+
+class InItsOwnProcess(Reference):
+    """A function of a file."""
+
+    def __init__(self, file: Path, name: str, framework: str, timeout_s: float, memory_bytes: int) -> None:
+        self._timeout_s = timeout_s
+        self._folder = tempfile.TemporaryDirectory(prefix="qimeng-reference-")
+        self._command = [sys.executable, "-m", "qimeng_attention.judge.reference_worker"]
+        self._command += [str(file.absolute()), name, framework, str(memory_bytes), self._folder.name]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        super().__init__(name, inspect.Signature())
+        try:
+            found = self._answer()
+        except QimengError:
+            self.stop()
+            raise
+        self.framework = found["framework"]
+        self.__signature__ = _signature(found["parameters"])
+
+    def __call__(self, **given: Any) -> dict[str, Array]:
+        """Call it there."""
+        folder = Path(self._folder.name)
+        arrays = {name: value for name, value in given.items() if isinstance(value, np.ndarray)}
+        files = {name: f"{number}.in.npy" for number, name in enumerate(arrays)}
+        for name, file in files.items():
+            np.save(folder / file, arrays[name], allow_pickle=False)
+        values = {name: value for name, value in given.items() if name not in arrays}
+        answer = self._answer({"arrays": files, "values": values})
+        return {name: np.load(folder / file, allow_pickle=False) for name, file in answer["outputs"].items()}
+
+    def stop(self) -> None:
+        """End the process and whatever it started."""
+        self._kill()
+        self._folder.cleanup()
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    # -------------------------------------------------------------- the other process
+    def _answer(self, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Ask for something, or wait for the description that comes first."""
+        if self._process is None:
+            self._process = self._started()
+            if request is not None:  # a new process describes itself first
+                self._answer()
+        assert self._process.stdin is not None
+        if request is not None:
+            with contextlib.suppress(OSError):  # a process that has ended is met below
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                self._process.stdin.flush()
+        line = self._line(time.monotonic() + self._timeout_s)
+        if line is None:
+            self._kill()
+            raise self.wrong(
+                f"gives nothing within {self._timeout_s:g} s", "it hangs, or is too slow: its process was killed"
+            )
+        if not line.endswith(b"\n"):
+            raise self.wrong(f"ends its process: {self._ended()}", "let it return, and keep what it needs small")
+        answer: dict[str, Any] = json.loads(line)
+        if "missing" in answer:
+            raise EnvironmentMissing(answer["missing"], hint=answer["hint"])
+        if "wrong" in answer:
+            raise self.wrong(answer["wrong"], answer["hint"])
+        return answer
+
+    def _line(self, deadline: float) -> bytes | None:
+        """Read one line; None if none came in time, an unfinished one if the process ended."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return None
+                piece = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not piece:
+                    return line
+                line += piece
+        return line
+
+    def _ended(self) -> str:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        code = self._process.poll()
+        self._kill()
+        errors = (Path(self._folder.name) / "errors.txt").read_text("utf-8", "replace").strip().splitlines()
+        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        return how + (f", {errors[-1][:200]}" if errors else "")
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        kept = {name: value for name, value in os.environ.items() if name in KEPT}
+        kept["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        kept |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
+        with (Path(self._folder.name) / "errors.txt").open("wb") as errors:
+            return subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=kept,
+                start_new_session=True,
+            )
+
+
+_KINDS = {
+    kind.name: kind
+    for kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    )
+}
+
+
+def _signature(parameters: list[dict[str, Any]]) -> inspect.Signature:
+    none = inspect.Parameter.empty
+    made = [inspect.Parameter(p["name"], _KINDS[p["kind"]], default=None if p["default"] else none) for p in parameters]
+    return inspect.Signature(made)
