@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qimeng_attention.author.planner.groups import GroupTiling, group_tilings
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
+from qimeng_attention.author.planner.recurrence import Recurrence
 from qimeng_attention.author.planner.sketch import held_registers, visible
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -19,27 +20,28 @@ _THRESHOLD = 8  # weights up to 2^8: in any 16-bit type, and few maxima grow by 
 
 
 def choose(
-    spec: AttentionSpec, target: Target, special: int, fast: Sequence[str] = ()
+    spec: AttentionSpec, target: Target, loop: Recurrence, fast: Sequence[str] = ()
 ) -> tuple[GroupTiling, list[Reason], list[str]]:
     """Give the best tiling, the reasons (the tile's first) and the lines of the Schedule block.
 
     Args:
         spec: what is asked for.
         target: a GPU with wgmma.
-        special: special-function results an element, with the approximations.
+        loop: what the sketch's loop does beside its GEMMs.
         fast: the functions to approximate.
 
     Raises:
         SpecError: no tiling fits.
     """
+    special = loop.special(fast)
     choices = group_tilings(target, spec.Dqk, spec.Dv, special, held_registers(spec))
     if not choices:
         raise no_tile(spec, target)
     t, uneven = choices[0], _uneven(spec)
     turns = _turns(spec, t, uneven)
-    beside = "exponentials" if t.waits_early else "row statistics"
-    chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "rescale": t.rescales_late}
-    chosen["threshold"] = t.scales_seldom
+    beside = "weights" if not loop.sums else "exponentials" if t.waits_early else "row statistics"
+    chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "sums": loop.sums}
+    chosen |= {"rescale": loop.scales and t.rescales_late, "threshold": loop.scales and t.scales_seldom}
     reasons = [r for r in _reasons(t, choices, uneven, special) if chosen.get(r.parameter, True)]
     reasons += [approximation(f) for f in fast]
     why = {r.parameter: r.why for r in reasons}
@@ -47,14 +49,14 @@ def choose(
     lines = [
         *(f"approximate {f}  # {why[f]}" for f in fast),
         f"ring K stages 2, V stages 2  # {why['ring']}",
-        *([f"threshold {_THRESHOLD}  # {why['threshold']}"] if t.scales_seldom else []),
-        f"sums per lane{' running' if t.sums_run else ''}  # {why['sums']}",
+        *([f"threshold {_THRESHOLD}  # {why['threshold']}"] if chosen["threshold"] else []),
+        *([f"sums per lane{' running' if t.sums_run else ''}  # {why['sums']}"] if loop.sums else []),
         f"guard Mask of loop i where it is all true  # {why['guard']}",
         f"roles producer ({producer} registers), consumer ({t.instances} along q, {consumer} registers)"
         f"  # {why['roles']}",
         *([f"ahead Q stages 2  # {why['ahead']}"] if t.ahead else []),
         f"overlap GEMM P, V of the previous tile with the {beside} of this one  # {why['overlap']}",
-        *([f"rescale O under GEMM Q, K.T of the next tile  # {why['rescale']}"] if t.rescales_late else []),
+        *([f"rescale O under GEMM Q, K.T of the next tile  # {why['rescale']}"] if chosen["rescale"] else []),
         f"unswitch loop i  # {why['unswitch']}",
         *([f"pingpong consumer in loops  # {why['pingpong']}"] if turns else []),
         *([f"stage O through shared by tma  # {why['stage']}"] if t.staged else []),
