@@ -54,6 +54,12 @@ class Weights:
         return "" if self.name == "softmax" else "_sink" if self.reads_sink else f"_{self.name}"
 
     @property
+    def lse_formula(self) -> str:
+        """Give the formula of the LSE, with `{over}` as in `formula`."""
+        joined = {"none": "", "tensor": "exp(sink[h]) + ", "zero": "1 + "}[self.sink]
+        return f"ln({joined}{{over}} exp(score))" if joined else "ln {over} exp(score)"
+
+    @property
     def blind_lse(self) -> str:
         """Give the LSE of a row that sees no key."""
         return {"none": "-inf", "tensor": "sink[h]", "zero": "0"}[self.sink]

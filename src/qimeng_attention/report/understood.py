@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qimeng_attention.judge import Call, Operator
-from qimeng_attention.judge.reference import softmax
+from qimeng_attention.judge.weighing import weigh
 from qimeng_attention.report.mask_picture import MaskPicture, draw_mask
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.numerics import Array
@@ -65,11 +65,11 @@ def _formula(spec: AttentionSpec) -> list[tuple[str, str]]:
         lines.append(("score", spec.score_expression))
     lines += [
         ("seen", spec.condition or "every kv_idx"),
-        ("P", f"exp(score) / {over} exp(score), 0 where not seen"),
+        ("P", f"{spec.weighing.formula.format(over=over)}, 0 where not seen"),
         ("O[b, q_idx, h]", f"sum over kv_idx of P * V[b, kv_idx, {head}]"),
     ]
     if "LSE" in spec.outputs:
-        lines.append(("LSE[b, h, q_idx]", f"ln {over} exp(score)"))
+        lines.append(("LSE[b, h, q_idx]", spec.weighing.lse_formula.format(over=over)))
     return lines
 
 
@@ -90,7 +90,7 @@ def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str
         ("scale", f"{default} unless a call gives its own, {signs}"),
         ("seen keys", spec.visible_keys()),
         ("positions", _positions(operator)),
-        ("blind rows", "a row that sees no key gives O = 0" + (" and LSE = -inf" * ("LSE" in spec.outputs))),
+        ("blind rows", "a row that sees no key gives O = 0" + (f" and LSE = {spec.weighing.blind_lse}" * ("LSE" in spec.outputs))),
     ]
     if "LSE" in spec.outputs:
         lines.append(("LSE", "a natural logarithm, of the scores after every modification"))
@@ -115,6 +115,6 @@ def example_weights(spec: AttentionSpec, operator: Operator) -> Weights:
     rows, positions = np.arange(EXAMPLE_SQ), np.arange(EXAMPLE_SK)
     visible = operator.visible(call, 0, 0, rows, positions)
     scores = operator.modified(call, 0, 0, rows, positions, shown * (queries @ keys.T))
-    values, lse = softmax(scores, visible)
+    values, lse = weigh(operator.weighing, scores, visible, operator.sink_of(call, 0))
     words = f"b = 0, h = 0, Sq = {EXAMPLE_SQ}, Sk = {EXAMPLE_SK}, Q and K from N(0, 1), scale {shown:.6g}"
     return Weights(values, visible, lse, words)
