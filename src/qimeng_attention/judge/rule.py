@@ -70,7 +70,8 @@ class Finding:
 def out_limits(truth: Truth, baseline: Array, dtype: str) -> Limits:
     """Give the limits of O (rules 2 and 3)."""
     u = unit_roundoff(dtype)
-    errors = np.abs(baseline - truth.out)
+    # NOTE: a baseline that overflowed allows nothing: an infinite bound would accept whatever it is asked of.
+    errors = np.abs(np.where(np.isfinite(baseline), baseline, truth.out) - truth.out)
     size = np.abs(truth.out) + truth.spread[..., None]
     share = float(np.divide(errors, size, where=size > 0, out=np.zeros_like(size)).max(initial=0))
     worst = np.minimum(float(errors.max(initial=0)), share * size)
