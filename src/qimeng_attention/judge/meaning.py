@@ -88,7 +88,7 @@ class Operator:
     lse_base: float = float(np.e)
     empty_out: Literal["zero", "mean"] = "zero"
     empty_lse: float | None = None  # None: what the sum of no key gives, -inf or the sink
-    weighing: Weighing = Weighing()
+    weighing: Weighing = field(default_factory=Weighing)
     approximated: frozenset[str] = frozenset()  # functions that the candidate computes with a stated error
     tensors: Mapping[str, Dims] = field(default_factory=dict)
     contents: Mapping[str, Array] | None = field(default=None, compare=False)  # of the tensors, as programs call them

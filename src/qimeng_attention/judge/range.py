@@ -1,9 +1,9 @@
 """Inputs whose weights and outputs the spec's type can hold.
 
-Weights that no sum divides grow with the scores: in fp16 the square of a score of 300 is beyond 65,504, and P or O would
-be infinite in a correct kernel. Such inputs say nothing, so queries are halved until weights fit, then values until
-outputs do. The largest weight and output are looked for in some rows of each head, and must stay well below the type's
-largest number, as other rows may have larger ones. Weights of a softmax, and sigmoids, always fit.
+Weights that no sum divides grow with the scores: in fp16 the square of a score of 300 is beyond 65,504, and P or O
+would be infinite in a correct kernel. Such inputs say nothing, so queries are halved until weights fit, then values
+until outputs do. The largest weight and output are looked for in some rows of each head, and must stay well below the
+type's largest number, as other rows may have larger ones. Weights of a softmax, and sigmoids, always fit.
 
 Not here: the values of a family (families.py).
 """

@@ -130,7 +130,7 @@ def _fill_moves(
 ) -> None:
     """Fill in slack, or drift; `inputs` are queries, keys and the sizes of values."""
     queries, keys, sizes = inputs
-    moved, rough = _moved(stack, plain, scores, queries, keys), _approximate(stack, plain, scores)
+    moved, rough = _scores_moved(stack, plain, scores, queries, keys), _approximate(stack, plain, scores)
     if stack.operator.weighing.kind.summed:
         seen_rough = plain.new_zeros(plain.shape[:2]) if rough is None else _of_seen(rough, visible).amax(dim=2)
         seen_moved = moved if stack.operator.score is None else _of_seen(moved, visible)
@@ -162,7 +162,7 @@ def _weights_moved(stack: _Stack, scores: Any, visible: Any, moved: Any) -> Any:
     return torch.where(change.isfinite(), change, 0)
 
 
-def _moved(stack: _Stack, plain: Any, scores: Any, queries: Any, keys: Any) -> Any:
+def _scores_moved(stack: _Stack, plain: Any, scores: Any, queries: Any, keys: Any) -> Any:
     longest = keys.norm(dim=2).amax(dim=1, keepdim=True)
     moved = (F32_SUM_ERROR * abs(stack.operator.scale_of(stack.call)) * longest * queries.norm(dim=2))[:, :, None]
     if stack.operator.score is None:
@@ -209,7 +209,8 @@ def _softmax(scores: Any, visible: Any, sinks: list[float] | None = None) -> tup
     masked = torch.where(visible, scores, -torch.inf)
     if sinks is not None:  # a key more
         column = masked.new_tensor(sinks)[:, None, None].expand(*masked.shape[:2], 1)
-        weights, lse = _softmax(torch.cat([masked, column], dim=2), torch.ones_like(masked[:, :1, :1], dtype=torch.bool))
+        more = torch.cat([masked, column], dim=2)
+        weights, lse = _softmax(more, torch.ones_like(more, dtype=torch.bool))
         return weights[:, :, :-1], lse
     empty = masked.new_full(masked.shape[:2], -torch.inf)
     lse = torch.logsumexp(masked, dim=2) if masked.shape[2] else empty

@@ -62,7 +62,7 @@ def softmax(scores: Array, visible: Array, sink: float = float("-inf")) -> tuple
 
 
 def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))  # type: ignore[no-any-return]
+    return 1 / (1 + np.exp(-x))
 
 
 OF_ONE_SCORE: Mapping[str, Callable[[Array], Array]] = {

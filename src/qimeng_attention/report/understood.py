@@ -90,7 +90,10 @@ def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str
         ("scale", f"{default} unless a call gives its own, {signs}"),
         ("seen keys", spec.visible_keys()),
         ("positions", _positions(operator)),
-        ("blind rows", "a row that sees no key gives O = 0" + (f" and LSE = {spec.weighing.blind_lse}" * ("LSE" in spec.outputs))),
+        (
+            "blind rows",
+            "a row that sees no key gives O = 0" + (f" and LSE = {spec.weighing.blind_lse}" * ("LSE" in spec.outputs)),
+        ),
     ]
     if "LSE" in spec.outputs:
         lines.append(("LSE", "a natural logarithm, of the scores after every modification"))
