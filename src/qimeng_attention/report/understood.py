@@ -14,12 +14,14 @@ import numpy as np
 
 from qimeng_attention.judge import Call, Operator
 from qimeng_attention.judge.weighing import weigh
+from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.report.mask_picture import MaskPicture, draw_mask
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.traverse import names_in
 
 EXAMPLE_SQ, EXAMPLE_SK = 4, 6
+EXAMPLE_SINK = 1.0
 _SEED = 0
 
 
@@ -29,7 +31,7 @@ class Weights:
 
     values: Array  # (EXAMPLE_SQ, EXAMPLE_SK) float64
     visible: Array  # the same shape, bool
-    lse: Array  # (EXAMPLE_SQ,)
+    lse: Array | None  # (EXAMPLE_SQ,); None where weights have none
     inputs: str  # in words
 
 
@@ -95,9 +97,23 @@ def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str
             "a row that sees no key gives O = 0" + (f" and LSE = {spec.weighing.blind_lse}" * ("LSE" in spec.outputs)),
         ),
     ]
+    lines += _weights(spec)
     if "LSE" in spec.outputs:
         lines.append(("LSE", "a natural logarithm, of the scores after every modification"))
     return lines
+
+
+def _weights(spec: AttentionSpec) -> list[tuple[str, str]]:
+    """Say what a reader of another word than softmax may assume otherwise."""
+    weighing = spec.weighing
+    if not weighing.summed:
+        largest = "; P beyond 65,504 is infinite in fp16" * (spec.dtype == "fp16" and weighing.name != "sigmoid")
+        return [("weights", f"each of one score, not divided by a sum, so there is no LSE{largest}")]
+    if weighing.sink == "none":
+        return []
+    each = "one for each query head, " if weighing.reads_sink else ""
+    what = f"a logit of {weighing.blind_lse}: {each}in units of the score after every modification, not scaled"
+    return [("sink", f"{what}; it joins the sum and the LSE and has no value")]
 
 
 def _positions(operator: Operator) -> str:
@@ -116,8 +132,12 @@ def example_weights(spec: AttentionSpec, operator: Operator) -> Weights:
     rng = np.random.default_rng(_SEED)
     queries, keys = (rng.standard_normal((length, spec.Dqk)) for length in (EXAMPLE_SQ, EXAMPLE_SK))
     rows, positions = np.arange(EXAMPLE_SQ), np.arange(EXAMPLE_SK)
+    words = f"b = 0, h = 0, Sq = {EXAMPLE_SQ}, Sk = {EXAMPLE_SK}, Q and K from N(0, 1), scale {shown:.6g}"
+    if operator.sink_tensor is not None:
+        sinks = {kernel_name(operator.sink_tensor): np.full(spec.Hq, EXAMPLE_SINK)}
+        operator = operator.bind(operator.drawn(call) | sinks)
+        words += f", sink[0] {EXAMPLE_SINK:g}"
     visible = operator.visible(call, 0, 0, rows, positions)
     scores = operator.modified(call, 0, 0, rows, positions, shown * (queries @ keys.T))
     values, lse = weigh(operator.weighing, scores, visible, operator.sink_of(call, 0))
-    words = f"b = 0, h = 0, Sq = {EXAMPLE_SQ}, Sk = {EXAMPLE_SK}, Q and K from N(0, 1), scale {shown:.6g}"
-    return Weights(values, visible, lse, words)
+    return Weights(values, visible, lse if spec.weighing.summed else None, words)

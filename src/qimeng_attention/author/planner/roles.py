@@ -42,7 +42,11 @@ def choose(
     beside = "weights" if not loop.sums else "exponentials" if t.waits_early else "row statistics"
     chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "sums": loop.sums}
     chosen |= {"rescale": loop.scales and t.rescales_late, "threshold": loop.scales and t.scales_seldom}
-    reasons = [r for r in _reasons(t, choices, uneven, special) if chosen.get(r.parameter, True)]
+    reasons = [
+        r
+        for r in _reasons(t, choices, uneven, special, "exponentials" if loop.sums else "weights")
+        if chosen.get(r.parameter, True)
+    ]
     reasons += [approximation(f) for f in fast]
     why = {r.parameter: r.why for r in reasons}
     producer, consumer = t.registers
@@ -89,7 +93,8 @@ def _turns(spec: AttentionSpec, t: GroupTiling, uneven: bool) -> bool:
     return not uneven or t.instances > 2 or spec.Dv >= _TURNS_NEED
 
 
-def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: int) -> list[Reason]:
+def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: int, between: str) -> list[Reason]:
+    """Give every reason there may be; `between` is what stands between the GEMMs."""
     runner = f"; next {choices[1].describe().split(':')[0]}: {choices[1].clocks_a_key:.0f}" if choices[1:] else ""
     tile = f"{t.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {t.bound}{runner}"
     figures: dict[str, float | str] = {
@@ -125,12 +130,12 @@ def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: 
         Reason("ahead", "Q stages 2", "the next tile's Q, K and V arrive while this one is finished", {}),
         Reason(
             "overlap", "S before P V", "the tensor cores work meanwhile; P V takes "
-            f"{t.second:.0f} clocks, the exponentials {t.special:.0f}", {"second": round(t.second, 1)},
+            f"{t.second:.0f} clocks, the {between} {t.special:.0f}", {"second": round(t.second, 1)},
         ),
         Reason("rescale", "O under S", "the tensor cores work while O is scaled", {}),
         Reason("unswitch", "loop i", "the loop without the mask has no branch", {}),
         Reason(
-            "pingpong", "in loops", "one instance's exponentials run under the other's GEMMs", {"uneven": str(uneven)}
+            "pingpong", "in loops", f"one instance's {between} run under the other's GEMMs", {"uneven": str(uneven)}
         ),
         Reason("stage", "through shared by tma", "the store runs under the next tile", {"staged": str(t.staged)}),
         Reason("grid", "persistent", grid, {}),
