@@ -9,6 +9,9 @@
     python benchmarks/make_bundles.py --set judge_hopper --out out/judge_hopper    # H200 programs
     python benchmarks/make_bundles.py --set head_dims --arch sm_90 --out out/head_dims
     python benchmarks/make_bundles.py --set head_dims --target H200 --out out/head_dims_hopper
+    python benchmarks/make_bundles.py --set weights --out out/weights_hopper       # sinks, sigmoid, ReLU and others
+    python benchmarks/make_bundles.py --set weights --target A100 --arch sm_90 --out out/weights_ampere
+    python benchmarks/make_bundles.py --set weights_turing --arch sm_90 --out out/weights_turing
 
 By default a bundle is an A100 program (its schedule keeps within 163 KB of shared memory), compiled for the
 architecture named; without one it is compiled for its target's own.
@@ -113,6 +116,38 @@ def judge_decode_specs() -> dict[str, dict[str, object]]:
     return made
 
 
+def weights_specs() -> dict[str, dict[str, object]]:
+    """Every word of `weights`, for many queries and for one, and GPT-OSS's layers."""
+    many: dict[str, object] = {"Hq": 8, "Hk": 2, "mask": "causal"}
+    made: dict[str, dict[str, object]] = {
+        "gpt_oss_window": {"Hq": 64, "Hk": 8, "Dqk": 64, "mask": "window:127", "weights": "softmax+sink"},
+        "gpt_oss_causal": {"Hq": 64, "Hk": 8, "Dqk": 64, "mask": "causal", "weights": "softmax+sink"},
+        "gpt_oss_decode": {"Hq": 64, "Hk": 8, "Dqk": 64, "Sq": 1, "weights": "softmax+sink"},
+        "gpt_oss_decode_window": {
+            "Hq": 64, "Hk": 8, "Dqk": 64, "Sq": 1, "mask": "window:127", "weights": "softmax+sink",
+        },
+        "sink_capped": {**many, "Dqk": 128, "softcap": 20.0, "weights": "softmax+sink", "dtype": "fp16"},
+        "sink_of_any_scale": {**many, "Dqk": 128, "scale_sign": "any", "weights": "softmax+sink"},
+        "sigmoid_biased": {**many, "Dqk": 128, "weights": "sigmoid", "score": "score - ln(Sk)"},
+        "relu2_divided": {**many, "Dqk": 128, "weights": "relu2", "score": "score / Sk", "dtype": "fp16"},
+        "retention": {
+            **many, "Dqk": 64, "weights": "linear",
+            "score": "score * exp2((q_idx + Sk - Sq - kv_idx) * log2(1 - exp2(-5 - h)))",
+        },
+    }  # fmt: skip
+    words = ("softmax+sink", "softmax1", "sigmoid", "relu", "relu2", "linear")
+    for number, (word, dim, queries) in enumerate(itertools.product(words, (64, 128), (None, 1))):
+        dtype = ("bf16", "fp16")[(number // 2 + number // 4) % 2]
+        name = f"{word.replace('+', '_')}_d{dim}{'_decode' if queries else ''}_{dtype}"
+        made[name] = {**many, "Dqk": dim, "weights": word, "dtype": dtype, **({"Sq": queries} if queries else {})}
+    return made
+
+
+def weights_turing_specs() -> dict[str, dict[str, object]]:
+    """The same in fp16: T4 programs, which an H200 runs if built for sm_90."""
+    return {n.replace("bf16", "fp16"): {**fields, "dtype": "fp16"} for n, fields in weights_specs().items()}
+
+
 SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "speed": speed_specs,
     "judge": judge_specs,
@@ -123,9 +158,11 @@ SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "head_dims": head_dim_specs,
     "decode": decode_specs,
     "judge_decode": judge_decode_specs,
+    "weights": weights_specs,
+    "weights_turing": weights_turing_specs,
 }
-HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode")
-TURING = ("judge_turing",)
+HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode", "weights")
+TURING = ("judge_turing", "weights_turing")
 
 
 def make(item: tuple[str, dict[str, object], str, str | None, str]) -> tuple[str, float, int]:

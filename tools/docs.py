@@ -511,6 +511,17 @@ def families(_: str) -> str:
     return f"Families of values: {values}.\n\nProperties:\n\n{held}"
 
 
+def weights(_: str) -> str:
+    """Render the words of `weights`."""
+    from qimeng_attention.weights import WEIGHTS
+
+    rows = ["| `weights` | P | LSE | who uses it |", "| --- | --- | --- | --- |"]
+    for w in WEIGHTS.values():
+        lse = f"`{w.lse_formula.format(over='sum')}`" if w.summed else "none"
+        rows.append(f"| `{w.name}` | `{w.formula.format(over='sum')}` | {lse} | {w.source or 'the default'} |")
+    return "\n".join(rows)
+
+
 KINDS: dict[str, Render] = {
     "statement": statement,
     "statements": all_statements,
@@ -526,6 +537,7 @@ KINDS: dict[str, Render] = {
     "commands": commands,
     "exit-codes": exit_codes,
     "families": families,
+    "weights": weights,
 }
 
 

@@ -101,6 +101,9 @@ def generate(
     ] = None,
     score: Annotated[str | None, typer.Option(help="An expression of the scaled score, b, h, q_idx, kv_idx.")] = None,
     softcap: Annotated[float | None, typer.Option(help="cap * tanh(score / cap).")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="What makes weights of scores: softmax, softmax+sink, sigmoid, relu, relu2, ...")
+    ] = None,
     scale: Annotated[float | None, typer.Option(help="The default scale; 1 / sqrt(Dqk) if none.")] = None,
     tensor: Annotated[
         list[str] | None,
@@ -128,8 +131,8 @@ def generate(
     """Make a verified kernel: every stage, from a description to a bundle."""
     from qimeng_attention.workflow import run
 
-    names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "scale")
-    given = zip(names, (hq, hk, dqk, dv, dtype, mask, score, softcap, scale), strict=True)
+    names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "weights", "scale")
+    given = zip(names, (hq, hk, dqk, dv, dtype, mask, score, softcap, weights, scale), strict=True)
     flags = {k: v for k, v in given if v is not None} | _tensors(tensor)
     code, spec = _source(source, spec_file, flags)
     verbose = not quiet and not as_json

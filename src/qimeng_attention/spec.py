@@ -1,7 +1,7 @@
 """What a user asks for: an attention operator, described without a word about how it is computed.
 
     S = scale * Q K^T          score = score expression of S, b, h, q_idx, kv_idx
-    P = softmax over the kv_idx that the mask lets q_idx see
+    P = softmax over the kv_idx that the mask lets q_idx see, or other weights (weights.py)
     O = P V,  LSE = ln sum exp(score)
 
 Tensors are (B, S, H, D). `q_idx` and `kv_idx` count from 0; sequences are aligned at their ends, so that causal is
@@ -32,6 +32,7 @@ from pydantic import (
 
 from qimeng_attention.errors import SpecError
 from qimeng_attention.named_tensors import Dims, Problem, declared, own_sizes
+from qimeng_attention.weights import SINK, SINK_DIMS, SINK_TYPES, WEIGHTS, Weights, WeightsName
 
 DTYPES = ("fp16", "bf16")
 CAUSAL = "kv_idx <= q_idx + Sk - Sq"
@@ -58,6 +59,9 @@ class AttentionSpec(BaseModel):
     mask: str = Field(default="full", description="full, causal, window:LEFT, window:LEFT,RIGHT, or a condition")
     score: str = Field(default="score", description="an expression of the scaled score")
     softcap: float | None = Field(default=None, gt=0, description="cap * tanh(score / cap), before `score`")
+    weights: WeightsName = Field(
+        default="softmax", description="what makes weights of scores: softmax, softmax+sink, sigmoid, relu, relu2, ..."
+    )
     scale: float | None = Field(
         default=None, description="the default scale; 1 / sqrt(Dqk) if none; each call may give its own"
     )
@@ -73,9 +77,14 @@ class AttentionSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """Let Hk follow Hq and Dv follow Dqk."""
+        """Let Hk follow Hq and Dv follow Dqk; give weights their sink, and no LSE where there is none."""
         if isinstance(values, dict):
             values = dict(values)
+            weights = WEIGHTS.get(str(values.get("weights")), WEIGHTS["softmax"])
+            if weights.reads_sink and isinstance(values.get("tensors", {}), dict):
+                values["tensors"] = {SINK: SINK_DIMS, **values.get("tensors", {})}
+            if not weights.summed and "outputs" not in values:
+                values["outputs"] = ("O",)
             if not values.get("Hk") and "Hk" not in values:
                 values["Hk"] = values.get("Hq", 32)
             if not values.get("Dv") and "Dv" not in values:
@@ -119,6 +128,11 @@ class AttentionSpec(BaseModel):
 
     # -------------------------------------------------------------- meaning
     @property
+    def weighing(self) -> Weights:
+        """Give what `weights` stands for."""
+        return WEIGHTS[self.weights]
+
+    @property
     def condition(self) -> str | None:
         """Give the mask as a condition, or None where every key is seen."""
         text = self.mask.strip()
@@ -160,6 +174,7 @@ class AttentionSpec(BaseModel):
             else "masked"
         )
         mods = ("_softcap" if self.softcap is not None else "") + ("_scored" if self.score.strip() != "score" else "")
+        mods += self.weighing.slug
         return f"{kind}_{mask}{mods}_d{self.Dqk}{'' if self.Dqk == self.Dv else f'_{self.Dv}'}_{self.dtype}"
 
     def describe(self) -> list[str]:
@@ -182,8 +197,9 @@ class AttentionSpec(BaseModel):
             read = f"; {', '.join(own)} as each call has it" if own else ""
             lines.append(f"named tensors of each call: {listed}{read}; an element outside of one reads 0")
         lines.append(f"visible keys: {self.visible_keys()}")
-        lines.append("weights: softmax over the visible keys; a row that sees none gives O = 0 and LSE = -inf")
-        lines.append(f"outputs: {', '.join(self.outputs)} (LSE is a natural logarithm, of the modified scores)")
+        lines.append(self.weighing.describe())
+        natural = " (LSE is a natural logarithm, of the modified scores)" if self.weighing.summed else ""
+        lines.append(f"outputs: {', '.join(self.outputs)}{natural}")
         return lines
 
     def visible_keys(self) -> str:
@@ -219,6 +235,7 @@ class AttentionSpec(BaseModel):
                 allowed=divisors[:32],
                 nearest=nearest,
             )
+        _check_weights(spec)
         return spec
 
     @classmethod
@@ -253,6 +270,30 @@ class AttentionSpec(BaseModel):
                 value=str(path),
             )
         return cls.make(**{str(k): v for k, v in data.items()})
+
+
+def _check_weights(spec: AttentionSpec) -> None:
+    """Refuse an LSE where no sum is taken, and a sink of another shape or type."""
+    if not spec.weighing.summed and "LSE" in spec.outputs:
+        raise SpecError(
+            f"outputs: LSE is asked for, but weights: {spec.weights} takes no sum whose logarithm it could be",
+            hint="leave outputs out, or write outputs: [O]",
+            field="outputs",
+            value=list(spec.outputs),
+            allowed=[["O"]],
+            nearest=["O"],
+        )
+    sink = spec.tensors.get(SINK)
+    if spec.weighing.reads_sink and sink is not None and (sink.dims != SINK_DIMS.dims or sink.dtype not in SINK_TYPES):
+        raise SpecError(
+            f"the tensor '{SINK}' is declared as {sink.describe()}; weights: {spec.weights} reads one number of a "
+            "floating type for each query head",
+            hint=f"leave it out: {SINK} is then {SINK_DIMS.describe()}",
+            field="tensors",
+            value=SINK,
+            allowed=[f"(Hq) {dtype}" for dtype in SINK_TYPES],
+            nearest=SINK_DIMS.describe(),
+        )
 
 
 def _shared(group: int) -> str:
@@ -299,6 +340,9 @@ def _allowed(name: str, value: Any) -> tuple[str, Any]:
     if name == "dtype":
         near = difflib.get_close_matches(str(value), DTYPES, n=1, cutoff=0.0)
         return ", ".join(DTYPES), near[0] if near else "bf16"
+    if name == "weights":
+        near = difflib.get_close_matches(str(value).lower(), WEIGHTS, n=1, cutoff=0.3)
+        return ", ".join(WEIGHTS), near[0] if near else "softmax"
     if name == "outputs":
         return "[O] or [O, LSE]", ["O", "LSE"]
     if name == "scale_sign":

@@ -22,6 +22,11 @@ SPECS = {
         "score": "where(kv_idx % 2 == 0, score, min(score, 3) * 2) + sigmoid(score) - clamp(abs(score), 1, 2) / 7",
         "dtype": "fp16",
     },
+    "sinks": {"mask": "window:20", "weights": "softmax+sink", "softcap": 30},
+    "softmax1": {"mask": "causal", "weights": "softmax1", "dtype": "fp16"},
+    "sigmoid": {"mask": "causal", "weights": "sigmoid", "score": "score - ln(Sk)"},
+    "relu2": {"mask": "window:20", "weights": "relu2", "dtype": "fp16"},
+    "linear": {"mask": "causal", "weights": "linear", "score": "score * exp2((kv_idx - q_idx) / 8)"},
     "named tensors": {
         "mask": "doc[b, q_idx + Sk - Sq] == doc[b, kv_idx] or gate[kv_idx]",
         "score": "score * gain[h] + table[h, clamp(kv_idx - q_idx, -40, 40) + 40]",
@@ -51,7 +56,7 @@ def test_both_references_agree(name: str, family: str, lengths: tuple[int, int])
 
     mine, other = reference.truth(*arguments), reference_torch.truth(*arguments)
 
-    for field in ("out", "lse", "magnitude", "spread", "slack"):
+    for field in ("out", "lse", "magnitude", "spread", "slack", "drift", "seen"):
         np.testing.assert_allclose(getattr(other, field), getattr(mine, field), rtol=1e-9, atol=1e-9)
     plain, torch_plain = reference.baseline(*arguments, spec.dtype), reference_torch.baseline(*arguments, spec.dtype)
     error, torch_error = (np.abs(b - mine.out).max(initial=0) for b in (plain, torch_plain))

@@ -20,6 +20,7 @@ from qimeng_attention.judge import rule
 from qimeng_attention.judge.contents import KINDS
 from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
 from qimeng_attention.judge.reference import Truth, row_chunks, truth
+from qimeng_attention.judge.weigh_clauses import hidden_keys_weigh, weaker_weights
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.named import map_indexed
@@ -52,12 +53,16 @@ def clauses(spec: AttentionSpec, operator: Operator) -> list[Clause]:
     if spec.score.strip() != "score":
         plain = spec.model_copy(update={"score": "score"})
         found.append(Clause(f"score: {spec.score.strip()}", replace(operator, score=Operator.of(plain).score)))
+    found += [Clause(name, weaker) for name, weaker in weaker_weights(operator, spec)]
+    if (weaker := hidden_keys_weigh(operator)) is not None:
+        found.append(Clause("a hidden key weighs 0, not what a score of 0 does", weaker, mask=True))
     if spec.Hk > 1 and spec.Hq > spec.Hk:
         found.append(Clause("query heads of a group share a key head", replace(operator, head_map="interleaved")))
     if _some_row_is_blind(operator, spec):
         found.append(Clause("a row that sees nothing gives O = 0", replace(operator, empty_out="mean")))
         if "LSE" in spec.outputs:
-            found.append(Clause("a row that sees nothing gives LSE = -inf", replace(operator, empty_lse=0.0)))
+            blind, wrong = spec.weighing.blind_lse, 0.0 if spec.weighing.sink == "none" else float("-inf")
+            found.append(Clause(f"a row that sees nothing gives LSE = {blind}", replace(operator, empty_lse=wrong)))
     if "LSE" in spec.outputs:
         found.append(Clause("LSE is a natural logarithm", replace(operator, lse_base=2.0)))
         if operator.score is not None:
@@ -83,6 +88,8 @@ def _masks(operator: Operator) -> Iterator[tuple[str, Operator]]:
 def _tensors(operator: Operator) -> Iterator[tuple[str, Operator]]:
     """Give the operator without each tensor, and with each index of an element that it reads held at 0."""
     for name, tensor in operator.tensors.items():
+        if name == operator.sink_tensor and not _elements(operator, name):
+            continue  # one of the clauses of weights
         zero: s.Expr = s.Compare((s.Num(0), s.Num(1)), ("==",)) if tensor.dtype == BOOL else s.Num(0)
         yield f"tensor {name} is read", _with_elements(operator, dict.fromkeys(_elements(operator, name), zero))
     for element in _elements(operator):
@@ -159,6 +166,8 @@ def _differ(operator: Operator, weaker: Operator, p: _Probe) -> bool:
         for place in p.places:
             at = (p.call, *place, p.rows, p.keys)
             if np.any(one.visible(*at) != other.visible(*at)):
+                return True
+            if one.weighing != other.weighing and not np.all(one.visible(*at)):
                 return True
             if one.score != other.score and np.any(one.modified(*at, scores) != other.modified(*at, scores)):
                 return True

@@ -26,12 +26,20 @@ def shape_of(tensor: Dims, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(d if isinstance(d, int) else sizes[d] for d in tensor.dims)
 
 
-def draw(random: np.random.Generator, tensors: Mapping[str, Dims], sizes: Mapping[str, int], kind: str) -> Contents:
-    """Draw the contents of all tensors, values of their types."""
+def draw(
+    random: np.random.Generator,
+    tensors: Mapping[str, Dims],
+    sizes: Mapping[str, int],
+    kind: str,
+    sink: str | None = None,
+) -> Contents:
+    """Draw the contents of all tensors, values of their types; `sink` is the one that holds sinks."""
     found = {}
     for name, tensor in tensors.items():
         shape = shape_of(tensor, sizes)
-        if tensor.dtype == BOOL:
+        if name == sink:
+            values = _sinks(random, shape, kind)
+        elif tensor.dtype == BOOL:
             values = _conditions(random, shape, kind)
         elif tensor.dtype not in INTEGER_TYPES:
             values = _numbers(random, shape, kind)
@@ -55,6 +63,22 @@ def _numbers(random: np.random.Generator, shape: tuple[int, ...], kind: str) -> 
     if kind == "alone":
         return np.where(drawn < 0, -1.0, 1.0)
     return 6 * drawn if kind == "large" else drawn
+
+
+def _sinks(random: np.random.Generator, shape: tuple[int, ...], kind: str) -> Array:
+    """Draw logits beside which the keys keep a share of the weight, and such as take all of it or none."""
+    drawn = random.standard_normal(shape)
+    if kind == "documents":
+        return 3 + 2 * drawn
+    if kind == "same":
+        return np.full(shape, 4.0)
+    if kind == "alone":
+        return np.where(drawn < 0, -np.inf, 6.0)
+    if kind == "unsorted":
+        return np.where(drawn < 0, 5.0, 12 * drawn)
+    if kind == "large":
+        return np.choose(random.integers(0, 4, shape), [drawn, np.full(shape, 6e4), np.full(shape, -6e4), 5 + drawn])
+    return 4 * drawn
 
 
 def _conditions(random: np.random.Generator, shape: tuple[int, ...], kind: str) -> Array:

@@ -16,6 +16,7 @@ from qimeng_attention.judge.clauses import tells_apart, weaker_masks
 from qimeng_attention.judge.contents import KINDS, draw
 from qimeng_attention.judge.families import FAMILIES, Tensors
 from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
+from qimeng_attention.judge.range import held_in
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.numerics import Array, round_to
@@ -69,9 +70,9 @@ def values(case: Case, operator: Operator, dtype: str, seed: int) -> Tensors:
     named: Tensors = {}
     if operator.tensors:
         own = np.random.default_rng(int.from_bytes(digest[16:], "big"))
-        named = draw(own, operator.tensors, case.call.sizes, case.contents)
+        named = draw(own, operator.tensors, case.call.sizes, case.contents, operator.sink_tensor)
         operator = operator.bind(named)
-    drawn = FAMILIES[case.family](random, case.call, operator)
+    drawn = held_in(FAMILIES[case.family](random, case.call, operator), operator, case.call, dtype)
     return named | {n: laid_out(round_to(np.clip(a, -LARGEST, LARGEST), dtype), case.layout) for n, a in drawn.items()}
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from qimeng_attention.errors import DiagnosticError, SpecError
 from qimeng_attention.judge.contents import KINDS, draw
+from qimeng_attention.judge.weighing import Weighing
 from qimeng_attention.named_tensors import Dims, kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
@@ -30,6 +31,7 @@ from qimeng_attention.tl.parser import parse_expression
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.traverse import expressions, map_expressions, names_in
 from qimeng_attention.tl.types import TensorType, TileType
+from qimeng_attention.weights import SINK
 
 SIZES = ("B", "Hq", "Hk", "Sq", "Sk")
 INDICES = ("q_idx", "kv_idx")
@@ -85,7 +87,8 @@ class Operator:
     lse_of: Literal["modified", "unmodified"] = "modified"
     lse_base: float = float(np.e)
     empty_out: Literal["zero", "mean"] = "zero"
-    empty_lse: float = float("-inf")
+    empty_lse: float | None = None  # None: what the sum of no key gives, -inf or the sink
+    weighing: Weighing = field(default_factory=Weighing)
     approximated: frozenset[str] = frozenset()  # functions that the candidate computes with a stated error
     tensors: Mapping[str, Dims] = field(default_factory=dict)
     contents: Mapping[str, Array] | None = field(default=None, compare=False)  # of the tensors, as programs call them
@@ -104,7 +107,7 @@ class Operator:
         own = own_sizes(spec.tensors)
         condition = _read(_Text("mask", spec.condition, (*MASK_NAMES, *own)), "bool", spec)
         score = _read(_Text("score", spec.score_expression, (*SCORE_NAMES, *own)), "number", spec)
-        return Operator(condition, score, spec.default_scale, tensors=spec.tensors)
+        return Operator(condition, score, spec.default_scale, weighing=Weighing(spec.weights), tensors=spec.tensors)
 
     def bind(self, contents: Mapping[str, Array]) -> Operator:
         """Give the operator on a call that hands over these tensors, among others."""
@@ -115,7 +118,19 @@ class Operator:
     def drawn(self, call: Call, kind: str = DEFAULT_CONTENTS) -> dict[str, Array]:
         """Draw contents for a call, always the same ones."""
         seed = [KINDS.index(kind), call.B, call.Sq, call.Sk, call.Hq, *(value for _, value in call.own)]
-        return draw(np.random.default_rng(seed), self.tensors, call.sizes, kind)
+        return draw(np.random.default_rng(seed), self.tensors, call.sizes, kind, self.sink_tensor)
+
+    @property
+    def sink_tensor(self) -> str | None:
+        """Name the tensor that holds sinks; None where there is none."""
+        return SINK if self.weighing.kind.reads_sink else None
+
+    def sink_of(self, call: Call, h: int) -> float:
+        """Give the sink of a query head; -inf where there is none."""
+        name = self.sink_tensor
+        contents = self.contents if self.contents is not None or name is None else self.drawn(call)
+        sinks = contents[kernel_name(name)] if contents is not None and name is not None else None
+        return self.weighing.sink_of(sinks, h, self.scale_of(call))
 
     def environment(
         self, call: Call, b: int, h: int, rows: Array, keys: Array, tiles: dict[str, Value], *, double: bool

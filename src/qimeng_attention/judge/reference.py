@@ -1,6 +1,7 @@
 """What a call must give, in float64 from the spec alone, and what it gives in the spec's own precision.
 
     S = scale * Q K^T;  S' = score(S);  w = exp(S' - LSE) where visible;  O = w V;  LSE = ln sum exp S'
+    or other weights w, of a sum that a sink joins, or each a function of one score (weighing.py)
 
 The truth carries, for each row, what the acceptance rule scales its bounds with. The baseline is the plain
 path of FlashAttention's tests (`attention_ref(..., upcast=False, reorder_ops=True)`): K times scale
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qimeng_attention.judge.meaning import Call, Operator
+from qimeng_attention.judge.weighing import of_one_score, weigh
 from qimeng_attention.tl.numerics import Array, round_to
 
 CHUNK = 1 << 21  # scores held at once: 16 MB in float64
@@ -36,13 +38,17 @@ class Truth:
     spread: Array  # (B, Sq, Hq): square root of the sum of w^2 v^2, what independent roundings of w add up to
     slack: Array  # (B, Sq, Hq): how far float32 and the approximations may move a score
     approximate: Array  # (B, Sq, Hq): the approximations' part of it
+    # Of weights that no sum divides, where a score that moves by d has no share of its weight to move it by:
+    drift: Array  # (B, Sq, Hq): sum of |v| times how far float32 and the approximations may move each weight
+    approximate_drift: Array  # (B, Sq, Hq): the approximations' part of it
+    seen: Array  # (B, Sq, Hq): sum of |v| over the keys that are seen
 
     @staticmethod
     def empty(call: Call) -> Truth:
         """Give arrays to fill; rows start as rows that see nothing."""
         rows = (call.B, call.Sq, call.Hq)
         lse = np.full((call.B, call.Hq, call.Sq), -np.inf)
-        return Truth(np.zeros((*rows, call.Dv)), lse, *(np.zeros(rows) for _ in range(4)))
+        return Truth(np.zeros((*rows, call.Dv)), lse, *(np.zeros(rows) for _ in range(7)))
 
 
 def row_chunks(call: Call, most: int = CHUNK) -> Iterator[Array]:
@@ -68,79 +74,106 @@ def truth(operator: Operator, call: Call, q: Array, k: Array, v: Array) -> Truth
             head = operator.key_head(call, h)
             keys, values = k[b, :, head].astype(np.float64), v[b, :, head].astype(np.float64)
             for rows in row_chunks(call):
-                _fill(result, operator, call, (b, h), rows, q[b, rows, h].astype(np.float64), keys, values)
+                queries = q[b, rows, h].astype(np.float64)
+                _fill(result, _Rows(operator, call, (b, h), rows, queries, keys, values))
     return result
 
 
-def _fill(
-    result: Truth,
-    operator: Operator,
-    call: Call,
-    place: tuple[int, int],
-    rows: Array,
-    queries: Array,
-    keys: Array,
-    values: Array,
-) -> None:
-    b, h = place
-    scale = operator.scale_of(call)
-    positions = np.arange(call.Sk)
-    plain = scale * (queries @ keys.T)
-    visible = operator.visible(call, b, h, rows, positions)
-    scores = operator.modified(call, b, h, rows, positions, plain)
-    weights, lse = softmax(scores, visible)
-    at = (b, rows, h)
-    result.out[at] = weights @ values
-    result.magnitude[at] = (weights @ np.abs(values)).max(axis=1, initial=0)
-    result.spread[at] = np.sqrt((weights**2 @ values**2).max(axis=1, initial=0))
-    if operator.rough is not None and call.Sk:
-        moved = np.abs(operator.rough.modified(call, b, h, rows, positions, plain) - scores)
-        result.approximate[at] = np.where(visible & np.isfinite(moved), moved, 0).max(axis=1)
-    slack = _slack(operator, call, place, rows, plain, scores, visible, queries, keys)
-    result.slack[at] = slack + result.approximate[at]
-    natural = lse if operator.lse_of == "modified" else softmax(plain, visible)[1]
-    result.lse[b, h, rows] = natural / np.log(operator.lse_base)
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A stretch of rows of one head, in float64."""
+
+    operator: Operator
+    call: Call
+    place: tuple[int, int]  # batch entry and query head
+    rows: Array
+    queries: Array
+    keys: Array
+    values: Array
+
+    @property
+    def plain(self) -> Array:
+        """Give the scores before their modifiers, (rows, keys)."""
+        return self.operator.scale_of(self.call) * (self.queries @ self.keys.T)
+
+    def modified(self, plain: Array, operator: Operator | None = None) -> Array:
+        """Give the scores after the modifiers of the operator, or of another one."""
+        return (operator or self.operator).modified(self.call, *self.place, self.rows, np.arange(self.call.Sk), plain)
+
+    def visible(self) -> Array:
+        """Give which keys each row sees."""
+        return self.operator.visible(self.call, *self.place, self.rows, np.arange(self.call.Sk))
+
+    def weigh(self, scores: Array, visible: Array) -> tuple[Array, Array]:
+        """Give the weights and the LSE of each row."""
+        return weigh(self.operator.weighing, scores, visible, self.operator.sink_of(self.call, self.place[1]))
+
+
+def _fill(result: Truth, x: _Rows) -> None:
+    operator, (b, h), plain = x.operator, x.place, x.plain
+    visible, scores = x.visible(), x.modified(plain)
+    weights, lse = x.weigh(scores, visible)
+    at = (b, x.rows, h)
+    result.out[at] = weights @ x.values
+    result.magnitude[at] = (np.abs(weights) @ np.abs(x.values)).max(axis=1, initial=0)
+    result.spread[at] = np.sqrt((weights**2 @ x.values**2).max(axis=1, initial=0))
+    if x.call.Sk and operator.weighing.kind.summed:
+        _fill_slack(result, x, plain, scores, visible)
+    elif x.call.Sk:
+        _fill_drift(result, x, plain, scores, visible)
+    natural = lse if operator.lse_of == "modified" else x.weigh(plain, visible)[1]
+    result.lse[b, h, x.rows] = natural / np.log(operator.lse_base)
     blind = ~visible.any(axis=1)
-    result.lse[b, h, rows[blind]] = operator.empty_lse
-    if operator.empty_out == "mean" and call.Sk:
-        result.out[b, rows[blind], h] = values.mean(axis=0)
+    if operator.empty_lse is not None:
+        result.lse[b, h, x.rows[blind]] = operator.empty_lse
+    if operator.empty_out == "mean" and x.call.Sk:
+        result.out[b, x.rows[blind], h] = x.values.mean(axis=0)
 
 
-def softmax(scores: Array, visible: Array) -> tuple[Array, Array]:
-    """Give the weights and the logarithm of their sum; a row that sees nothing has weights 0 and -inf."""
-    masked = np.where(visible, scores, -np.inf)
-    top = masked.max(axis=1, initial=-np.inf, keepdims=True)
-    safe = np.where(np.isneginf(top), 0, top)
-    with np.errstate(all="ignore"):
-        weights = np.exp(masked - safe)
-        total = weights.sum(axis=1, keepdims=True)
-        lse = np.where(total == 0, -np.inf, safe + np.log(total))
-        return np.where(total == 0, 0, weights / total), lse[:, 0]
+def _fill_slack(result: Truth, x: _Rows, plain: Array, scores: Array, visible: Array) -> None:
+    """Fill in how far float32 and approximations move a score of each row."""
+    at = (x.place[0], x.rows, x.place[1])
+    if x.operator.rough is not None:
+        rough = np.abs(x.modified(plain, x.operator.rough) - scores)
+        result.approximate[at] = np.where(visible & np.isfinite(rough), rough, 0).max(axis=1)
+    moved = _moved(x, plain, scores)
+    if x.operator.score is not None:
+        moved = np.where(visible & np.isfinite(moved), moved, 0)
+    result.slack[at] = moved.max(axis=1) + result.approximate[at]
 
 
-def _slack(
-    operator: Operator,
-    call: Call,
-    place: tuple[int, int],
-    rows: Array,
-    plain: Array,
-    scores: Array,
-    visible: Array,
-    queries: Array,
-    keys: Array,
-) -> Array:
-    """Bound how far a score of each row moves when it is computed in float32."""
-    if not call.Sk:
-        return np.zeros(len(rows))
-    longest = np.sqrt((keys**2).sum(axis=1)).max()
-    moved: Array = F32_SUM_ERROR * abs(operator.scale_of(call)) * longest * np.sqrt((queries**2).sum(axis=1))
-    if operator.score is None:
-        return moved
-    other = operator.modified(call, *place, rows, np.arange(call.Sk), plain + moved[:, None])
+def _fill_drift(result: Truth, x: _Rows, plain: Array, scores: Array, visible: Array) -> None:
+    """Fill in how far float32 and approximations move an output whose weights are each made of one score."""
+    at, sizes = (x.place[0], x.rows, x.place[1]), np.abs(x.values)
+    moved = np.where(np.isfinite(scores), _moved(x, plain, scores), 0)
+    result.seen[at] = (visible @ sizes).max(axis=1)
+    if x.operator.rough is not None:
+        rough = np.abs(x.modified(plain, x.operator.rough) - scores)
+        result.approximate_drift[at] = (_weights_moved(x, scores, visible, rough) @ sizes).max(axis=1)
+        moved = moved + rough
+    result.drift[at] = (_weights_moved(x, scores, visible, moved) @ sizes).max(axis=1)
+
+
+def _weights_moved(x: _Rows, scores: Array, visible: Array, moved: Array) -> Array:
+    """Bound how far each weight moves with its score, and by its own function in float32."""
+    weighing = x.operator.weighing
+    weights, up, down = (of_one_score(weighing, s, visible) for s in (scores, scores + moved, scores - moved))
     with np.errstate(invalid="ignore"):
-        change = np.abs(other - scores) + F32_FUNCTION_ERROR * np.abs(scores)
-    largest: Array = np.where(visible & np.isfinite(change), change, 0).max(axis=1)
-    return largest
+        change = np.maximum(np.abs(up - weights), np.abs(down - weights)) + F32_FUNCTION_ERROR * np.abs(weights)
+    return np.where(np.isfinite(change), change, 0)
+
+
+def _moved(x: _Rows, plain: Array, scores: Array) -> Array:
+    """Bound how far each score moves when it is computed in float32; (rows, 1) where all of a row may move alike."""
+    longest = np.sqrt((x.keys**2).sum(axis=1)).max()
+    norms = np.sqrt((x.queries**2).sum(axis=1))
+    moved: Array = (F32_SUM_ERROR * abs(x.operator.scale_of(x.call)) * longest * norms)[:, None]
+    if x.operator.score is None:
+        return moved
+    other = x.modified(plain + moved)
+    with np.errstate(invalid="ignore"):
+        change: Array = np.abs(other - scores) + F32_FUNCTION_ERROR * np.abs(scores)
+    return change
 
 
 def baseline(operator: Operator, call: Call, q: Array, k: Array, v: Array, dtype: str) -> Array:
@@ -154,6 +187,7 @@ def baseline(operator: Operator, call: Call, q: Array, k: Array, v: Array, dtype
             for rows in row_chunks(call):
                 scores = round_to(q[b, rows, h] @ scaled[b, :, head].T, dtype)
                 scores = round_to(operator.modified(call, b, h, rows, positions, scores), dtype)
-                weights, _ = softmax(scores, operator.visible(call, b, h, rows, positions))
+                visible = operator.visible(call, b, h, rows, positions)
+                weights, _ = weigh(operator.weighing, scores, visible, operator.sink_of(call, h))
                 out[b, rows, h] = round_to(round_to(weights, dtype) @ v[b, :, head], dtype)
     return out

@@ -16,6 +16,7 @@ import torch
 
 from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.judge.reference import F32_FUNCTION_ERROR, F32_SUM_ERROR, Truth, row_chunks
+from qimeng_attention.judge.weighing import Weighing
 from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import CONSTANTS
@@ -47,6 +48,14 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rsqrt": torch.rsqrt,
     "sigmoid": torch.sigmoid,
     "softplus": lambda x: torch.logaddexp(torch.zeros_like(x), x),
+}
+
+
+OF_ONE_SCORE: dict[str, Callable[[Any], Any]] = {
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "relu2": lambda x: torch.relu(x) ** 2,
+    "linear": lambda x: x,
 }
 
 
@@ -100,39 +109,66 @@ def _fill(result: Truth, stack: _Stack, queries: Any, keys: Any, values: Any) ->
     operator, call = stack.operator, stack.call
     plain = operator.scale_of(call) * (queries @ keys.mT)
     visible, scores = _applied(stack, operator, plain)
-    weights, lse = _softmax(scores, visible)
+    weights, lse = _weigh(stack, scores, visible)
     stack.put(result.out, weights @ values)
     if call.Sk:
-        stack.put(result.magnitude, (weights @ values.abs()).amax(dim=2))
+        stack.put(result.magnitude, (weights.abs() @ values.abs()).amax(dim=2))
         stack.put(result.spread, (weights**2 @ values**2).amax(dim=2).sqrt())
-        moved = _approximate(stack, plain, scores, visible)
-        stack.put(result.approximate, moved)
-        stack.put(result.slack, _slack(stack, plain, scores, visible, queries, keys) + moved)
-    natural = lse if operator.lse_of == "modified" else _softmax(plain, visible)[1]
+        _fill_moves(result, stack, plain, scores, visible, (queries, keys, values.abs()))
+    natural = lse if operator.lse_of == "modified" else _weigh(stack, plain, visible)[1]
     stack.put(result.lse.swapaxes(1, 2), natural / float(np.log(operator.lse_base)))
     blind = (~visible.any(dim=2)).cpu().numpy()
     for number, (b, h) in enumerate(stack.places):
-        result.lse[b, h, stack.rows[blind[number]]] = operator.empty_lse
+        if operator.empty_lse is not None:
+            result.lse[b, h, stack.rows[blind[number]]] = operator.empty_lse
         if operator.empty_out == "mean" and call.Sk:
             result.out[b, stack.rows[blind[number]], h] = values[number].mean(dim=0).cpu().numpy()
 
 
-def _approximate(stack: _Stack, plain: Any, scores: Any, visible: Any) -> Any:
+def _fill_moves(
+    result: Truth, stack: _Stack, plain: Any, scores: Any, visible: Any, inputs: tuple[Any, Any, Any]
+) -> None:
+    """Fill in slack, or drift; `inputs` are queries, keys and the sizes of values."""
+    queries, keys, sizes = inputs
+    moved, rough = _scores_moved(stack, plain, scores, queries, keys), _approximate(stack, plain, scores)
+    if stack.operator.weighing.kind.summed:
+        seen_rough = plain.new_zeros(plain.shape[:2]) if rough is None else _of_seen(rough, visible).amax(dim=2)
+        seen_moved = moved if stack.operator.score is None else _of_seen(moved, visible)
+        stack.put(result.approximate, seen_rough)
+        stack.put(result.slack, seen_moved.amax(dim=2) + seen_rough)
+        return
+    moved = torch.where(scores.isfinite(), moved, 0)
+    stack.put(result.seen, (visible.to(sizes.dtype) @ sizes).amax(dim=2))
+    if rough is not None:
+        drift = _weights_moved(stack, scores, visible, rough) @ sizes
+        stack.put(result.approximate_drift, drift.amax(dim=2))
+        moved = moved + rough
+    stack.put(result.drift, (_weights_moved(stack, scores, visible, moved) @ sizes).amax(dim=2))
+
+
+def _of_seen(moved: Any, visible: Any) -> Any:
+    return torch.where(visible & moved.isfinite(), moved, 0)
+
+
+def _approximate(stack: _Stack, plain: Any, scores: Any) -> Any:
     rough = stack.operator.rough
-    if rough is None:
-        return plain.new_zeros(plain.shape[:2])
-    moved = (_applied(stack, rough, plain)[1] - scores).abs()
-    return torch.where(visible & moved.isfinite(), moved, 0).amax(dim=2)
+    return None if rough is None else (_applied(stack, rough, plain)[1] - scores).abs()
 
 
-def _slack(stack: _Stack, plain: Any, scores: Any, visible: Any, queries: Any, keys: Any) -> Any:
+def _weights_moved(stack: _Stack, scores: Any, visible: Any, moved: Any) -> Any:
+    weighing = stack.operator.weighing
+    weights, up, down = (_of_one_score(weighing, x, visible) for x in (scores, scores + moved, scores - moved))
+    change = torch.maximum((up - weights).abs(), (down - weights).abs()) + F32_FUNCTION_ERROR * weights.abs()
+    return torch.where(change.isfinite(), change, 0)
+
+
+def _scores_moved(stack: _Stack, plain: Any, scores: Any, queries: Any, keys: Any) -> Any:
     longest = keys.norm(dim=2).amax(dim=1, keepdim=True)
-    moved = F32_SUM_ERROR * abs(stack.operator.scale_of(stack.call)) * longest * queries.norm(dim=2)
+    moved = (F32_SUM_ERROR * abs(stack.operator.scale_of(stack.call)) * longest * queries.norm(dim=2))[:, :, None]
     if stack.operator.score is None:
         return moved
-    other = _applied(stack, stack.operator, plain + moved[:, :, None])[1]
-    change = (other - scores).abs() + F32_FUNCTION_ERROR * scores.abs()
-    return torch.where(visible & change.isfinite(), change, 0).amax(dim=2)
+    other = _applied(stack, stack.operator, plain + moved)[1]
+    return (other - scores).abs() + F32_FUNCTION_ERROR * scores.abs()
 
 
 def baseline(operator: Operator, call: Call, q: Array, k: Array, v: Array, dtype: str) -> Array:
@@ -143,7 +179,7 @@ def baseline(operator: Operator, call: Call, q: Array, k: Array, v: Array, dtype
         keys = (_moved(stack.keys(k), torch.float32) * operator.scale_of(call)).to(narrow)
         plain = (_moved(stack.queries(q), narrow) @ keys.mT).float()
         visible, scores = _applied(stack, operator, plain)
-        weights, _ = _softmax(scores.to(narrow).float(), visible)
+        weights, _ = _weigh(stack, scores.to(narrow).float(), visible)
         stack.put(out, (weights.to(narrow) @ _moved(stack.keys(v), narrow)).float())
     return out
 
@@ -153,8 +189,29 @@ def _moved(a: Array, dtype: Any) -> Any:
     return torch.from_numpy(a.copy()).to(device).to(dtype)
 
 
-def _softmax(scores: Any, visible: Any) -> tuple[Any, Any]:
+def _weigh(stack: _Stack, scores: Any, visible: Any) -> tuple[Any, Any]:
+    """Give weights and each row's LSE; arguments (places, rows, keys)."""
+    weighing = stack.operator.weighing
+    if not weighing.kind.summed:
+        return _of_one_score(weighing, scores, visible), scores.new_full(scores.shape[:2], -torch.inf)
+    sinks = [stack.operator.sink_of(stack.call, h) for _, h in stack.places]
+    weights, lse = _softmax(scores, visible, sinks if weighing.has_sink else None)
+    return weights, lse if weighing.lse_has_sink else _softmax(scores, visible)[1]
+
+
+def _of_one_score(weighing: Weighing, scores: Any, visible: Any) -> Any:
+    function = OF_ONE_SCORE[weighing.name]
+    hidden = 0 if weighing.hidden_score is None else function(scores.new_tensor(weighing.hidden_score))
+    return torch.where(visible, function(scores), hidden)
+
+
+def _softmax(scores: Any, visible: Any, sinks: list[float] | None = None) -> tuple[Any, Any]:
     masked = torch.where(visible, scores, -torch.inf)
+    if sinks is not None:  # a key more
+        column = masked.new_tensor(sinks)[:, None, None].expand(*masked.shape[:2], 1)
+        more = torch.cat([masked, column], dim=2)
+        weights, lse = _softmax(more, torch.ones_like(more, dtype=torch.bool))
+        return weights[:, :, :-1], lse
     empty = masked.new_full(masked.shape[:2], -torch.inf)
     lse = torch.logsumexp(masked, dim=2) if masked.shape[2] else empty
     weights = torch.exp(masked - torch.where(lse.isneginf(), 0, lse)[:, :, None])

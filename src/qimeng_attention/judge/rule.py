@@ -10,6 +10,9 @@ For each output, against a reference in float64:
 3. mean |o - r| <= 1.5 mean of the baseline's error + u / 2 * mean of size: finds bias, which 2 misses.
    A function that the program computes with a stated error moves scores by up to d more: slack has d, the first
    arm 2 d size, the mean of rule 3 half of that.
+   Weights that are each made of one score have slack 0; instead both arms grow by 2 drift + tiny seen: drift is
+   what float32 and approximations may move the row's weights by, times |V|, tiny half the type's subnormal step (P
+   may fall below the type's normal numbers, where no largest weight is 1), seen the sum of |V| over seen keys.
 4. |lse - r| <= 1e-5 |r| + 2^-13 + slack: float32 throughout, with exponentials good to 2^-13.
 5. Every element counts: no share of them may fail.
 
@@ -31,6 +34,7 @@ CAP = 4.0  # roundings that a correct kernel makes of each weight and of the res
 CAP_SLACK = 2.0  # a score off by d changes a softmax weight by the factor e^2d at most
 BASELINE_MEAN = 1.5  # FlashAttention-3's KV-cache test
 MEAN_LAST_PLACES = 0.5  # the mean error of rounding once is u |r| / 3
+SUBNORMAL = {"fp16": 2.0**-25, "bf16": 2.0**-134, "f32": 2.0**-150}  # what rounding to a subnormal is off by
 LSE_RELATIVE = 1e-5
 LSE_EXPONENTIAL = 2.0**-13  # relative error allowed to an exponential, emulated ones included
 FLOOR = {
@@ -66,7 +70,8 @@ class Finding:
 def out_limits(truth: Truth, baseline: Array, dtype: str) -> Limits:
     """Give the limits of O (rules 2 and 3)."""
     u = unit_roundoff(dtype)
-    errors = np.abs(baseline - truth.out)
+    # NOTE: a baseline that overflowed allows nothing: an infinite bound would accept whatever it is asked of.
+    errors = np.abs(np.where(np.isfinite(baseline), baseline, truth.out) - truth.out)
     size = np.abs(truth.out) + truth.spread[..., None]
     share = float(np.divide(errors, size, where=size > 0, out=np.zeros_like(size)).max(initial=0))
     worst = np.minimum(float(errors.max(initial=0)), share * size)
@@ -74,7 +79,9 @@ def out_limits(truth: Truth, baseline: Array, dtype: str) -> Limits:
     relative = BASELINE_MAX * worst + LAST_PLACES * u * size + moved
     cap = ((CAP * u + CAP_SLACK * truth.slack) * truth.magnitude)[..., None]
     mean = BASELINE_MEAN * _mean(errors) + MEAN_LAST_PLACES * u * _mean(size) + MEAN_FLOOR * FLOOR[dtype]
-    return Limits(np.minimum(relative, cap) + FLOOR[dtype], mean + MEAN_APPROXIMATE * _mean(moved))
+    own = (CAP_SLACK * truth.drift + SUBNORMAL[dtype] * truth.seen)[..., None]  # 0 for softmax
+    moved = moved + CAP_SLACK * truth.approximate_drift[..., None]
+    return Limits(np.minimum(relative, cap) + own + FLOOR[dtype], mean + MEAN_APPROXIMATE * _mean(moved))
 
 
 def lse_limits(truth: Truth) -> Limits:

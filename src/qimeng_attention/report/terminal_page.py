@@ -94,10 +94,11 @@ def _weights(weights: Weights) -> Group:
     table.add_column(justify="right", style="dim")
     for _ in range(columns + 1):
         table.add_column(justify="right", no_wrap=True)
-    table.add_row("q_idx", *(Text(f"k {n}", "dim") for n in range(columns)), Text("LSE", "dim"))
+    heads = [*(f"k {n}" for n in range(columns)), *([] if weights.lse is None else ["LSE"])]
+    table.add_row("q_idx", *(Text(head, "dim") for head in heads))
     for row in range(rows):
         cells = [f"{weights.values[row, n]:.3f}" if weights.visible[row, n] else "·" for n in range(columns)]
-        table.add_row(str(row), *cells, f"{weights.lse[row]:.3f}")
+        table.add_row(str(row), *cells, *([] if weights.lse is None else [f"{weights.lse[row]:.3f}"]))
     return Group(Text("weights P, float64", "bold"), table, Text(weights.inputs, "dim"))
 
 

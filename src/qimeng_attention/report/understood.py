@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from qimeng_attention.judge import Call, Operator
-from qimeng_attention.judge.reference import softmax
+from qimeng_attention.judge.weighing import weigh
+from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.report.mask_picture import MaskPicture, draw_mask
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.traverse import names_in
 
 EXAMPLE_SQ, EXAMPLE_SK = 4, 6
+EXAMPLE_SINK = 1.0
 _SEED = 0
 
 
@@ -29,7 +31,7 @@ class Weights:
 
     values: Array  # (EXAMPLE_SQ, EXAMPLE_SK) float64, less where the description fixes less
     visible: Array  # the same shape, bool
-    lse: Array  # one for each row
+    lse: Array | None  # one for each row; None where weights have none
     inputs: str  # in words
 
 
@@ -65,11 +67,11 @@ def _formula(spec: AttentionSpec) -> list[tuple[str, str]]:
         lines.append(("score", spec.score_expression))
     lines += [
         ("seen", spec.condition or "every kv_idx"),
-        ("P", f"exp(score) / {over} exp(score), 0 where not seen"),
+        ("P", f"{spec.weighing.formula.format(over=over)}, 0 where not seen"),
         ("O[b, q_idx, h]", f"sum over kv_idx of P * V[b, kv_idx, {head}]"),
     ]
     if "LSE" in spec.outputs:
-        lines.append(("LSE[b, h, q_idx]", f"ln {over} exp(score)"))
+        lines.append(("LSE[b, h, q_idx]", spec.weighing.lse_formula.format(over=over)))
     return lines
 
 
@@ -90,11 +92,28 @@ def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str
         ("scale", f"{default} unless a call gives its own, {signs}"),
         ("seen keys", spec.visible_keys()),
         ("positions", _positions(operator)),
-        ("blind rows", "a row that sees no key gives O = 0" + (" and LSE = -inf" * ("LSE" in spec.outputs))),
+        (
+            "blind rows",
+            "a row that sees no key gives O = 0" + (f" and LSE = {spec.weighing.blind_lse}" * ("LSE" in spec.outputs)),
+        ),
     ]
+    lines += _weights(spec)
     if "LSE" in spec.outputs:
         lines.append(("LSE", "a natural logarithm, of the scores after every modification"))
     return lines
+
+
+def _weights(spec: AttentionSpec) -> list[tuple[str, str]]:
+    """Say what a reader of another word than softmax may assume otherwise."""
+    weighing = spec.weighing
+    if not weighing.summed:
+        largest = "; P beyond 65,504 is infinite in fp16" * (spec.dtype == "fp16" and weighing.name != "sigmoid")
+        return [("weights", f"each of one score, not divided by a sum, so there is no LSE{largest}")]
+    if weighing.sink == "none":
+        return []
+    each = "one for each query head, " if weighing.reads_sink else ""
+    what = f"a logit of {weighing.blind_lse}: {each}in units of the score after every modification, not scaled"
+    return [("sink", f"{what}; it joins the sum and the LSE and has no value")]
 
 
 def _positions(operator: Operator) -> str:
@@ -112,10 +131,14 @@ def example_weights(spec: AttentionSpec, operator: Operator) -> Weights:
     lengths = min(spec.Sq or EXAMPLE_SQ, EXAMPLE_SQ), min(spec.Sk or EXAMPLE_SK, EXAMPLE_SK)
     call = Call(1, *lengths, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, shown)
     rng = np.random.default_rng(_SEED)
-    queries, keys = (rng.standard_normal((length, spec.Dqk)) for length in lengths)
     rows, positions = (np.arange(length) for length in lengths)
+    queries, keys = (rng.standard_normal((length, spec.Dqk)) for length in lengths)
+    words = f"b = 0, h = 0, Sq = {lengths[0]}, Sk = {lengths[1]}, Q and K from N(0, 1), scale {shown:.6g}"
+    if operator.sink_tensor is not None:
+        sinks = {kernel_name(operator.sink_tensor): np.full(spec.Hq, EXAMPLE_SINK)}
+        operator = operator.bind(operator.drawn(call) | sinks)
+        words += f", sink[0] {EXAMPLE_SINK:g}"
     visible = operator.visible(call, 0, 0, rows, positions)
     scores = operator.modified(call, 0, 0, rows, positions, shown * (queries @ keys.T))
-    values, lse = softmax(scores, visible)
-    words = f"b = 0, h = 0, Sq = {lengths[0]}, Sk = {lengths[1]}, Q and K from N(0, 1), scale {shown:.6g}"
-    return Weights(values, visible, lse, words)
+    values, lse = weigh(operator.weighing, scores, visible, operator.sink_of(call, 0))
+    return Weights(values, visible, lse if spec.weighing.summed else None, words)

@@ -1,7 +1,8 @@
 """`overlap GEMM P, V of the previous tile with the row statistics of this one`: a software pipeline (exact).
 
 `… with the exponentials of this one` is the same, only that the row sums come behind the wait for P V: which of the two
-is better depends on how long P V takes beside the exponentials.
+is better depends on how long P V takes beside the exponentials. `… with the weights of this one` is the first by
+another name, for loops whose weights need no row statistics.
 
 In the consumers' loop the first GEMM of an iteration (S) is started before the last one of the iteration before (P V),
 so that the tensor cores have work while the row statistics are computed. The first iteration's first half stands before
@@ -28,9 +29,10 @@ from qimeng_attention.tl.traverse import (
 )
 from qimeng_attention.tl.types import Checked
 
-FORM = "overlap GEMM TILE, TILE of the previous tile with the row statistics|exponentials of this one"
+FORM = "overlap GEMM TILE, TILE of the previous tile with the row statistics|exponentials|weights of this one"
 _BEFORE = ("of", "the", "previous", "tile", "with", "the")
-_WITH = {("row", "statistics"): False, ("exponentials",): True}  # whether the row sums wait for the second GEMM
+# Whether the row sums wait for the second GEMM; where there are none, both come to the same.
+_WITH = {("row", "statistics"): False, ("exponentials",): True, ("weights",): False}
 _BEHIND = ("of", "this", "one")
 
 

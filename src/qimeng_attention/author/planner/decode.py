@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from qimeng_attention.author.planner.code import reshaped
 from qimeng_attention.author.planner.model import carries
 from qimeng_attention.author.planner.reason import Reason
+from qimeng_attention.author.planner.recurrence import Recurrence
 from qimeng_attention.author.planner.sketch import visible
 from qimeng_attention.author.planner.widths import MMA_STEP, row_elements
 from qimeng_attention.named_tensors import kernel_name, own_sizes
@@ -22,7 +23,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.intervals import any_true
 from qimeng_attention.tl.parser import parse, parse_expression
 from qimeng_attention.tl.printer import expression
-from qimeng_attention.tl.traverse import call, map_blocks, mul, num, substitute
+from qimeng_attention.tl.traverse import call, map_blocks, mul, num, substitute, words_in
 
 MOST_QUERIES = 16  # of a call: each reads K and V anew, so that more are better taken as the rows of a tile
 ROWS = 64  # of the split kernel's tile: wgmma's m, or 16 for each of four warps
@@ -67,7 +68,7 @@ def split_tile(spec: AttentionSpec, target: Target) -> Split:
 
 
 def choose(
-    spec: AttentionSpec, target: Target, fast: Sequence[str] = ()
+    spec: AttentionSpec, target: Target, loop: Recurrence, fast: Sequence[str] = ()
 ) -> tuple[Split, list[Reason], list[str], list[str]]:
     """Give the tile, the reasons (the tile's first) and the lines of both Schedule blocks."""
     tile = split_tile(spec, target)
@@ -77,11 +78,11 @@ def choose(
     if "wgmma" in target.capabilities:
         split += [
             f"ring K stages {k}, V stages {k}  # {why['ring']}",
-            "sums per lane",
+            *(["sums per lane"] if loop.sums else []),
             "guard Mask of loop i where it is all true",
             "roles producer (24 registers), consumer (1 along h, 240 registers)",
             "ahead Q stages 2",
-            "overlap GEMM P, V of the previous tile with the exponentials of this one",
+            f"overlap GEMM P, V of the previous tile with the {'exponentials' if loop.sums else 'weights'} of this one",
             "unswitch loop i",
             f"grid persistent by counter  # {why['grid']}",
         ]
@@ -154,7 +155,7 @@ def write_decode(
     why: Mapping[str, str],
     schedules: tuple[Sequence[str], Sequence[str]],
 ) -> s.Program:
-    """Write the code of the library's sketch `decode`: two kernels.
+    """Write the code of a sketch for few queries: two kernels.
 
     Args:
         spec: with few queries.
@@ -165,19 +166,33 @@ def write_decode(
         schedules: the lines of both Schedule blocks.
     """
     split, combine = sketch.kernels
-    frames = parse(
-        "\n".join([*_split_frame(spec, target, tile, why, schedules[0]), *_combine_frame(spec, target, schedules[1])])
-    )
-    first, second = frames.kernels
+    frames = [
+        *_mentioned(_split_frame(spec, target, tile, why, schedules[0]), split),
+        *_mentioned(_combine_frame(spec, target, schedules[1]), combine),
+    ]
+    first, second = parse("\n".join(frames)).kernels
     body = map_blocks(split.body, lambda n: _split_statement(substitute(n, _NAMES), spec))
+    weighed = map_blocks(combine.body, lambda n: substitute(n, _NAMES))
     return s.Program(
         (
             replace(first, body=(*first.body, *reshaped(body, spec))),
-            replace(second, body=(*second.body, *map_blocks(combine.body, lambda n: _combine_statement(n, spec)))),
+            replace(second, body=(*second.body, *map_blocks(weighed, lambda n: _combine_statement(n, spec)))),
         ),
         sketch.defines,
         sketch.below,
     )
+
+
+def _mentioned(frame: Sequence[str], kernel: s.Kernel) -> list[str]:
+    """Leave out declarations of tensors and tiles that a sketch's kernel does not mention."""
+    words = words_in(kernel.body)
+    return [line for line in frame if not line.startswith("Allocate ") or line.split()[1] in words]
+
+
+def _named(spec: AttentionSpec) -> list[str]:
+    """Declare the named tensors."""
+    dims = {n: ", ".join("Hk * G" if d == "Hq" else str(d) for d in x.dims) for n, x in spec.tensors.items()}
+    return [f"Allocate {kernel_name(n)} in global ({dims[n]}) {x.dtype}" for n, x in spec.tensors.items()]
 
 
 def _sizes(spec: AttentionSpec, names: Sequence[str], dims: Sequence[str]) -> list[str]:
@@ -200,8 +215,6 @@ def _split_frame(
     qk, v = _dims(spec)
     condition = visible(spec)
     first, last = _bounds(condition, t, spec.Hq // spec.Hk)
-    dims = {n: ", ".join("Hk * G" if d == "Hq" else str(d) for d in x.dims) for n, x in spec.tensors.items()}
-    named = [f"Allocate {kernel_name(n)} in global ({dims[n]}) {x.dtype}" for n, x in spec.tensors.items()]
     even = f"max({target.sms} // max(B * Sq * Hk, 1), min(4, B * Sq * Hk // {target.sms // 4 + 1}))"
     return [
         *[f"# {line}" for line in spec.describe()],
@@ -214,7 +227,7 @@ def _split_frame(
         f"Allocate Q in global (B, Sq, Hk * G, {qk}) {spec.dtype}",
         f"Allocate K in global (B, Sk, Hk, {qk}) {spec.dtype}",
         f"Allocate V in global (B, Sk, Hk, {v}) {spec.dtype}",
-        *named,
+        *_named(spec),
         f"Allocate Part in global (B, Sq, Splits, Hk * G, {v}) f32",
         "Allocate PartLse in global (B, Sq, Splits, Hk * G) f32",
         "Allocate S in register (BM h, BN k) f32",
@@ -258,6 +271,7 @@ def _combine_frame(spec: AttentionSpec, target: Target, schedule: Sequence[str])
         f"Grid column = 0 : {v} // BC, row = 0 : ceildiv(Hk * G, BM) * Sq, batch = 0 : B",
         f"Allocate Part in global (B, Sq, Splits, Hk * G, {v}) f32",
         "Allocate PartLse in global (B, Sq, Splits, Hk * G) f32",
+        *_named(spec),
         f"Allocate Out in global (B, Sq, Hk * G, {v}) {spec.dtype}",
         *lse,
         "Allocate O in register (BM h, BC d) f32 = 0",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from qimeng_attention.author.planner.code import Tiled, bounds, named_lines, write_code
 from qimeng_attention.author.planner.reason import Reason
-from qimeng_attention.author.planner.sketch import COLUMN_LIMIT, compose, visible
+from qimeng_attention.author.planner.sketch import COLUMN_LIMIT, library_sketch, visible
 from qimeng_attention.named_tensors import SIZES, kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -26,7 +26,7 @@ from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.traverse import map_blocks, names_in, num, substitute
 
 LIBRARY = "lists"
-ATTENTION = 2  # the library's kernel that computes it
+ATTENTION = 2  # the kernel behind the two that list
 ROWS = 16  # of both small kernels' tiles: one warp, and many blocks
 PARTS = 4  # of a tile's keys, each counted by a block: enough of them to fill a GPU at 8,192 tokens
 PLACES = 32  # of a list, made together
@@ -41,14 +41,25 @@ def fits(spec: AttentionSpec) -> bool:
     return condition is not None and undecided(condition, {"q", "k"})
 
 
-def compose_lists(spec: AttentionSpec) -> s.Program:
-    """Compose the sketch of all kernels."""
-    program = compose(spec, LIBRARY, ATTENTION)
+def compose_lists(spec: AttentionSpec, attention: s.Program) -> s.Program:
+    """Compose the sketch of all kernels: the library's two, and an attention that visits what they list."""
     condition = visible(spec)
     assert condition is not None
-    first, *others = program.kernels
-    body = map_blocks(first.body, lambda n: substitute(n, {"visible": condition, "inside": COLUMN_LIMIT}))
-    return replace(program, kernels=(replace(first, body=body), *others))
+    first, second = library_sketch(LIBRARY).kernels
+    looked = {"visible": condition, "inside": COLUMN_LIMIT}
+    first = replace(first, body=map_blocks(first.body, lambda n: substitute(n, looked)))
+    attend = replace(attention.kernels[0], name="attend", body=map_blocks(attention.kernels[0].body, _visited))
+    return replace(attention, kernels=(first, second, attend))
+
+
+def _visited(n: s.Statement) -> s.Statement:
+    """Let the loop count what is listed; only tiles that the mask cuts are masked."""
+    match n:
+        case s.For():
+            return replace(n, var="j", ranges=(s.Range(num(0), s.Name("visited")),))
+        case s.Mask():
+            return s.If(s.Name("cut"), (n,))
+    return n
 
 
 def listed(spec: AttentionSpec, tiling: Tiled, schedule: Sequence[str]) -> list[str]:

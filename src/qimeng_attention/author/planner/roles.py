@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qimeng_attention.author.planner.groups import GroupTiling, group_tilings
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
+from qimeng_attention.author.planner.recurrence import Recurrence
 from qimeng_attention.author.planner.sketch import held_registers, visible
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -19,42 +20,47 @@ _THRESHOLD = 8  # weights up to 2^8: in any 16-bit type, and few maxima grow by 
 
 
 def choose(
-    spec: AttentionSpec, target: Target, special: int, fast: Sequence[str] = ()
+    spec: AttentionSpec, target: Target, loop: Recurrence, fast: Sequence[str] = ()
 ) -> tuple[GroupTiling, list[Reason], list[str]]:
     """Give the best tiling, the reasons (the tile's first) and the lines of the Schedule block.
 
     Args:
         spec: what is asked for.
         target: a GPU with wgmma.
-        special: special-function results an element, with the approximations.
+        loop: what the sketch's loop does beside its GEMMs.
         fast: the functions to approximate.
 
     Raises:
         SpecError: no tiling fits.
     """
+    special = loop.special(fast)
     choices = group_tilings(target, spec.Dqk, spec.Dv, special, held_registers(spec))
     if not choices:
         raise no_tile(spec, target)
     t, uneven = choices[0], _uneven(spec)
     turns = _turns(spec, t, uneven)
-    beside = "exponentials" if t.waits_early else "row statistics"
-    chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "rescale": t.rescales_late}
-    chosen["threshold"] = t.scales_seldom
-    reasons = [r for r in _reasons(t, choices, uneven, special) if chosen.get(r.parameter, True)]
+    beside = "weights" if not loop.sums else "exponentials" if t.waits_early else "row statistics"
+    chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "sums": loop.sums}
+    chosen |= {"rescale": loop.scales and t.rescales_late, "threshold": loop.scales and t.scales_seldom}
+    reasons = [
+        r
+        for r in _reasons(t, choices, uneven, special, "exponentials" if loop.sums else "weights")
+        if chosen.get(r.parameter, True)
+    ]
     reasons += [approximation(f) for f in fast]
     why = {r.parameter: r.why for r in reasons}
     producer, consumer = t.registers
     lines = [
         *(f"approximate {f}  # {why[f]}" for f in fast),
         f"ring K stages 2, V stages 2  # {why['ring']}",
-        *([f"threshold {_THRESHOLD}  # {why['threshold']}"] if t.scales_seldom else []),
-        f"sums per lane{' running' if t.sums_run else ''}  # {why['sums']}",
+        *([f"threshold {_THRESHOLD}  # {why['threshold']}"] if chosen["threshold"] else []),
+        *([f"sums per lane{' running' if t.sums_run else ''}  # {why['sums']}"] if loop.sums else []),
         f"guard Mask of loop i where it is all true  # {why['guard']}",
         f"roles producer ({producer} registers), consumer ({t.instances} along q, {consumer} registers)"
         f"  # {why['roles']}",
         *([f"ahead Q stages 2  # {why['ahead']}"] if t.ahead else []),
         f"overlap GEMM P, V of the previous tile with the {beside} of this one  # {why['overlap']}",
-        *([f"rescale O under GEMM Q, K.T of the next tile  # {why['rescale']}"] if t.rescales_late else []),
+        *([f"rescale O under GEMM Q, K.T of the next tile  # {why['rescale']}"] if chosen["rescale"] else []),
         f"unswitch loop i  # {why['unswitch']}",
         *([f"pingpong consumer in loops  # {why['pingpong']}"] if turns else []),
         *([f"stage O through shared by tma  # {why['stage']}"] if t.staged else []),
@@ -87,7 +93,8 @@ def _turns(spec: AttentionSpec, t: GroupTiling, uneven: bool) -> bool:
     return not uneven or t.instances > 2 or spec.Dv >= _TURNS_NEED
 
 
-def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: int) -> list[Reason]:
+def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: int, between: str) -> list[Reason]:
+    """Give every reason there may be; `between` is what stands between the GEMMs."""
     runner = f"; next {choices[1].describe().split(':')[0]}: {choices[1].clocks_a_key:.0f}" if choices[1:] else ""
     tile = f"{t.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {t.bound}{runner}"
     figures: dict[str, float | str] = {
@@ -123,12 +130,12 @@ def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: 
         Reason("ahead", "Q stages 2", "the next tile's Q, K and V arrive while this one is finished", {}),
         Reason(
             "overlap", "S before P V", "the tensor cores work meanwhile; P V takes "
-            f"{t.second:.0f} clocks, the exponentials {t.special:.0f}", {"second": round(t.second, 1)},
+            f"{t.second:.0f} clocks, the {between} {t.special:.0f}", {"second": round(t.second, 1)},
         ),
         Reason("rescale", "O under S", "the tensor cores work while O is scaled", {}),
         Reason("unswitch", "loop i", "the loop without the mask has no branch", {}),
         Reason(
-            "pingpong", "in loops", "one instance's exponentials run under the other's GEMMs", {"uneven": str(uneven)}
+            "pingpong", "in loops", f"one instance's {between} run under the other's GEMMs", {"uneven": str(uneven)}
         ),
         Reason("stage", "through shared by tma", "the store runs under the next tile", {"staged": str(t.staged)}),
         Reason("grid", "persistent", grid, {}),

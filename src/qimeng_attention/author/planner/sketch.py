@@ -18,6 +18,7 @@ from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, REDUCTIONS
 from qimeng_attention.tl.named import as_in_programs, misuse
 from qimeng_attention.tl.parser import parse, parse_expression
 from qimeng_attention.tl.traverse import expressions, map_blocks, map_expressions, names_in, num, substitute
+from qimeng_attention.weights import SINK
 
 # How a user's names are called in TL.
 RENAMED = {"q_idx": "q", "kv_idx": "k", "h": "head", "b": "batch"}
@@ -113,23 +114,23 @@ def heads(spec: AttentionSpec) -> dict[str, s.Expr]:
 
 def softmax_factor(spec: AttentionSpec) -> tuple[bool, s.Expr]:
     """Tell whether the scores are written out before the softmax, and what its exponent multiplies them by."""
-    written = spec.score_expression is not None or spec.scale_sign == "any"
+    written = spec.score_expression is not None or spec.scale_sign == "any" or not spec.weighing.summed
     return written, s.Name("log2e") if written else s.Binary("*", s.Name("scale"), s.Name("log2e"))
 
 
-def compose(spec: AttentionSpec, library: str = "attention", place: int = 0) -> s.Program:
+def compose(spec: AttentionSpec, library: str = "attention") -> s.Program:
     """Compose a specification's sketch.
 
     Args:
         spec: what is asked for.
-        library: the shipped sketch to begin with.
-        place: which of its kernels takes mask and score.
+        library: the shipped sketches to begin with; the spec's weights say which of them. Mask and score go into its
+            first kernel, a sink into whichever reads it.
 
     Raises:
         SpecError: an expression that does not parse, or reads an unknown name.
     """
     _refuse_unread(spec)
-    program = library_sketch(library)
+    program = library_sketch(library + spec.weighing.library)
     written, factor = softmax_factor(spec)
     condition = visible(spec)
     mask = COLUMN_LIMIT if condition is None else s.Binary("and", condition, COLUMN_LIMIT)
@@ -137,26 +138,44 @@ def compose(spec: AttentionSpec, library: str = "attention", place: int = 0) -> 
     summed = s.Call("ln", (s.Name("l"),))
     m = s.Name("m") if written else s.Binary("*", s.Name("m"), s.Name("scale"))
     values: dict[str, s.Expr] = {"visible": mask, "c": factor, "logarithm": s.Binary("+", m, summed)}
-    kernel = program.kernels[place]
-    lse = "LSE" in spec.outputs or len(program.kernels) > place + 1  # a later kernel needs the parts' own
+    kernel = program.kernels[0]
+    lse = "LSE" in spec.outputs or len(program.kernels) > 1  # a later kernel needs the parts' own
     body = map_blocks(kernel.body, lambda n: _filled_in(n, values, score if written else None, lse))
-    return replace(
-        program, kernels=(*program.kernels[:place], replace(kernel, body=body), *program.kernels[place + 1 :])
-    )
+    body = map_blocks(body, lambda n: _weighed(n, spec))
+    rest = (replace(k, body=map_blocks(k.body, lambda n: _weighed(n, spec))) for k in program.kernels[1:])
+    return replace(program, kernels=(replace(kernel, body=body), *rest))
+
+
+def _weighed(n: s.Statement, spec: AttentionSpec) -> s.Statement | None:
+    """Put in what makes a weight of a score, and the sink."""
+    weighing = spec.weighing
+    if isinstance(n, s.Apply) and n.operator == "Weights":
+        return replace(n, operator=weighing.macro) if weighing.macro else None
+    if weighing.sink == "none":
+        return n
+    element = s.Index(kernel_name(SINK), (s.Name("head"),))
+    return substitute(n, {"sink": element if weighing.reads_sink else num(0)})
 
 
 def held_registers(spec: AttentionSpec) -> int:
     """Estimate the registers a thread that named tensors take: addresses, what rows hold, what is under way."""
     given = [visible(spec), modified(spec, num(0))]
     read = [x for e in given for x in expressions(e) if isinstance(x, s.Index)]
-    return A_TENSOR * len(spec.tensors) + FOR_EACH_SCORE * any({"q", "k"} <= names_in(x) for x in read)
+    held = in_scores(spec)
+    return A_TENSOR * len(held) + FOR_EACH_SCORE * any({"q", "k"} <= names_in(x) for x in read)
+
+
+def in_scores(spec: AttentionSpec) -> list[str]:
+    """Give the named tensors that mask or score read; a sink is read behind the loop."""
+    given = [visible(spec), modified(spec, num(0))]
+    read = {x.tensor for e in given for x in expressions(e) if isinstance(x, s.Index)}
+    return [name for name in spec.tensors if kernel_name(name) in read]
 
 
 def _refuse_unread(spec: AttentionSpec) -> None:
-    given = [visible(spec), modified(spec, num(0))]
-    read = {x.tensor for e in given for x in expressions(e) if isinstance(x, s.Index)}
+    read = in_scores(spec)
     for name in spec.tensors:
-        if kernel_name(name) not in read:
+        if name not in read and not (name == SINK and spec.weighing.reads_sink):
             raise SpecError(
                 f"the tensor '{name}' is read by neither mask nor score",
                 hint=f"read it, as {name}[...], or leave it out",
