@@ -131,17 +131,20 @@ def make(item: tuple[Cell, str, Path]) -> str:
     start = time.perf_counter()
     try:
         outcome = run(spec, target=cell.target, arch=cell.arch, out=work / "bundles" / key, judge=False, overwrite=True)
-        (kernel,) = outcome.results.translations
-        begun = time.perf_counter()
-        own = build(
-            kernel.source,
-            name=kernel.name,
-            arch=outcome.results.target.arch,
-            threads=kernel.threads,
-            shared_bytes=kernel.shared_bytes,
-            target=outcome.results.target,
-        )
-        found |= {"compile_s": own.seconds or time.perf_counter() - begun, "spills": own.report.spill_store_bytes or 0}
+        seconds, spills = 0.0, 0
+        for kernel in outcome.results.translations:
+            begun = time.perf_counter()
+            own = build(
+                kernel.source,
+                name=kernel.name,
+                arch=outcome.results.target.arch,
+                threads=kernel.threads,
+                shared_bytes=kernel.shared_bytes,
+                target=outcome.results.target,
+            )
+            seconds += own.seconds or time.perf_counter() - begun
+            spills += own.report.spill_store_bytes or 0
+        found |= {"compile_s": seconds, "spills": spills}
         verdict = judge_program(outcome.results.kernels, spec, seed=1, budget=CPU)
         found |= {"verdict": verdict.verdict, "error": "" if verdict.accepted else verdict.reason}
     except QimengError as error:
