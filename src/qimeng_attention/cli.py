@@ -239,11 +239,14 @@ def _report(stage: str, results: Any, seconds: float) -> None:
         lines = results.source.splitlines()
         terminal.listing("\n".join(lines[:24]) + f"\n  ... {len(lines)} lines of CuTe C++ in all")
     elif stage == "cubin":
-        terminal.resources(results.built.report.to_json())
-        terminal.listing(
-            f"  built for {results.arch}"
-            + (" (from the cache)" if results.built.cached else f" in {results.built.seconds:.1f} s by NVRTC")
-        )
+        for t, built in zip(results.translations, results.builds, strict=True):
+            if len(results.builds) > 1:
+                terminal.listing(f"  {t.name}")
+            terminal.resources(built.report.to_json())
+            terminal.listing(
+                f"  built for {results.arch}"
+                + (" (from the cache)" if built.cached else f" in {built.seconds:.1f} s by NVRTC")
+            )
     elif stage == "verdict":
         print_verdict(results.verdict)
 

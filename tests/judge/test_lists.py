@@ -27,7 +27,7 @@ SPECS: dict[str, dict[str, Any]] = {
 VISITED = "Let visited = min(Visited[batch, block], ceildiv(max(Sk, 1), BN * BJ) * BJ)"
 FAULTS = {
     "a tile is dropped": ("documents", VISITED, VISITED.replace("Visited[batch, block]", "Visited[batch, block] - 1")),
-    "what is cut is taken for whole": ("documents", "where(seen == BM * BN and", "where(seen > 0 and"),
+    "what is cut is taken for whole": ("documents", "where(seen == BM * BN,", "where(seen > 0,"),
     "a tile with few hidden pairs is taken for whole": ("documents", "seen == BM * BN", "seen >= BM * BN // 2"),
     "a tile with few pairs is taken for empty": ("documents", "where(seen > 0,", "where(seen > 20,"),
     "the last ragged tile is dropped": ("both ways", "Let last = ceildiv(Sk, BN)", "Let last = Sk // BN"),

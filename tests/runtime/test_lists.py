@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qimeng_attention.errors import LaunchError
-from qimeng_attention.runtime import Bundle, GridAxis, Manifest, Tensor, load
+from qimeng_attention.runtime import Bundle, GridAxis, Manifest, Requirement, Tensor, load
 from qimeng_attention.runtime.lists import listed_tensors, listing_kernels
 from qimeng_attention.runtime.manifest import problem_with
 from runtime.conftest import FILES, write_folder
@@ -90,6 +90,10 @@ def call(tensor: Callable[..., Any]) -> Callable[..., tuple[tuple[Any, ...], dic
 
 def test_what_reads_named_tensors_alone_lists() -> None:
     assert problem_with(listing()) is None
+    needs = (Requirement("Hq", "==", 8),)  # of a size that the first kernel does not know
+    last = replace(listing().then[1], sizes=("B", "Sq", "Sk", "Hq"))
+    assert problem_with(replace(listing(), then=(listing().then[0], last), requires=needs)) is not None  # of no input
+    assert "Hk is used" in str(problem_with(replace(listing(), requires=(Requirement("Hk", "==", 8),))))
     assert (listing_kernels(listing()), listed_tensors(listing())) == (2, ("List",))
     assert (listing_kernels(decoding()), listed_tensors(decoding())) == (0, ())
 

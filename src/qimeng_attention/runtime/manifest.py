@@ -187,9 +187,10 @@ def is_file_name(name: object) -> bool:
 def problem_with(manifest: Manifest) -> str | None:
     """Say which field of a manifest contradicts another or its kind, None if all is well."""
     for kernel in manifest.kernels:
-        if problem := _wrong_value(kernel) or _wrong_argument(kernel) or _wrong_name(kernel):
+        own = replace(kernel, requires=())  # what must hold of a call names sizes of all kernels
+        if problem := _wrong_value(kernel) or _wrong_argument(kernel) or _wrong_name(own):
             return problem
-    return _wrong_sequence(manifest) or _wrong_call(manifest.face)
+    return _wrong_name(manifest.face) or _wrong_sequence(manifest) or _wrong_call(manifest.face)
 
 
 def _wrong_sequence(manifest: Manifest) -> str | None:
