@@ -32,6 +32,7 @@ from pydantic import (
 
 from qimeng_attention.errors import SpecError
 from qimeng_attention.named_tensors import Dims, Problem, declared, own_sizes
+from qimeng_attention.packed import check_tensors
 
 DTYPES = ("fp16", "bf16")
 CAUSAL = "kv_idx <= q_idx + Sk - Sq"
@@ -65,6 +66,9 @@ class AttentionSpec(BaseModel):
     B: int | None = Field(default=None, ge=1, le=MOST, description="batch, if fixed")
     Sq: int | None = Field(default=None, ge=1, le=MOST, description="query length, if fixed")
     Sk: int | None = Field(default=None, ge=1, le=MOST, description="key length, if fixed")
+    varlen: bool = Field(
+        default=False, description="sequences of different lengths, packed; each call gives cu_seqlens_q and _k"
+    )
     outputs: tuple[Literal["O", "LSE"], ...] = Field(default=("O", "LSE"), description="what the operator gives")
     tensors: dict[str, Dims] = Field(
         default_factory=dict, description="what expressions index besides: name -> {dims: [...], dtype: ...}"
@@ -109,6 +113,12 @@ class AttentionSpec(BaseModel):
         if "O" not in value or len(set(value)) != len(value):
             raise ValueError("must be O, or O and LSE")
         return value
+
+    @model_validator(mode="after")
+    def _packed(self) -> AttentionSpec:
+        if self.varlen:
+            check_tensors(self.tensors)
+        return self
 
     @field_validator("name")
     @classmethod
@@ -160,6 +170,7 @@ class AttentionSpec(BaseModel):
             else "masked"
         )
         mods = ("_softcap" if self.softcap is not None else "") + ("_scored" if self.score.strip() != "score" else "")
+        mods += "_varlen" if self.varlen else ""
         return f"{kind}_{mask}{mods}_d{self.Dqk}{'' if self.Dqk == self.Dv else f'_{self.Dv}'}_{self.dtype}"
 
     def describe(self) -> list[str]:
@@ -170,7 +181,7 @@ class AttentionSpec(BaseModel):
         )
         lines = [
             f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
-            f"tensors (B, S, H, D), {lengths}, any strides with a last one of 1",
+            f"{self.layout()}, {lengths}, any strides with a last one of 1",
             "score = scale * (q . k), scale given at each call "
             f"({self.scale_sign}), {self.default_scale:.6g} by default",
         ]
@@ -185,6 +196,14 @@ class AttentionSpec(BaseModel):
         lines.append("weights: softmax over the visible keys; a row that sees none gives O = 0 and LSE = -inf")
         lines.append(f"outputs: {', '.join(self.outputs)} (LSE is a natural logarithm, of the modified scores)")
         return lines
+
+    def layout(self) -> str:
+        """Say how tensors lie."""
+        if not self.varlen:
+            return "tensors (B, S, H, D)"
+        return (
+            "tensors (tokens, H, D), one sequence behind the other; cu_seqlens_q and cu_seqlens_k say where each begins"
+        )
 
     def visible_keys(self) -> str:
         """Say which keys a query sees, bounds and alignment spelled out."""
@@ -208,6 +227,13 @@ class AttentionSpec(BaseModel):
             spec = cls(**fields)
         except ValidationError as error:
             raise _explained(error, fields) from None
+        if spec.varlen and (given := [n for n in ("Sq", "Sk") if getattr(spec, n) is not None]):
+            raise SpecError(
+                f"{given[0]} = {getattr(spec, given[0])} is fixed, but with varlen each sequence has its own length",
+                hint=f"leave {given[0]} out",
+                field=given[0],
+                value=getattr(spec, given[0]),
+            )
         if spec.Hq % spec.Hk:
             divisors = [d for d in range(1, spec.Hq + 1) if spec.Hq % d == 0]
             nearest = min(divisors, key=lambda d: abs(d - spec.Hk))

@@ -83,7 +83,7 @@ def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str
     default = f"{spec.default_scale:.6g}" + (f" = 1 / sqrt({spec.Dqk})" if spec.scale is None else "")
     signs = "positive ones only" if spec.scale_sign == "positive" else "of any sign"
     lines = [
-        ("layout", f"(B, S, H, D), {lengths}, any strides with a last one of 1"),
+        ("layout", f"{spec.layout().removeprefix('tensors ')}, {lengths}, any strides with a last one of 1"),
         ("types", f"Q, K, V and O are {spec.dtype}; scores and sums are float32"),
         ("heads", f"{spec.Hq} for queries, {spec.Hk} for keys and values; query head h reads head {_key_head(spec)}"),
         ("head dims", f"{spec.Dqk} for queries and keys, {spec.Dv} for values"),

@@ -209,7 +209,9 @@ def _map(fields: _Fields) -> TensorMap:
     name, box = fields.take("tensor", str), fields.take("box", list)
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in box):
         raise ValueError("maps.box: must hold integers")
-    return TensorMap(name, tuple(box), fields.take("dimension", int), fields.take("group", int))
+    return TensorMap(
+        name, tuple(box), fields.take("dimension", int), fields.take("group", int), fields.take("ragged", bool)
+    )
 
 
 def _scalar(fields: _Fields) -> Scalar:

@@ -98,7 +98,7 @@ def _reads_for_control(checked: Checked) -> bool:
     """Tell whether elements of tensors decide where results go."""
     loaded = set(checked.tensors)
     for n in statements(checked.kernel.body):
-        if isinstance(n, s.Let) and names_in(n.value) & loaded:
+        if isinstance(n, s.Let | s.Find) and names_in(n) & loaded:
             loaded.add(n.name)
         elif (isinstance(n, s.If) and names_in(n.condition) & loaded) or (
             isinstance(n, s.Copy) and n.target == "global" and names_in(n.coordinate) & loaded

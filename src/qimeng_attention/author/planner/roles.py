@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qimeng_attention.author.planner.groups import GroupTiling, group_tilings
+from qimeng_attention.author.planner.lengths import skipping
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
 from qimeng_attention.author.planner.sketch import held_registers, visible
 from qimeng_attention.spec import AttentionSpec
@@ -36,11 +37,12 @@ def choose(
     if not choices:
         raise no_tile(spec, target)
     t, uneven = choices[0], _uneven(spec)
+    counted = uneven or spec.varlen
     turns = _turns(spec, t, uneven)
     beside = "exponentials" if t.waits_early else "row statistics"
     chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "rescale": t.rescales_late}
     chosen["threshold"] = t.scales_seldom
-    reasons = [r for r in _reasons(t, choices, uneven, special) if chosen.get(r.parameter, True)]
+    reasons = [r for r in _reasons(t, choices, counted, special) if chosen.get(r.parameter, True)]
     reasons += [approximation(f) for f in fast]
     why = {r.parameter: r.why for r in reasons}
     producer, consumer = t.registers
@@ -58,9 +60,10 @@ def choose(
         f"unswitch loop i  # {why['unswitch']}",
         *([f"pingpong consumer in loops  # {why['pingpong']}"] if turns else []),
         *([f"stage O through shared by tma  # {why['stage']}"] if t.staged else []),
+        *skipping(spec),
         "grid longest first",
-        *(["grid head fastest"] if uneven else []),
-        f"grid persistent{' by counter' if uneven else ''}  # {why['grid']}",
+        *(["grid head fastest"] if counted else []),
+        f"grid persistent{' by counter' if counted else ''}  # {why['grid']}",
     ]
     return t, reasons, lines
 
