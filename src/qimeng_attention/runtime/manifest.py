@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from qimeng_attention.runtime.expressions import Expression, names
+from qimeng_attention.runtime.expressions import Expression, names, told_by
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -285,7 +285,8 @@ def _wrong_call(manifest: Manifest) -> str | None:
         return "outputs: must name every output tensor"
     if [scalar.name for scalar in manifest.scalars] not in ([], ["scale"]):
         return "scalars: a call gives none but scale"
-    found = {dim for name in inputs for dim in manifest.tensor(name).dims if isinstance(dim, str)}
+    told = [told_by(dim) for name in inputs for dim in manifest.tensor(name).dims]
+    found = {size[0] for size in told if size is not None}
     missing = [name for name in manifest.sizes if name not in found]
     return f"sizes: {', '.join(missing)} is a dimension of no input" if missing else None
 

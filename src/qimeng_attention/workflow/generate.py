@@ -23,6 +23,7 @@ from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
 from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.runtime import Bundle, load
 from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap, kernel_file
+from qimeng_attention.packed import OFFSETS
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import write_bundle
 from qimeng_attention.translate import Translation
@@ -222,7 +223,8 @@ def manifest_of(results: Results) -> Manifest:
     names = {t.name for t in face.tensors}
     inputs = {t.name for t in face.tensors if t.role == "input"}
     named = {kernel_name(name): name for name in results.spec.tensors} if results.spec else {}
-    arguments = _ARGUMENTS | named
+    packed = {tensor: name for name, tensor in OFFSETS.items()} if results.spec and results.spec.varlen else {}
+    arguments = _ARGUMENTS | packed | named
     callable_ = inputs == set(arguments) and "Out" in names  # with other inputs it is called through `launch`
     return replace(
         whole,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qimeng_attention.author.planner.groups import GroupTiling, group_tilings
-from qimeng_attention.author.planner.lengths import skipping
+from qimeng_attention.author.planner.lengths import registers, skipping
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
 from qimeng_attention.author.planner.sketch import held_registers, visible
 from qimeng_attention.spec import AttentionSpec
@@ -42,10 +42,11 @@ def choose(
     beside = "exponentials" if t.waits_early else "row statistics"
     chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "rescale": t.rescales_late}
     chosen["threshold"] = t.scales_seldom
-    reasons = [r for r in _reasons(t, choices, counted, special) if chosen.get(r.parameter, True)]
+    given = registers(spec, t.registers)
+    reasons = [r for r in _reasons(t, choices, counted, special, given) if chosen.get(r.parameter, True)]
     reasons += [approximation(f) for f in fast]
     why = {r.parameter: r.why for r in reasons}
-    producer, consumer = t.registers
+    producer, consumer = given
     lines = [
         *(f"approximate {f}  # {why[f]}" for f in fast),
         f"ring K stages 2, V stages 2  # {why['ring']}",
@@ -90,14 +91,16 @@ def _turns(spec: AttentionSpec, t: GroupTiling, uneven: bool) -> bool:
     return not uneven or t.instances > 2 or spec.Dv >= _TURNS_NEED
 
 
-def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: int) -> list[Reason]:
+def _reasons(
+    t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: int, given: tuple[int, int]
+) -> list[Reason]:
     runner = f"; next {choices[1].describe().split(':')[0]}: {choices[1].clocks_a_key:.0f}" if choices[1:] else ""
     tile = f"{t.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {t.bound}{runner}"
     figures: dict[str, float | str] = {
         "tensor": round(t.tensor, 1), "special": round(t.special, 1), "issue": round(t.issue, 1), "bound": t.bound,
         "model": "author/planner/groups.py", "kind": "prediction", **alternatives(choices),
     }  # fmt: skip
-    producer, consumer = t.registers
+    producer, consumer = given
     threads = 128 * (producer + t.instances * consumer)
     grid = (
         "a block takes the next tile that nobody has, the longest first"
