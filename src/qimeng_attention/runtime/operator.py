@@ -2,6 +2,7 @@
 
     attention = load("bundles/gqa_causal_d128_bf16.H200").operator()
     out, lse = attention(q, k, v, return_lse=True)  # as the bundle itself
+    out = attention(q, k, v, slopes=slopes)  # named tensors are arguments by keyword, in the order of the kernel's
 
 Its name is `qimeng::<kernel>_<digest of the manifest>`: the same for the same bundle in every process, of two bundles
 never the same. It has two overloads, `default` gives the output, `lse` the output and the LSE. Outputs are new and
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime.bundle import INSTALL, refuse_grad
 from qimeng_attention.runtime.checks import COMPARE
-from qimeng_attention.runtime.expressions import evaluate, show
+from qimeng_attention.runtime.expressions import evaluate, show, told_by
 from qimeng_attention.runtime.manifest import CALL, Manifest
 from qimeng_attention.runtime.manifest_json import to_json
 from qimeng_attention.runtime.plan import TORCH_TYPES, check_kind, layout_of
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 NAMESPACE = "qimeng"
 _DIGITS = 16  # of the digest, in hexadecimal
-_ARGUMENTS = "(Tensor q, Tensor k, Tensor v, *, float? scale=None)"
 
 _lock = threading.Lock()
 _operators: dict[str, Operator] = {}  # by name: PyTorch registers a name once in a process
@@ -47,7 +47,9 @@ class Operator:
         self.name = name  # as in torch.ops, "qimeng::gqa_causal_d128_bf16_0123456789abcdef"
         self.plain, self.with_lse = plain, with_lse  # torch._ops.OpOverload
 
-    def __call__(self, q: Any, k: Any, v: Any, *, scale: float | None = None, return_lse: bool = False) -> Any:
+    def __call__(
+        self, q: Any, k: Any, v: Any, *, scale: float | None = None, return_lse: bool = False, **named: Any
+    ) -> Any:
         """Compute attention.
 
         Args:
@@ -56,18 +58,19 @@ class Operator:
             v: values, (B, Sk, Hk, Dv).
             scale: of the scores; None takes the bundle's.
             return_lse: give (out, lse).
+            named: the kernel's named tensors, all of them.
 
         Raises:
             LaunchError: tensors or scale that the kernel was not made for, or one that requires grad.
             EnvironmentMissing: no GPU.
         """
         if not return_lse:
-            return self.plain(q, k, v, scale=scale)
+            return self.plain(q, k, v, scale=scale, **named)
         if self.with_lse is None:
             raise LaunchError(
                 f"{self.name} gives no lse", hint="generate it with the outputs O and LSE", argument="lse"
             )
-        return self.with_lse(q, k, v, scale=scale)
+        return self.with_lse(q, k, v, scale=scale, **named)
 
     def __repr__(self) -> str:
         return f"<Operator {self.name}>"
@@ -104,26 +107,42 @@ def _register(name: str, bundle: Bundle) -> Operator:
 
     has_lse = len(bundle.manifest.outputs) > 1
 
-    def plain(q: Any, k: Any, v: Any, *, scale: float | None = None) -> Any:
+    def plain(q: Any, k: Any, v: Any, *, scale: float | None = None, **named: Any) -> Any:
         # NOTE: an LSE that nobody reads is allocated too: the memory that a direct call keeps for it could lie in the
         # private pool of a graph, which PyTorch's compiled graphs want back after each call.
-        return bundle(q, k, v, scale=scale, return_lse=True)[0] if has_lse else bundle(q, k, v, scale=scale)
+        if has_lse:
+            return bundle(q, k, v, scale=scale, return_lse=True, **named)[0]
+        return bundle(q, k, v, scale=scale, **named)
 
-    def with_lse(q: Any, k: Any, v: Any, *, scale: float | None = None) -> Any:
-        return bundle(q, k, v, scale=scale, return_lse=True)
+    def with_lse(q: Any, k: Any, v: Any, *, scale: float | None = None, **named: Any) -> Any:
+        return bundle(q, k, v, scale=scale, return_lse=True, **named)
 
     short = name.removeprefix(f"{NAMESPACE}::")
-    _define(torch, short, "Tensor", plain, _fake(torch, bundle.manifest, 1))
+    given = _signature(bundle.manifest)
+    _define(torch, f"{short}{given} -> Tensor", plain, _fake(torch, bundle.manifest, 1))
     if has_lse:
-        _define(torch, f"{short}.lse", "(Tensor, Tensor)", with_lse, _fake(torch, bundle.manifest, 2))
+        _define(
+            torch, f"{short}.lse{given} -> (Tensor, Tensor)", with_lse, _fake(torch, bundle.manifest, 2)
+        )
     packet = getattr(getattr(torch.ops, NAMESPACE), short)
     return Operator(name, packet.default, packet.lse if has_lse else None)
 
 
-def _define(torch: Any, name: str, result: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def _named(manifest: Manifest) -> list[str]:
+    return [label for label in manifest.call if label not in CALL]
+
+
+def _signature(manifest: Manifest) -> str:
+    """Write the arguments as PyTorch does: named tensors by keyword alone."""
+    named = "".join(f"Tensor {label}, " for label in _named(manifest))
+    return f"(Tensor q, Tensor k, Tensor v, *, {named}float? scale=None)"
+
+
+def _define(torch: Any, schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
     # The strides that a program was traced with are those that the kernel gets: no compiler may choose others.
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-    _library.define(f"{name}{_ARGUMENTS} -> {result}", tags=tags)
+    name = schema.split("(", 1)[0]
+    _library.define(schema, tags=tags)
     # NOTE: for every device, so that tensors on a wrong one meet the launch's own check and its sentence.
     _library.impl(name, launch, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
@@ -142,10 +161,10 @@ def _fake(torch: Any, manifest: Manifest, results: int) -> Callable[..., Any]:
     """Make the function that gives outputs without values, as a launch would allocate them."""
     outputs = [manifest.tensor(name) for name in manifest.outputs[:results]]
 
-    def fake(q: Any, k: Any, v: Any, *, scale: float | None = None) -> Any:
-        tensors = (q, k, v)
+    def fake(q: Any, k: Any, v: Any, *, scale: float | None = None, **named: Any) -> Any:
+        tensors = (q, k, v, *(named[label] for label in _named(manifest)))
         if torch.is_grad_enabled():
-            refuse_grad(tensors, CALL)
+            refuse_grad(tensors, (*CALL, *_named(manifest)))
         sizes = sizes_of(torch, manifest, tensors)
         made = [
             torch.empty(
@@ -161,7 +180,7 @@ def _fake(torch: Any, manifest: Manifest, results: int) -> Callable[..., Any]:
 
 
 def sizes_of(torch: Any, manifest: Manifest, tensors: Sequence[Any]) -> dict[str, Any]:
-    """Give the sizes of q, k and v, which may be symbolic, and check what is known of them.
+    """Give the sizes of q, k, v and the named tensors, which may be symbolic, and check what is known of them.
 
     Raises:
         LaunchError: tensors that no launch would take.
@@ -169,13 +188,14 @@ def sizes_of(torch: Any, manifest: Manifest, tensors: Sequence[Any]) -> dict[str
     """
     sizes: dict[str, Any] = {}
     pairs = [
-        (manifest.tensor(manifest.call[label]), tensor, label) for label, tensor in zip(CALL, tensors, strict=True)
+        (manifest.tensor(manifest.call[label]), tensor, label)
+        for label, tensor in zip((*CALL, *_named(manifest)), tensors, strict=True)
     ]
     for tensor, given, label in pairs:
         check_kind(tensor, layout_of(given, label), label)
         for dim, extent in zip(tensor.dims, given.shape, strict=True):
-            if isinstance(dim, str):
-                sizes.setdefault(dim, extent)
+            if told := told_by(dim):
+                sizes.setdefault(told[0], extent - told[1] if told[1] else extent)
     for tensor, given, label in pairs:
         for axis, (dim, extent) in enumerate(zip(tensor.dims, given.shape, strict=True)):
             expected = evaluate(dim, sizes)
