@@ -21,7 +21,7 @@ from qimeng_attention.tl.evaluate import Environment, integer
 from qimeng_attention.tl.interpreter import check_written, grid_points, grid_ranges, make_machine
 from qimeng_attention.tl.machine import Fault, Machine, Unfinished
 from qimeng_attention.tl.numerics import Array
-from qimeng_attention.tl.small_model import small_sizes
+from qimeng_attention.tl.small_model import small_sizes, starts
 from qimeng_attention.tl.traverse import names_in, statements
 from qimeng_attention.tl.types import Checked
 
@@ -76,7 +76,7 @@ def _shown(sizes: dict[str, int]) -> str:
 
 
 def _run_once(checked: Checked, sizes: dict[str, int], allowance: Allowance) -> None:
-    machine = make_machine(checked, sizes, {}, dict.fromkeys(checked.scalars, 1.0), numeric=False)
+    machine = make_machine(checked, sizes, starts(checked, sizes), dict.fromkeys(checked.scalars, 1.0), numeric=False)
     machine.steps_left = allowance.steps
     machine.written = {n: _counts(machine.tensors[n]) for n in checked.outputs}
     try:

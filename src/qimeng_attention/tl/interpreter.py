@@ -92,7 +92,7 @@ def make_machine(
     seed: int = 0,
     numeric: bool = True,
 ) -> Machine:
-    """Prepare a run: inputs rounded, outputs poisoned with NaN, writes counted; without numbers nothing is filled.
+    """Prepare a run: inputs rounded, outputs poisoned with NaN, writes counted; without numbers only the inputs given are.
 
     An output that is only accumulated into begins at 0, as the launcher leaves it.
     """
@@ -101,7 +101,7 @@ def make_machine(
     tensors: dict[str, Array] = {}
     for name, tensor in checked.tensors.items():
         shape = tuple(max(0, integer(d, {**checked.fixed, **ints})) for d in tensor.dims)
-        if not numeric:
+        if not numeric and name not in inputs:
             tensors[name] = np.broadcast_to(empty_of(tensor.dtype, ()), shape)  # takes no memory
         elif name in checked.outputs:
             tensors[name] = np.full(shape, 0.0 if name in sums else np.nan, np.float32)

@@ -43,7 +43,7 @@ class Even:
 
 
 _LETS = """Kernel x
-Find batch = 0 : B where clamp(StartQ[batch], 0, Tq) // BM + batch <= slot  # the sequence of this slot
+Find batch = 0 : B where clamp(StartQ[batch], 0, Tq) + batch * BM < (slot + 1) * BM  # the sequence of this slot
 Let at_q = clamp(StartQ[batch], 0, Tq)  # offsets are held within the tensors, whatever a call gives
 Let at_k = clamp(StartK[batch], 0, Tk)
 Let begin = at_q // BM + batch  # the sequence's first slot

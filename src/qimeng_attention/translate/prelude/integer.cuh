@@ -57,8 +57,8 @@ __device__ inline int find_alone(int first, int last, Holds holds) {
   while (count > 1) {
     int const step = (count + 31) / 32;
     int passed = 0;
-#pragma unroll 8
-    for (int i = 1; i < 32; ++i) passed += i * step < count && holds(first + i * step);
+#pragma unroll 4
+    for (int offset = step; offset < count; offset += step) passed += holds(first + offset);
     first += passed * step;
     count = count - passed * step < step ? count - passed * step : step;
   }
