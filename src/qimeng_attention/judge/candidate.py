@@ -234,7 +234,8 @@ def named_inputs(spec: AttentionSpec) -> dict[str, str]:
 
 def _dims(spec: AttentionSpec) -> dict[str, str]:
     """Give how each tensor is declared."""
-    return (PACKED_DIMS if spec.varlen else DIMS) | {kernel_name(name): t.describe() for name, t in spec.tensors.items()}
+    dims = PACKED_DIMS if spec.varlen else DIMS
+    return dims | {kernel_name(name): t.describe() for name, t in spec.tensors.items()}
 
 
 def _unfit(message: str, name: str, known: list[str], declare: str = "", dims: str = "") -> JudgeError:

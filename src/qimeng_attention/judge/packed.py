@@ -23,7 +23,7 @@ from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.numerics import Array, round_to
 
-FOREIGN = (np.nan, np.inf, -60_000.0, -np.inf)  # what sequences hold that nobody judges; finite in every type: the third
+FOREIGN = (np.nan, np.inf, -60_000.0, -np.inf)  # what sequences hold that nobody judges
 OUTPUT_TOKENS = {"Out": 0, "Lse": 1}  # the dimension of tokens
 
 
@@ -96,9 +96,7 @@ class Packed:
         plan = arrange(call, self._tiles, self._spec.B)
         starts = plan.starts()
         total = [int(starts[n][-1]) + plan.behind for n in ("StartQ", "StartK")]
-        packed = PackedCall(
-            len(plan.sequences), *total, call.Hq, call.Hk, call.Dqk, call.Dv, call.scale, call.own
-        )
+        packed = PackedCall(len(plan.sequences), *total, call.Hq, call.Hk, call.Dqk, call.Dv, call.scale, call.own)
         given = self._inner.run(packed, self._packed(plan, packed, tensors) | starts, layout)
         return {name: _own_rows(name, a, plan, starts["StartQ"], call) for name, a in given.items()}
 

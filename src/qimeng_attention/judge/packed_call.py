@@ -30,7 +30,7 @@ class PackedCall(Call):
             "V": (self.Sk, self.Hk, self.Dv),
             "Out": (self.Sq, self.Hq, self.Dv),
             "Lse": (self.Hq, self.Sq),
-            **{name: (self.B + 1,) for name in OFFSETS.values()},
+            **dict.fromkeys(OFFSETS.values(), (self.B + 1,)),
         }
 
 

@@ -121,9 +121,7 @@ def _register(name: str, bundle: Bundle) -> Operator:
     given = _signature(bundle.manifest)
     _define(torch, f"{short}{given} -> Tensor", plain, _fake(torch, bundle.manifest, 1))
     if has_lse:
-        _define(
-            torch, f"{short}.lse{given} -> (Tensor, Tensor)", with_lse, _fake(torch, bundle.manifest, 2)
-        )
+        _define(torch, f"{short}.lse{given} -> (Tensor, Tensor)", with_lse, _fake(torch, bundle.manifest, 2))
     packet = getattr(getattr(torch.ops, NAMESPACE), short)
     return Operator(name, packet.default, packet.lse if has_lse else None)
 

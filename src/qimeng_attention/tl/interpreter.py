@@ -92,7 +92,7 @@ def make_machine(
     seed: int = 0,
     numeric: bool = True,
 ) -> Machine:
-    """Prepare a run: inputs rounded, outputs poisoned with NaN, writes counted; without numbers only the inputs given are.
+    """Prepare a run: inputs rounded, outputs poisoned with NaN, writes counted; without numbers only given inputs are.
 
     An output that is only accumulated into begins at 0, as the launcher leaves it.
     """

@@ -21,9 +21,9 @@ from qimeng_attention import __version__
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
 from qimeng_attention.named_tensors import kernel_name
+from qimeng_attention.packed import OFFSETS
 from qimeng_attention.runtime import Bundle, load
 from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap, kernel_file
-from qimeng_attention.packed import OFFSETS
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import write_bundle
 from qimeng_attention.translate import Translation

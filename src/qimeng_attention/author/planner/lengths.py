@@ -1,8 +1,8 @@
 """How the sequences of a call lie in memory: all of one length, or packed one behind the other.
 
-Packed, a block finds its sequence by itself. Sequence b has the slots from `start of b // BM + b` on, which are at least
-as many as its blocks: a grid of `Tq // BM + B` slots needs to know neither the lengths nor the longest of them, and has
-at most one slot a sequence that is left empty.
+Packed, a block finds its sequence by itself. Sequence b has the slots from `start of b // BM + b` on, at least as many
+as it has blocks: a grid of `Tq // BM + B` slots needs to know neither the lengths nor the longest of them, and at most
+one slot a sequence is left empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.parser import parse
 from qimeng_attention.tl.traverse import add, mul
-
 
 _FIRST_QUERY, _FIRST_KEY = mul(s.Name("block"), s.Name("BM")), mul(s.Name("i"), s.Name("BN"))
 

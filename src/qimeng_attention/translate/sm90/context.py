@@ -150,7 +150,12 @@ class GroupLowering(Lowering):
         moving = [d for d, p in enumerate(found) if p.kind != "index"]
         last = len(tensor.dims) - 1
         ragged = self.ragged_place(n, found) is not None
-        if len(tensor.dims) != RANK - ragged or len(moving) != 2 or moving[1] != last or not self._whole_rows(found, tensor):
+        if (
+            len(tensor.dims) != RANK - ragged
+            or len(moving) != 2
+            or moving[1] != last
+            or not self._whole_rows(found, tensor)
+        ):
             raise Refused(
                 n,
                 f"the copy engine takes whole rows of a tensor with {RANK - ragged} dimensions here",
