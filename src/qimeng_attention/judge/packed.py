@@ -95,8 +95,10 @@ class Packed:
         """
         plan = arrange(call, self._tiles, self._spec.B)
         starts = plan.starts()
-        total = [int(starts[n][-1]) + plan.behind for n in ("StartQ", "StartK")]
-        packed = PackedCall(len(plan.sequences), *total, call.Hq, call.Hk, call.Dqk, call.Dv, call.scale, call.own)
+        queries, keys = (int(starts[n][-1]) + plan.behind for n in ("StartQ", "StartK"))
+        packed = PackedCall(
+            len(plan.sequences), queries, keys, call.Hq, call.Hk, call.Dqk, call.Dv, call.scale, call.own
+        )
         given = self._inner.run(packed, self._packed(plan, packed, tensors) | starts, layout)
         return {name: _own_rows(name, a, plan, starts["StartQ"], call) for name, a in given.items()}
 

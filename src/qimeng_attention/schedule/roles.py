@@ -199,8 +199,10 @@ def _share_copy(n: s.Copy, split: _Split) -> s.Copy:
 
 def _shifted(c: s.Coordinate, split: _Split) -> s.Coordinate:
     """Begin at the instance's first row; in memory too, unless the place follows from the row."""
-    follows = c.at is None or split.axis in names_in(c.at)
-    return replace(c, start=add(c.start, split.first_row), at=c.at if follows else add(c.at, split.first_row))
+    moved = replace(c, start=add(c.start, split.first_row))
+    if c.at is None or split.axis in names_in(c.at):
+        return moved
+    return replace(moved, at=add(c.at, split.first_row))
 
 
 REWRITING = Rewriting(

@@ -33,7 +33,8 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
 def _rows(kernel: s.Kernel, choice: s.Choice) -> tuple[s.Expr, s.Expr]:
     """Give where the block's rows begin and end, which all stores agree on."""
     found: set[tuple[s.Expr, s.Expr]] = set()
-    for role in [n for n in kernel.body if isinstance(n, s.Role)] or [None]:
+    roles: list[s.Role | None] = [n for n in kernel.body if isinstance(n, s.Role)]
+    for role in roles or [None]:
         body = kernel.body if role is None else role.body
         for n in statements(body):
             if isinstance(n, s.Copy) and n.target == "global":
