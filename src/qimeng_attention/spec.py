@@ -176,12 +176,9 @@ class AttentionSpec(BaseModel):
     def describe(self) -> list[str]:
         """State the operator with everything a reader might otherwise assume."""
         heads = f"{self.Hq} query heads, {self.Hk} key/value heads ({_shared(self.Hq // self.Hk)})"
-        lengths = ", ".join(
-            f"{k} = {v if v is not None else 'any'}" for k, v in (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk))
-        )
         lines = [
             f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
-            f"{self.layout()}, {lengths}, any strides with a last one of 1",
+            f"{self.layout()}, {self.lengths()}, any strides with a last one of 1",
             "score = scale * (q . k), scale given at each call "
             f"({self.scale_sign}), {self.default_scale:.6g} by default",
         ]
@@ -204,6 +201,13 @@ class AttentionSpec(BaseModel):
         return (
             "tensors (tokens, H, D), one sequence behind the other; cu_seqlens_q and cu_seqlens_k say where each begins"
         )
+
+    def lengths(self) -> str:
+        """Say which batches and lengths a call may have."""
+        if self.varlen:
+            return f"B = {self.B or 'any'} sequences, Sq and Sk those of each"
+        fixed = (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk))
+        return ", ".join(f"{k} = {v if v is not None else 'any'}" for k, v in fixed)
 
     def visible_keys(self) -> str:
         """Say which keys a query sees, bounds and alignment spelled out."""

@@ -22,12 +22,12 @@ OPERATOR = (EXAMPLES / "squared_relu.tl").read_text("utf-8")
 
 def test_there_is_a_test_for_every_example():
     tested = {"causal_gqa.yaml", "window.yaml", "alibi.yaml", "api.py", "squared_relu.tl", "squared_relu.py"}
-    tested |= {"documents.yaml", "alibi_slopes.yaml", "decode.yaml"}
+    tested |= {"documents.yaml", "alibi_slopes.yaml", "decode.yaml", "varlen.yaml"}
 
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == tested
 
 
-@pytest.mark.parametrize("name", ["causal_gqa", "window", "alibi", "documents", "alibi_slopes"])
+@pytest.mark.parametrize("name", ["causal_gqa", "window", "alibi", "documents", "alibi_slopes", "varlen"])
 def test_a_description_becomes_cute(name):
     spec = AttentionSpec.load(EXAMPLES / f"{name}.yaml")
     outcome = run(spec, target="A100", judge=False, until="cute")

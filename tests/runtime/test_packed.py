@@ -82,8 +82,9 @@ def test_offsets_of_the_wrong_form_are_refused(packed: Manifest, changes: dict[s
 
 
 @pytest.mark.parametrize(
-    ("dim", "size"), [("Sq", ("Sq", 0)), (("+", "B", 1), ("B", 1)), (("+", 2, "B"), ("B", 2)), (("*", "B", 2), None), (7, None)]
-)  # fmt: skip
+    ("dim", "size"),
+    [("Sq", ("Sq", 0)), (("+", "B", 1), ("B", 1)), (("+", 2, "B"), ("B", 2)), (("*", "B", 2), None), (7, None)],
+)
 def test_a_dimension_tells_a_size_or_not(dim: Any, size: Any) -> None:
     assert told_by(dim) == size
 

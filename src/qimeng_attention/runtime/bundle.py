@@ -5,6 +5,7 @@
     out, lse = attention(q, k, v, scale=0.1, return_lse=True)  # and (B, Hq, Sq), float32
     operator = attention.operator()                          # the same for torch.compile
     out = attention(q, k, v, slopes=slopes)                  # where the spec names the tensor slopes
+    out = attention(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts)  # (tokens, H, D), where it says varlen
 
 A call runs on the tensors' device and PyTorch's current stream, neither waits nor copies, and can be captured
 in a CUDA graph. What the kernel was not made for is a LaunchError, and nothing is launched.

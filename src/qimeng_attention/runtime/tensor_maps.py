@@ -64,8 +64,8 @@ def boxes_of(
             extents[at : at + 1] = [shape[at] + 1, box[at]]
             steps[at : at + 1] = [steps[at], steps[at]]
             box[at : at + 1] = [1, box[at]]
-        inner_first = [tuple(reversed(x)) for x in (extents, steps, box)]
-        found.append(Box(index, kind.dtype, *inner_first, before=before))
+        extents, steps, box = (x[::-1] for x in (extents, steps, box))
+        found.append(Box(index, kind.dtype, tuple(extents), tuple(steps), tuple(box), before))
     return tuple(found)
 
 
