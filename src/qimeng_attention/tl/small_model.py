@@ -38,7 +38,7 @@ def small_sizes(checked: Checked, limit: int = 36) -> list[dict[str, int]]:
         around[name] = sorted({0, 1, size - 1, size, size + 1, 2 * size + 1})
         if stages > 1:  # a ring shows its faults when it has gone round
             around[name].append((stages + 2) * size + 1)
-    looked = {x for n in _searches(checked) for x in names_in(n.range)}
+    looked = {x for n in searches(checked) for x in names_in(n.range)}
     rest = {name: SEARCHED if name in looked else 1 for name in checked.sizes if name not in tiles}
     numbers: Sequence[int]
     total = prod(len(values) for values in around.values())
@@ -51,7 +51,8 @@ def small_sizes(checked: Checked, limit: int = 36) -> list[dict[str, int]]:
     return [{**rest, **_combination(n, around)} for n in numbers] + long
 
 
-def _searches(checked: Checked) -> list[s.Find]:
+def searches(checked: Checked) -> list[s.Find]:
+    """Give the searches of a program."""
     return [n for n in statements(checked.kernel.body) if isinstance(n, s.Find)]
 
 
@@ -60,7 +61,14 @@ def starts(checked: Checked, sizes: Mapping[str, int]) -> dict[str, Array]:
 
     They divide the longest of the sizes evenly: with zeros, as other tensors hold them here, there would be no rows.
     """
-    read = {x for n in _searches(checked) for x in names_in(n.condition)} & set(checked.tensors)
+    return rising(checked, sizes, searches(checked))
+
+
+def rising(checked: Checked, sizes: Mapping[str, int], searched: Sequence[s.Find]) -> dict[str, Array]:
+    """Give the same for searches that are known."""
+    if not searched:
+        return {}
+    read = {x for n in searched for x in names_in(n.condition)} & set(checked.tensors)
     shapes = {checked.tensors[name].dims for name in read}
     found = {}
     for name in checked.inputs:

@@ -262,7 +262,7 @@ def _kernel_manifest(results: Results, t: Translation) -> Manifest:
         scalars=tuple(
             Scalar(name=x["name"], dtype=x["dtype"], op=x["op"], bound=x["bound"] or 0.0) for x in facts["scalars"]
         ),
-        maps=tuple(TensorMap(m["tensor"], tuple(m["box"]), m["dimension"], m["group"]) for m in facts["maps"]),
+        maps=tuple(TensorMap(**(m | {"box": tuple(m["box"])})) for m in facts["maps"]),
         persistent=facts["persistent"],
         counter=facts["counter"],
         chosen=facts["chosen"],
