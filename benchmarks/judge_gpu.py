@@ -74,6 +74,7 @@ def rows_of(spec: AttentionSpec, verdict: Verdict, target: str) -> list[Correctn
             dtype=spec.dtype,
             mask=spec.mask,
             mods=f"softcap {spec.softcap}" if spec.softcap else "",
+            kind="varlen" if spec.varlen else "forward",
             target=target,
         )
         families = sorted({c.case.split(",")[0] for c in checks})
@@ -98,17 +99,23 @@ def repeated(folder: Path, row: CorrectnessRow) -> int:
 
     bundle, c = load(folder), row.case
     dtype = torch.bfloat16 if c.dtype == "bf16" else torch.float16
-    shapes = ((c.B, c.Sq, c.Hq, c.Dqk), (c.B, c.Sk, c.Hk, c.Dqk), (c.B, c.Sk, c.Hk, c.Dv))
+    queries, keys, lse_shape = (c.B, c.Sq), (c.B, c.Sk), (c.B, c.Hq, c.Sq)
+    named = {}
+    if c.kind == "varlen":  # B sequences of one length, packed
+        queries, keys, lse_shape = (c.B * c.Sq,), (c.B * c.Sk,), (c.Hq, c.B * c.Sq)
+        starts = torch.arange(c.B + 1, device="cuda", dtype=torch.int32)
+        named = {"cu_seqlens_q": starts * c.Sq, "cu_seqlens_k": starts * c.Sk}
+    shapes = ((*queries, c.Hq, c.Dqk), (*keys, c.Hk, c.Dqk), (*keys, c.Hk, c.Dv))
     inputs = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
     out, lse = (
-        torch.empty((c.B, c.Sq, c.Hq, c.Dv), device="cuda", dtype=dtype),
-        torch.empty((c.B, c.Hq, c.Sq), device="cuda"),
+        torch.empty((*queries, c.Hq, c.Dv), device="cuda", dtype=dtype),
+        torch.empty(lse_shape, device="cuda"),
     )
     with torch.no_grad():
-        expected = [x.clone() for x in bundle(*inputs, out=out, lse=lse, return_lse=True)]
+        expected = [x.clone() for x in bundle(*inputs, out=out, lse=lse, return_lse=True, **named)]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            bundle(*inputs, out=out, lse=lse)
+            bundle(*inputs, out=out, lse=lse, **named)
         different = torch.zeros((), device="cuda", dtype=torch.int32)
         for _ in range(REPLAYS):
             out.fill_(float("nan"))
@@ -120,7 +127,9 @@ def repeated(folder: Path, row: CorrectnessRow) -> int:
     return int(different)
 
 
-def repeats(bundles: Path, rows: list[tuple[str, CorrectnessRow]], count: int) -> dict[str, Any]:
+def repeats(
+    bundles: Path, specs: dict[str, dict[str, Any]], rows: list[tuple[str, CorrectnessRow]], count: int
+) -> dict[str, Any]:
     """Repeat kernels spread over the list, each at its largest shape."""
     largest: dict[str, CorrectnessRow] = {}
     for name, row in rows:
@@ -130,7 +139,7 @@ def repeats(bundles: Path, rows: list[tuple[str, CorrectnessRow]], count: int) -
             or c.Sq * c.Sk * c.B > largest[name].case.Sq * largest[name].case.Sk * largest[name].case.B
         ):
             largest[name] = row
-    names = sorted(largest)
+    names = sorted(name for name in largest if not specs[name].get("tensors"))
     found = {}
     for name in names[:: max(1, len(names) // count)][:count]:
         c = largest[name].case
@@ -214,7 +223,7 @@ def main() -> None:
             print(f"{name:28} {shown}", flush=True)
             base.model_copy(update={"rows": judged.rows, "summary": judged.summary(found)}).save(args.out)
     if args.repeats:
-        found = repeats(args.bundles, judged.named, args.repeats)
+        found = repeats(args.bundles, specs, judged.named, args.repeats)
     summary = judged.summary(found)
     saved = base.model_copy(update={"rows": judged.rows, "summary": summary}).save(args.out)
     print({k: v for k, v in summary.items() if k != "verdicts"}, saved)

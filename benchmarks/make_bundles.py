@@ -7,6 +7,9 @@
     python benchmarks/make_bundles.py --set hopper --out out/hopper                # H200 programs
     python benchmarks/make_bundles.py --set variants --out out/variants            # H200 programs, masks and scores
     python benchmarks/make_bundles.py --set judge_hopper --out out/judge_hopper    # H200 programs
+    python benchmarks/make_bundles.py --set judge_varlen --target H200 --out out/judge_varlen_hopper
+    python benchmarks/make_bundles.py --set judge_varlen --arch sm_90 --out out/judge_varlen_ampere
+    python benchmarks/make_bundles.py --set judge_varlen_turing --arch sm_90 --out out/judge_varlen_turing
     python benchmarks/make_bundles.py --set head_dims --arch sm_90 --out out/head_dims
     python benchmarks/make_bundles.py --set head_dims --target H200 --out out/head_dims_hopper
     python benchmarks/make_bundles.py --set weights --out out/weights_hopper       # sinks, sigmoid, ReLU and others
@@ -148,6 +151,37 @@ def weights_turing_specs() -> dict[str, dict[str, object]]:
     return {n.replace("bf16", "fp16"): {**fields, "dtype": "fp16"} for n, fields in weights_specs().items()}
 
 
+def varlen_specs() -> dict[str, dict[str, object]]:
+    """The rows `varlen` of serving.py: packed causal sequences."""
+    heads = ((16, 16), (64, 8))
+    return {f"varlen_{hq}_{hk}": {"Hq": hq, "Hk": hk, "Dqk": 128, "mask": "causal", "varlen": True} for hq, hk in heads}
+
+
+def judge_varlen_specs() -> dict[str, dict[str, object]]:
+    """Packed sequences: the judge's masks and heads, D 64, 128 and 192/128, a tensor of each head and sequence."""
+    heads, dims = list(HEADS.items()), ((64, 64), (128, 128), (192, 128))
+    made: dict[str, dict[str, object]] = {}
+    for number, ((dqk, dv), (mask, mods)) in enumerate(itertools.product(dims, MASKS.items())):
+        name, (hq, hk) = heads[number % len(heads)]
+        made[f"{name}_{mask}_d{dqk}_{dv}"] = {"Hq": hq, "Hk": hk, "Dqk": dqk, "Dv": dv, "varlen": True, **mods}
+    tensors = {"slopes": {"dims": ["Hq"], "dtype": "f32"}, "bias": {"dims": ["B"], "dtype": "f32"}}
+    score = "score - slopes[h] * (q_idx + Sk - Sq - kv_idx) + bias[b]"
+    made["mha_tensors_d128"] = {
+        "Hq": 8,
+        "Dqk": 128,
+        "mask": "causal",
+        "score": score,
+        "tensors": tensors,
+        "varlen": True,
+    }
+    return made
+
+
+def judge_varlen_turing_specs() -> dict[str, dict[str, object]]:
+    """The same in fp16: T4 programs."""
+    return {name: {**fields, "dtype": "fp16"} for name, fields in judge_varlen_specs().items()}
+
+
 SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "speed": speed_specs,
     "judge": judge_specs,
@@ -160,9 +194,12 @@ SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "judge_decode": judge_decode_specs,
     "weights": weights_specs,
     "weights_turing": weights_turing_specs,
+    "varlen": varlen_specs,
+    "judge_varlen": judge_varlen_specs,
+    "judge_varlen_turing": judge_varlen_turing_specs,
 }
-HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode", "weights")
-TURING = ("judge_turing", "weights_turing")
+HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode", "weights", "varlen")
+TURING = ("judge_turing", "weights_turing", "judge_varlen_turing")
 
 
 def make(item: tuple[str, dict[str, object], str, str | None, str]) -> tuple[str, float, int]:

@@ -1,7 +1,9 @@
-"""H200 programs for serving against FlashAttention-3 in one process: decoding with one query a sequence.
+"""H200 programs for serving against FlashAttention-3 in one process: decoding with one query a sequence, and packed
+sequences of mixed lengths (serving_varlen.py) where their bundles are there.
 
-    python benchmarks/make_bundles.py --set decode --out out/decode                  # anywhere
-    python benchmarks/serving.py --bundles out/decode --out benchmarks/results
+    python benchmarks/make_bundles.py --set decode --out out/serving                 # anywhere
+    python benchmarks/make_bundles.py --set varlen --out out/serving
+    python benchmarks/serving.py --bundles out/serving --out benchmarks/results
 
 Rows are the decode rows of PERFORMANCE.md. Both take turns as replayed graphs; outputs are checked against float64
 before and after timing. What binds is memory, so each row names the bytes of K and V a second.
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import torch
 from ampere_forward import MOST_ERROR, arguments, error
+from serving_varlen import ROWS as VARLEN
+from serving_varlen import bundle_name, varlen
 
 from qimeng_attention.bench.results import Case, SpeedRow, provenance
 from qimeng_attention.bench.timing import time_eager, time_graphs
@@ -87,8 +91,10 @@ def main() -> None:
     args = arguments(__doc__)
     results, rows = provenance("serving_h200", args.commit), []
     with torch.no_grad():
-        for row in DECODE:
-            rows.append(decode(args.bundles, row, args.rounds))
+        packed = [row for row in VARLEN if (args.bundles / bundle_name(*row[1:])).exists()]
+        todo = [(decode, row) for row in DECODE if (args.bundles / f"decode_{row[1]}_{row[2]}").exists()]
+        for measure, row in [*todo, *((varlen, row) for row in packed)]:
+            rows.append(measure(args.bundles, row, args.rounds))
             assert max(rows[-1].error_before, rows[-1].error_after) < MOST_ERROR, "our output is wrong"
     ratios = [r.ratio for r in rows]
     summary = {"rows": len(rows), "geomean": statistics.geometric_mean(ratios), "least": min(ratios)}

@@ -48,6 +48,7 @@ PRODUCTIONS = {
     "Grid": ("grid", "grid_dim"),
     "Warps": ("warps",),
     "Let": ("let",),
+    "Find": ("find",),
     "Allocate": ("allocate", "?allocate_option"),
     "Copy": ("copy", "?copy_option", "coordinate"),
     "GEMM": ("gemm", "operand", "origin"),
@@ -96,17 +97,24 @@ SCHEDULES = {
     "unroll": ["unroll loop i by 2"],
     "stage": [*_ROLES, "stage O through shared by tma", _PERSISTENT],
     "warps": ["warps 4 along q, 2 blocks an SM"],
+    "skip": ["skip blocks past the end"],
     "grid": ["grid longest first"],
     "grid persistent": [*_ROLES, "grid persistent by counter"],
     "group": [*_ROLES, _PERSISTENT, "group head by 4 around block"],
 }
+_STORES = """Copy O (BM, D) in coordinate [batch, q = block * BM, head] from register to global Out
+Compute where(l == 0, -inf, m * scale + ln(l)) and get lse
+Copy lse (BM) in coordinate [batch, head, q = block * BM] from register to global Lse
+"""
 # What a rewriting needs that the sample program has not: an edit of it.
 SAMPLE_EDITS = {
     "approximate": (
         "    Compute OnlineSoftmax S, O, m, l with scale * log2e",
         "    Compute 30 * tanh(S * (scale / 30)) and get new S\n    Compute OnlineSoftmax S, O, m, l with log2e",
-    )
+    ),
+    "skip": (_STORES, _STORES.replace("q = block * BM", "q = block * BM : Sq")),
 }
+WRAPS = ("skip",)  # that put what stands there under a condition: lines that only move are not shown
 ROLES_TARGET = "H200"  # that a Schedule with roles is shown for; the sample program names an A100
 
 # One edit of the sample program that breaks a rule of the language; the page shows what the checker says.
@@ -256,7 +264,7 @@ def touched(name: str) -> str:
     """Render the lines of a statement that each rewriting changes in the sample program."""
     parts = []
     for shows in sorted(SCHEDULES, key=lambda n: list(REWRITINGS).index(n.split()[0])):
-        changed = changes(step_of(shows), 0, indented=not of_roles(shows))
+        changed = changes(step_of(shows), 0, indented=not of_roles(shows) and shows not in WRAPS)
         lines = [x for x in changed if x[:1] in "+-" and _is(name, x[1:].strip())]
         if lines:
             listed = lines[:8] + (["  ..."] if len(lines) > 8 else [])
@@ -399,7 +407,7 @@ def rewriting(name: str) -> str:
     r = REWRITINGS[name]
     applied = "always, first" if name == "explicit" else f"`{r.form}`"
     facts = f"- form: {applied}\n- example: `{r.example}`\n- class: {r.kind}"
-    return f"{r.doc}\n\n{facts}\n\n## Before and after\n\n{shown(name)}"
+    return f"{r.doc}\n\n{facts}\n\n## Before and after\n\n{shown(name, indented=name not in WRAPS)}"
 
 
 def shown(name: str, *, indented: bool = True) -> str:

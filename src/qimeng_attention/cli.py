@@ -109,6 +109,9 @@ def generate(
         list[str] | None,
         typer.Option("--tensor", help="A named tensor, NAME:DIMS:TYPE, as slopes:Hq:f32; may be repeated."),
     ] = None,
+    varlen: Annotated[
+        bool, typer.Option("--varlen", help="Packed sequences of different lengths, told by cu_seqlens_q and _k.")
+    ] = False,
     spec_file: Annotated[
         Path | None, typer.Option("--spec", help="What a given TL file should compute, for the judge.")
     ] = None,
@@ -133,7 +136,7 @@ def generate(
 
     names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "weights", "scale")
     given = zip(names, (hq, hk, dqk, dv, dtype, mask, score, softcap, weights, scale), strict=True)
-    flags = {k: v for k, v in given if v is not None} | _tensors(tensor)
+    flags = {k: v for k, v in given if v is not None} | _tensors(tensor) | ({"varlen": True} if varlen else {})
     code, spec = _source(source, spec_file, flags)
     verbose = not quiet and not as_json
     if verbose and spec is not None:

@@ -32,6 +32,7 @@ from pydantic import (
 
 from qimeng_attention.errors import SpecError
 from qimeng_attention.named_tensors import Dims, Problem, declared, own_sizes
+from qimeng_attention.packed import check_tensors
 from qimeng_attention.weights import SINK, SINK_DIMS, SINK_TYPES, WEIGHTS, Weights, WeightsName
 
 DTYPES = ("fp16", "bf16")
@@ -69,6 +70,9 @@ class AttentionSpec(BaseModel):
     B: int | None = Field(default=None, ge=1, le=MOST, description="batch, if fixed")
     Sq: int | None = Field(default=None, ge=1, le=MOST, description="query length, if fixed")
     Sk: int | None = Field(default=None, ge=1, le=MOST, description="key length, if fixed")
+    varlen: bool = Field(
+        default=False, description="sequences of different lengths, packed; each call gives cu_seqlens_q and _k"
+    )
     outputs: tuple[Literal["O", "LSE"], ...] = Field(default=("O", "LSE"), description="what the operator gives")
     tensors: dict[str, Dims] = Field(
         default_factory=dict, description="what expressions index besides: name -> {dims: [...], dtype: ...}"
@@ -118,6 +122,12 @@ class AttentionSpec(BaseModel):
         if "O" not in value or len(set(value)) != len(value):
             raise ValueError("must be O, or O and LSE")
         return value
+
+    @model_validator(mode="after")
+    def _packed(self) -> AttentionSpec:
+        if self.varlen:
+            check_tensors(self.tensors)
+        return self
 
     @field_validator("name")
     @classmethod
@@ -174,18 +184,15 @@ class AttentionSpec(BaseModel):
             else "masked"
         )
         mods = ("_softcap" if self.softcap is not None else "") + ("_scored" if self.score.strip() != "score" else "")
-        mods += self.weighing.slug
+        mods += self.weighing.slug + ("_varlen" if self.varlen else "")
         return f"{kind}_{mask}{mods}_d{self.Dqk}{'' if self.Dqk == self.Dv else f'_{self.Dv}'}_{self.dtype}"
 
     def describe(self) -> list[str]:
         """State the operator with everything a reader might otherwise assume."""
         heads = f"{self.Hq} query heads, {self.Hk} key/value heads ({_shared(self.Hq // self.Hk)})"
-        lengths = ", ".join(
-            f"{k} = {v if v is not None else 'any'}" for k, v in (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk))
-        )
         lines = [
             f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
-            f"tensors (B, S, H, D), {lengths}, any strides with a last one of 1",
+            f"{self.layout()}, {self.lengths()}, any strides with a last one of 1",
             "score = scale * (q . k), scale given at each call "
             f"({self.scale_sign}), {self.default_scale:.6g} by default",
         ]
@@ -201,6 +208,21 @@ class AttentionSpec(BaseModel):
         natural = " (LSE is a natural logarithm, of the modified scores)" if self.weighing.summed else ""
         lines.append(f"outputs: {', '.join(self.outputs)}{natural}")
         return lines
+
+    def layout(self) -> str:
+        """Say how tensors lie."""
+        if not self.varlen:
+            return "tensors (B, S, H, D)"
+        return (
+            "tensors (tokens, H, D), one sequence behind the other; cu_seqlens_q and cu_seqlens_k say where each begins"
+        )
+
+    def lengths(self) -> str:
+        """Say which batches and lengths a call may have."""
+        if self.varlen:
+            return f"B = {self.B or 'any'} sequences, Sq and Sk those of each"
+        fixed = (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk))
+        return ", ".join(f"{k} = {v if v is not None else 'any'}" for k, v in fixed)
 
     def visible_keys(self) -> str:
         """Say which keys a query sees, bounds and alignment spelled out."""
@@ -224,6 +246,13 @@ class AttentionSpec(BaseModel):
             spec = cls(**fields)
         except ValidationError as error:
             raise _explained(error, fields) from None
+        if spec.varlen and (given := [n for n in ("Sq", "Sk") if getattr(spec, n) is not None]):
+            raise SpecError(
+                f"{given[0]} = {getattr(spec, given[0])} is fixed, but with varlen each sequence has its own length",
+                hint=f"leave {given[0]} out",
+                field=given[0],
+                value=getattr(spec, given[0]),
+            )
         if spec.Hq % spec.Hk:
             divisors = [d for d in range(1, spec.Hq + 1) if spec.Hq % d == 0]
             nearest = min(divisors, key=lambda d: abs(d - spec.Hk))

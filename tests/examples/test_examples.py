@@ -24,15 +24,16 @@ OPERATOR = (EXAMPLES / "squared_relu.tl").read_text("utf-8")
 def test_there_is_a_test_for_every_example():
     tested = {"causal_gqa.yaml", "window.yaml", "alibi.yaml", "api.py", "squared_relu.tl", "squared_relu.py"}
     tested |= {"documents.yaml", "alibi_slopes.yaml", "decode.yaml", "capped_window.yaml", "capped_window.py"}
-    tested |= {"gpt_oss.yaml", "sigmoid.yaml", "block_mask.yaml"}
+    tested |= {"gpt_oss.yaml", "sigmoid.yaml", "block_mask.yaml", "varlen.yaml"}
 
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == tested
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["causal_gqa", "window", "alibi", "documents", "alibi_slopes", "capped_window", "gpt_oss", "sigmoid", "block_mask"],
-)
+DESCRIPTIONS = ("causal_gqa", "window", "alibi", "documents", "alibi_slopes", "capped_window")
+DESCRIPTIONS += ("gpt_oss", "sigmoid", "block_mask", "varlen")
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_a_description_becomes_cute(name):
     spec = AttentionSpec.load(EXAMPLES / f"{name}.yaml")
     outcome = run(spec, target="A100", judge=False, until="cute")

@@ -16,7 +16,9 @@ import numpy as np
 from qimeng_attention.errors import DiagnosticError, JudgeError
 from qimeng_attention.judge.contents import shape_of
 from qimeng_attention.judge.meaning import Call, own_sizes_of
+from qimeng_attention.judge.packed_call import as_packed
 from qimeng_attention.named_tensors import kernel_name
+from qimeng_attention.packed import OFFSETS, OFFSETS_DTYPE, TOKENS
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
@@ -35,6 +37,15 @@ DIMS = {
     "V": "(B, Sk, Hk, Dv)",
     "Out": "(B, Sq, Hq, Dv)",
     "Lse": "(B, Hq, Sq)",
+}
+PACKED_DIMS = {
+    "Q": "(Tq, Hq, Dqk)",
+    "K": "(Tk, Hk, Dqk)",
+    "V": "(Tk, Hk, Dv)",
+    "Out": "(Tq, Hq, Dv)",
+    "Lse": "(Hq, Tq)",
+    "StartQ": "(B + 1)",
+    "StartK": "(B + 1)",
 }
 SCALE = "scale"
 CHOSEN = (2, 1, 3, 7)  # values for a size that a launcher chooses, taken in turn from shape to shape
@@ -77,8 +88,12 @@ def run_kernels(
     tensors: Mapping[str, Array],
     scalars: Mapping[str, float],
     seed: int,
+    *,
+    partial: bool = False,
 ) -> dict[str, Array]:
     """Interpret kernels in order; a later one reads what an earlier one wrote.
+
+    With `partial` elements that no block writes hold NaN.
 
     Raises:
         Stopped: a fault, or an output element never written.
@@ -90,7 +105,8 @@ def run_kernels(
         inputs = {name: known[name] for name in kernel.inputs}
         try:
             with np.errstate(all="ignore"):
-                given = interpret(kernel, sizes, inputs, {n: scalars[n] for n in kernel.scalars}, seed=seed)
+                own = {n: scalars[n] for n in kernel.scalars}
+                given = interpret(kernel, sizes, inputs, own, seed=seed, partial=partial)
         except DiagnosticError as error:
             found = [d.to_json() for d in error.diagnostics]
             raise Stopped(f"{found[0]['code']}: {found[0]['message']}", found) from None
@@ -107,7 +123,8 @@ def run_kernels(
 def tiles_of(kernels: Sequence[Checked]) -> tuple[int, int]:
     """Give how many queries and keys the program's tiles hold, 1 where nothing steps along them."""
     found = [tile_of_size(kernel) for kernel in kernels]
-    queries, keys = (max((tiles.get(name, 1) for tiles in found), default=1) for name in ("Sq", "Sk"))
+    names = [(length, TOKENS[length]) for length in ("Sq", "Sk")]
+    queries, keys = (max((tiles.get(n, 1) for tiles in found for n in either), default=1) for either in names)
     return queries, keys
 
 
@@ -146,6 +163,7 @@ class Interpreted:
         self.any_heads = all("Hq" in k.sizes and ("Hk" in k.sizes or (one and "Hk" not in k.fixed)) for k in heads)
         self.numbers = numbers_in(kernels)
         self.approximated = approximated_in(kernels)
+        self._partial = spec.varlen  # tokens may belong to no sequence
         self._runs = 0
         _check_names(self.kernels, spec)
         _check_sizes(self.kernels, spec)
@@ -154,7 +172,8 @@ class Interpreted:
         """Interpret the kernels; roles interleave in another order in each run, strides mean nothing here."""
         self._runs += 1
         sizes = sizes_of(call) | chosen_sizes(chosen_in(self.kernels), call)
-        return run_kernels(self.kernels, sizes, tensors, {SCALE: call.scale}, self._runs)
+        scalars = {SCALE: call.scale}
+        return run_kernels(self.kernels, sizes, tensors, scalars, self._runs, partial=self._partial)
 
 
 def sizes_of(call: Call) -> dict[str, int]:
@@ -176,7 +195,7 @@ def chosen_sizes(names: Sequence[str], call: Call) -> dict[str, int]:
 def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
     """Find the roles' tensors, of the right type, and nothing else to feed."""
     made: set[str] = set()
-    named = {kernel_name(name): t.dtype for name, t in spec.tensors.items()}
+    named = named_inputs(spec)
     for kernel in kernels:
         for name in kernel.inputs:
             if name not in INPUTS and name not in made and name not in named:
@@ -208,9 +227,16 @@ def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
         )
 
 
+def named_inputs(spec: AttentionSpec) -> dict[str, str]:
+    """Give what a program reads besides Q, K and V, with its type."""
+    offsets = dict.fromkeys(OFFSETS.values(), OFFSETS_DTYPE) if spec.varlen else {}
+    return {kernel_name(name): t.dtype for name, t in spec.tensors.items()} | offsets
+
+
 def _dims(spec: AttentionSpec) -> dict[str, str]:
     """Give how each tensor is declared."""
-    return DIMS | {kernel_name(name): t.describe() for name, t in spec.tensors.items()}
+    dims = PACKED_DIMS if spec.varlen else DIMS
+    return dims | {kernel_name(name): t.describe() for name, t in spec.tensors.items()}
 
 
 def _unfit(message: str, name: str, known: list[str], declare: str = "", dims: str = "") -> JudgeError:
@@ -233,7 +259,7 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
         "Sk": spec.Sk,
     }
     lengths, own = (spec.B or 2, spec.Sq or 3, spec.Sk or 5), own_sizes_of(spec, 0)
-    call = Call(*lengths, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale, own)
+    call = as_packed(Call(*lengths, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale, own), spec)
     chosen = chosen_sizes(chosen_in(kernels), call)
     shapes = call.shapes() | {kernel_name(n): shape_of(t, call.sizes) for n, t in spec.tensors.items()}
     for kernel in kernels:

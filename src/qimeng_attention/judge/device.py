@@ -24,6 +24,7 @@ from qimeng_attention.judge.candidate import (
     Stopped,
     approximated_in,
     chosen_sizes,
+    named_inputs,
     numbers_in,
     sizes_of,
     tiles_of,
@@ -32,10 +33,10 @@ from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
 from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
 from qimeng_attention.judge.own_function import OwnFunction
+from qimeng_attention.judge.packed_call import as_packed
 from qimeng_attention.judge.process import TIMEOUT_S, Hung, Process
 from qimeng_attention.judge.verdict import Verdict
 from qimeng_attention.judge.worker import CANARY, POISONS
-from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.runtime.expressions import names
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
@@ -161,7 +162,7 @@ class Isolated:
     # -------------------------------------------------------------- files
     def _request(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Any]:
         shapes, types = call.shapes(), {t.name: t.dtype for t in self._manifest.tensors}
-        given = [*INPUTS, *(kernel_name(n) for n in self._spec.tensors)]
+        given = [*INPUTS, *named_inputs(self._spec)]
         for name in given:
             (self._process.folder / f"{name}.in").write_bytes(to_bits(tensors[name], types[name]).tobytes())
         inputs = {n: {"file": f"{n}.in", "dtype": types[n], "shape": tensors[n].shape} for n in given}
@@ -204,7 +205,7 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
     roles = {t.name: (t.role, t.dtype) for t in manifest.tensors}
     wanted: dict[str, tuple[str, str]] = {
         **dict.fromkeys(INPUTS, ("input", spec.dtype)),
-        **{kernel_name(name): ("input", t.dtype) for name, t in spec.tensors.items()},
+        **{name: ("input", dtype) for name, dtype in named_inputs(spec).items()},
         "Out": ("output", spec.dtype),
         **({"Lse": ("output", "f32")} if "LSE" in spec.outputs else {}),
     }
@@ -217,7 +218,7 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
             )
     if unknown := sorted(n for n, (role, _) in roles.items() if n not in (*wanted, "Lse")):
         raise JudgeError(f"{unknown[0]} is no tensor of the spec", hint=f"tensors are {', '.join(wanted)}")
-    known = sizes_of(Call(1, 1, 1, 1, 1, 1, 1, 1.0, own_sizes_of(spec, 0)))
+    known = sizes_of(as_packed(Call(1, 1, 1, 1, 1, 1, 1, 1.0, own_sizes_of(spec, 0)), spec))
     if unknown := sorted(set(manifest.sizes) - known.keys()):
         raise JudgeError(f"the size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(known)}")
     if [x.name for x in manifest.scalars] != [SCALE]:

@@ -32,6 +32,7 @@ from qimeng_attention.judge.inputs import (
 )
 from qimeng_attention.judge.meaning import Call, Operator
 from qimeng_attention.judge.own_function import OwnFunction, blind_rows, compare_own
+from qimeng_attention.judge.packed import Packed
 from qimeng_attention.judge.properties import PROPERTIES, Outputs, Property, Run, compared, difference
 from qimeng_attention.judge.reference import Truth, baseline, truth
 from qimeng_attention.judge.threads import one_thread
@@ -98,6 +99,8 @@ def judge_candidate(
 ) -> Verdict:
     """Judge anything that runs; arguments as of `judge_program`."""
     start = time.monotonic()
+    if spec.varlen:
+        candidate = Packed(candidate, spec, tiles)
     course = _Course(candidate, spec, tiles, draw_seed(candidate.digest, seed), budget, reference, own)
     with one_thread():
         course.settle_heads()

@@ -90,9 +90,9 @@ class _Memory:
         torch, kind, shape = self.torch, self.types[a["dtype"]], a["shape"]
         data = torch.frombuffer(bytearray(file.read_bytes()), dtype=kind) if prod(shape) else torch.empty(0, dtype=kind)
         tensor = data.reshape(shape).to(self.device)
-        if layout == "heads first" and len(shape) == 4:  # of others the last stride would not stay 1
-            whole = tensor.transpose(1, 2).contiguous()
-            return whole.transpose(1, 2), whole
+        if layout == "heads first" and len(shape) in (3, 4):  # of others the last stride would not stay 1
+            whole = tensor.transpose(-3, -2).contiguous()
+            return whole.transpose(-3, -2), whole
         if layout == "padded rows":
             gap = GAPS.get(a["dtype"], float("nan"))
             whole = torch.full((*shape[:-1], shape[-1] + GAP), gap, dtype=kind, device=self.device)

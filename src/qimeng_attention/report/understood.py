@@ -81,11 +81,10 @@ def _key_head(spec: AttentionSpec) -> str:
 
 
 def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str]]:
-    lengths = ", ".join(f"{n} = {'any' if (v := getattr(spec, n)) is None else v}" for n in ("B", "Sq", "Sk"))
     default = f"{spec.default_scale:.6g}" + (f" = 1 / sqrt({spec.Dqk})" if spec.scale is None else "")
     signs = "positive ones only" if spec.scale_sign == "positive" else "of any sign"
     lines = [
-        ("layout", f"(B, S, H, D), {lengths}, any strides with a last one of 1"),
+        ("layout", f"{spec.layout().removeprefix('tensors ')}, {spec.lengths()}, any strides with a last one of 1"),
         ("types", f"Q, K, V and O are {spec.dtype}; scores and sums are float32"),
         ("heads", f"{spec.Hq} for queries, {spec.Hk} for keys and values; query head h reads head {_key_head(spec)}"),
         ("head dims", f"{spec.Dqk} for queries and keys, {spec.Dv} for values"),
@@ -98,6 +97,11 @@ def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str
         ),
     ]
     lines += _weights(spec)
+    if spec.varlen:
+        lines.append(("sequences", "b is the sequence; q_idx, kv_idx, Sq and Sk are its own, and it sees no other"))
+        lines.append(
+            ("offsets", "held within the tensors whatever they are; tokens of no sequence are left as they were")
+        )
     if "LSE" in spec.outputs:
         lines.append(("LSE", "a natural logarithm, of the scores after every modification"))
     return lines

@@ -7,6 +7,7 @@
     out = attention(q, k, v, slopes=slopes)                  # where the spec names the tensor slopes
     lists = attention.lists(q, k, v, doc=ids)                # which tiles a mask with tensors leaves, made once
     out = attention(q, k, v, doc=ids, lists=lists)           # for calls with the same tensors
+    out = attention(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts)  # (tokens, H, D), where it says varlen
 
 A call runs on the tensors' device and PyTorch's current stream, neither waits nor copies, and can be captured
 in a CUDA graph. What the kernel was not made for is a LaunchError, and nothing is launched.

@@ -64,6 +64,16 @@ def names(expression: Expression) -> Iterator[str]:
             yield from names(argument)
 
 
+def told_by(expression: Expression) -> tuple[str, int] | None:
+    """Give the size that a dimension tells, and what is to be taken off: `Sq` and `B + 1` do, `Hk * G` does not."""
+    match expression:
+        case str(name):
+            return name, 0
+        case ("+", str(name), int(more)) | ("+", int(more), str(name)):
+            return name, more
+    return None
+
+
 def evaluate(expression: Expression, sizes: Mapping[str, int]) -> int:
     """Compute the value.
 

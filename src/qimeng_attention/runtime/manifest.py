@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from qimeng_attention.runtime.expressions import Expression, names
+from qimeng_attention.runtime.expressions import Expression, names, told_by
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -27,6 +27,7 @@ ITEM_BYTES = {"fp16": 2, "bf16": 2, "f32": 4, "i32": 4, "i64": 8, "bool": 1}
 ROLES = ("input", "output")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 MOST_KERNELS = 9  # of a bundle: more than any operator needs
+MOST_RANK = 5  # dimensions of a tensor map; CUDA driver API, cuTensorMapEncodeTiled
 MOST_BOX = 256  # elements along a dimension; CUDA driver API, cuTensorMapEncodeTiled
 SWIZZLES = (64, 128)  # bytes of a box's row, over which it is swizzled in shared memory
 CALL = ("q", "k", "v")  # the arguments of Bundle.__call__
@@ -86,6 +87,7 @@ class TensorMap:
     box: tuple[int, ...]  # elements along each dimension
     dimension: int = 0  # the one seen as two, groups and their rows
     group: int = 0  # rows of a group, beyond which a box reads zeros; 0: no dimension is two
+    ragged: bool = False  # the dimension is two, so that each copy says how many rows its box has (tensor_maps.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,8 @@ def _wrong_argument(manifest: Manifest) -> str | None:
     for box in manifest.maps:
         if box.group < 0 or not 0 <= box.dimension < len(box.box):
             return f"maps: the group of {box.tensor} must have rows, along one of its dimensions"
+        if box.ragged and (box.group or box.dimension == len(box.box) - 1 or len(box.box) > MOST_RANK - 1):
+            return f"maps: {box.tensor} is ragged along one dimension, not the last, of {MOST_RANK - 1} at most"
         kind = tensors.get(box.tensor)
         if kind is None or len(kind.dims) != len(box.box) or not all(1 <= n <= MOST_BOX for n in box.box):
             return f"maps: {box.tensor} must be a tensor, its box from 1 to {MOST_BOX} along each dimension"
@@ -282,7 +286,8 @@ def _wrong_call(manifest: Manifest) -> str | None:
         return "outputs: must name every output tensor"
     if [scalar.name for scalar in manifest.scalars] not in ([], ["scale"]):
         return "scalars: a call gives none but scale"
-    found = {dim for name in inputs for dim in manifest.tensor(name).dims if isinstance(dim, str)}
+    told = [told_by(dim) for name in inputs for dim in manifest.tensor(name).dims]
+    found = {size[0] for size in told if size is not None}
     missing = [name for name in manifest.sizes if name not in found]
     return f"sizes: {', '.join(missing)} is a dimension of no input" if missing else None
 

@@ -133,6 +133,10 @@ class _Fields:
             raise ValueError(f"{self._place}{name}: is of the wrong kind")
         return value
 
+    def has(self, name: str) -> bool:
+        """Tell whether a field is there, and not taken yet."""
+        return name in self._left
+
     def expression(self, name: str) -> expressions.Expression:
         """Take an expression of sizes."""
         return _expression(self.take(name, int, str, list), f"{self._place}{name}")
@@ -209,7 +213,8 @@ def _map(fields: _Fields) -> TensorMap:
     name, box = fields.take("tensor", str), fields.take("box", list)
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in box):
         raise ValueError("maps.box: must hold integers")
-    return TensorMap(name, tuple(box), fields.take("dimension", int), fields.take("group", int))
+    ragged = fields.has("ragged") and fields.take("ragged", bool)  # bundles made before there were any say nothing
+    return TensorMap(name, tuple(box), fields.take("dimension", int), fields.take("group", int), ragged)
 
 
 def _scalar(fields: _Fields) -> Scalar:

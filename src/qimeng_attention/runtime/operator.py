@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime.bundle import INSTALL, refuse_grad
 from qimeng_attention.runtime.checks import COMPARE, named_arguments
-from qimeng_attention.runtime.expressions import evaluate, show
+from qimeng_attention.runtime.expressions import evaluate, show, told_by
 from qimeng_attention.runtime.manifest import CALL, Manifest
 from qimeng_attention.runtime.manifest_json import to_json
 from qimeng_attention.runtime.plan import TORCH_TYPES, TensorLike, check_kind, layout_of
@@ -195,8 +195,8 @@ def sizes_of(torch: Any, manifest: Manifest, tensors: Mapping[str, Any]) -> dict
     for tensor, given, label in pairs:
         check_kind(tensor, layout_of(given, label), label)
         for dim, extent in zip(tensor.dims, given.shape, strict=True):
-            if isinstance(dim, str):
-                sizes.setdefault(dim, extent)
+            if told := told_by(dim):
+                sizes.setdefault(told[0], extent - told[1] if told[1] else extent)
     for tensor, given, label in pairs:
         for axis, (dim, extent) in enumerate(zip(tensor.dims, given.shape, strict=True)):
             expected = evaluate(dim, sizes)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 from qimeng_attention.errors import LaunchError
 from qimeng_attention.runtime.checks import COMPARE, INT32_MAX
-from qimeng_attention.runtime.expressions import Expression, evaluate, show
+from qimeng_attention.runtime.expressions import Expression, evaluate, show, told_by
 from qimeng_attention.runtime.manifest import Manifest, Requirement, Tensor
 from qimeng_attention.runtime.overlap import extent_of, interleaved, may_overlap
 from qimeng_attention.runtime.tensor_maps import Box, boxes_of
@@ -197,9 +197,18 @@ def _bind(manifest: Manifest, pairs: Sequence[tuple[Tensor, Layout, str]]) -> di
     """Take each size from the first dimension that is it, of inputs first; others must agree."""
     found: dict[str, tuple[int, str]] = {}
     for tensor, (shape, *_), label in sorted(pairs, key=lambda pair: pair[0].role):
-        for axis, (dim, extent) in enumerate(zip(tensor.dims, shape, strict=True)):
-            if not isinstance(dim, str):
+        for axis, (expression, whole) in enumerate(zip(tensor.dims, shape, strict=True)):
+            told = told_by(expression)
+            if told is None:
                 continue
+            dim, extent = told[0], whole - told[1]
+            if extent < 0:
+                raise LaunchError(
+                    f"dimension {axis} of {label} is {whole}, {told[1]} at least",
+                    hint=f"{label} has the dimensions {_dims(tensor)}",
+                    argument=label,
+                    axis=axis,
+                )
             value, place = found.setdefault(dim, (extent, f"{label} (dimension {axis})"))
             if value != extent:
                 raise LaunchError(

@@ -2,6 +2,11 @@
 
 A tile that reaches past a dimension's end is filled with zeros, and never written there, because the map has every
 dimension of the tensor. A box's row is swizzled over its own bytes.
+
+A ragged dimension ends where each copy says. The engine sees it as two of the same stride: a, with as many rows as the
+box, and b, with one more than the tensor, from an address that lies a box before the tensor's. A copy of the `rows`
+rows behind row `at` starts at a = box - rows and b = at + rows: row i of the box is row at + i of the tensor, and from
+i = rows on outside of a. So b tells the engine where the tensor ends, and a where the copy does.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ class Box:
     extents: tuple[int, ...]
     strides: tuple[int, ...]  # bytes, of all dimensions but the innermost
     box: tuple[int, ...]
+    before: int = 0  # bytes from where the map begins to the tensor
 
 
 def boxes_of(
@@ -51,7 +57,15 @@ def boxes_of(
             extents[at : at + 1] = [max(extents[at] // wanted.group, 1), wanted.group]
             steps[at : at + 1] = [strides[at] * wanted.group * kind.item_bytes, strides[at] * kind.item_bytes]
             box[at : at + 1] = [1, box[at]]
-        found.append(Box(index, kind.dtype, *(tuple(reversed(x)) for x in (extents, steps, box))))
+        before = 0
+        if wanted.ragged:
+            at = wanted.dimension
+            before = steps[at] * box[at]
+            extents[at : at + 1] = [shape[at] + 1, box[at]]
+            steps[at : at + 1] = [steps[at], steps[at]]
+            box[at : at + 1] = [1, box[at]]
+        extents, steps, box = (x[::-1] for x in (extents, steps, box))
+        found.append(Box(index, kind.dtype, tuple(extents), tuple(steps), tuple(box), before))
     return tuple(found)
 
 
@@ -69,7 +83,7 @@ def encode(driver: Any, box: Box, pointer: int) -> bytes:
     result, encoded = driver.cuTensorMapEncodeTiled(
         getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_TYPES[box.dtype]}"),
         len(box.extents),
-        pointer,
+        pointer - box.before,
         [driver.cuuint64_t(n) for n in box.extents],
         [driver.cuuint64_t(n) for n in box.strides],
         [driver.cuuint32_t(n) for n in box.box],

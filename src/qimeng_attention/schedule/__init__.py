@@ -27,6 +27,7 @@ from qimeng_attention.schedule import (
     rescale,
     ring,
     roles,
+    skip,
     split,
     stage,
     store,
@@ -66,6 +67,7 @@ REWRITINGS: dict[str, Rewriting] = {
         stage,
         unroll,
         warps,
+        skip,
         grid,
         group,
     )

@@ -114,7 +114,7 @@ def _makes(n: s.Statement) -> set[str]:
     """Give the names that get their value in a statement."""
     made: set[str] = set()
     for x in statements((n,)):
-        made |= {x.name} if isinstance(x, s.Let) else {x.out} if isinstance(x, s.Gemm) else written_by(x)
+        made |= {x.name} if isinstance(x, s.Let | s.Find) else {x.out} if isinstance(x, s.Gemm) else written_by(x)
     return made
 
 

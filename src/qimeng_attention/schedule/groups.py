@@ -85,7 +85,7 @@ def _committed(body: Body) -> Body:
             out.append(replace(made, orelse=_committed(made.orelse)) if isinstance(made, s.If) else made)
             continue
         copies = any(isinstance(x, s.Copy) and x.asynchronous for x in statements((n,)))
-        if open_run and not copies and not isinstance(n, s.Let | s.Allocate):
+        if open_run and not copies and not isinstance(n, s.Let | s.Find | s.Allocate):
             out.append(s.Commit())
             open_run = False
         out.append(n)

@@ -117,7 +117,7 @@ def _produce(body: tuple[s.Statement, ...], split: _Split) -> tuple[s.Statement,
             made += [wait, replace(n, slot=None, asynchronous=True, signals=f"{ring}.full", above=())]
         elif isinstance(n, s.For | s.If) and any(_is_fill(x) for x in statements((n,))):
             made.append(_inside(n, lambda part: _produce(part, split)))
-        elif isinstance(n, s.Let):
+        elif isinstance(n, s.Let | s.Find):
             made.append(n)
     return tuple(made)
 
@@ -132,7 +132,7 @@ def _needed(body: tuple[s.Statement, ...]) -> tuple[s.Statement, ...]:
     """Leave out each Let whose name nothing behind it reads."""
     kept: list[s.Statement] = []
     for n in reversed(body):
-        if isinstance(n, s.Let) and not any(n.name in names_in(x) for x in statements(tuple(kept))):
+        if isinstance(n, s.Let | s.Find) and not any(n.name in names_in(x) for x in statements(tuple(kept))):
             continue
         kept.insert(0, _inside(n, _needed) if isinstance(n, s.For | s.If) else n)
     return tuple(kept)
@@ -151,7 +151,7 @@ def _consume(body: tuple[s.Statement, ...], split: _Split, moving: frozenset[str
     made: list[s.Statement] = []
     for i, n in enumerate(body):
         if isinstance(n, s.Copy) and i in pending:
-            starts = tuple((c.axis, c.start) for c in n.coordinate if c.axis is not None and c.at is None)
+            starts = tuple((c.axis, c.start) for c in n.coordinate if c.axis is not None)
             places[n.to_name or n.name] = tuple((a, e) for a, e in starts if names_in(e) & moving)
             made.append(s.Wait("full", pending[i]))
         elif isinstance(n, s.For):
@@ -191,12 +191,18 @@ def _share_copy(n: s.Copy, split: _Split) -> s.Copy:
     axes = [c.axis for c in n.coordinate if c.axis is not None]
     if split.axis not in axes:
         return n
-    coordinate = tuple(
-        replace(c, start=add(c.start, split.first_row)) if c.axis == split.axis else c for c in n.coordinate
-    )
+    coordinate = tuple(_shifted(c, split) if c.axis == split.axis else c for c in n.coordinate)
     at = axes.index(split.axis)
     dims = tuple(replace(d, size=num(split.rows)) if i == at else d for i, d in enumerate(n.dims))
     return replace(n, coordinate=coordinate, dims=dims)
+
+
+def _shifted(c: s.Coordinate, split: _Split) -> s.Coordinate:
+    """Begin at the instance's first row; in memory too, unless the place follows from the row."""
+    moved = replace(c, start=add(c.start, split.first_row))
+    if c.at is None or split.axis in names_in(c.at):
+        return moved
+    return replace(moved, at=add(c.at, split.first_row))
 
 
 REWRITING = Rewriting(

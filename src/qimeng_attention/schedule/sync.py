@@ -178,7 +178,7 @@ def _region(loop: s.For) -> tuple[s.Statement, ...]:
 
 
 def _around(loop: s.For) -> s.If | None:
-    rest = [n for n in loop.body if not isinstance(n, s.Let)]
+    rest = [n for n in loop.body if not isinstance(n, s.Let | s.Find)]
     only = rest[0] if len(rest) == 1 else None
     return only if isinstance(only, s.If) and not only.orelse and loop.body[-1] is only else None
 

@@ -159,6 +159,9 @@ class LineBuilder(Transformer[Token, Any]):
     def let(self, meta: Any, c: list[Any]) -> s.Statement:
         return s.Let(str(c[0]), c[1], span=self._span(meta))
 
+    def find(self, meta: Any, c: list[Any]) -> s.Statement:
+        return s.Find(str(c[0]), c[1], c[2], span=self._span(meta))
+
     def allocate(self, meta: Any, c: list[Any]) -> s.Statement:
         name, space, dims, dtype, init, *options = c
         extra: dict[str, Any] = {}

@@ -8,7 +8,7 @@ Not here: which sizes are tried (small_model.py), and what counts as a fault of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -21,7 +21,7 @@ from qimeng_attention.tl.evaluate import Environment, integer
 from qimeng_attention.tl.interpreter import check_written, grid_points, grid_ranges, make_machine
 from qimeng_attention.tl.machine import Fault, Machine, Unfinished
 from qimeng_attention.tl.numerics import Array
-from qimeng_attention.tl.small_model import small_sizes
+from qimeng_attention.tl.small_model import rising, searches, small_sizes
 from qimeng_attention.tl.traverse import names_in, statements
 from qimeng_attention.tl.types import Checked
 
@@ -42,9 +42,10 @@ def run_small(checked: Checked, allowance: Allowance | None = None) -> list[Diag
     """Run a program on small sizes without numbers and give the first fault of each kind."""
     allowance = allowance or Allowance()
     found: dict[str, Diagnostic] = {}
+    searched = searches(checked)
     for sizes in small_sizes(checked):
         try:
-            _run_once(checked, sizes, allowance)
+            _run_once(checked, sizes, allowance, searched)
         except Fault as fault:
             message = f"{fault.diagnostic.message}{_shown(sizes)}"
             span = fault.diagnostic.span if fault.diagnostic.span.line else checked.kernel.span
@@ -75,8 +76,10 @@ def _shown(sizes: dict[str, int]) -> str:
     return f" (with {', '.join(f'{k} = {v}' for k, v in sizes.items())})" if sizes else ""
 
 
-def _run_once(checked: Checked, sizes: dict[str, int], allowance: Allowance) -> None:
-    machine = make_machine(checked, sizes, {}, dict.fromkeys(checked.scalars, 1.0), numeric=False)
+def _run_once(checked: Checked, sizes: dict[str, int], allowance: Allowance, searched: Sequence[s.Find] = ()) -> None:
+    machine = make_machine(
+        checked, sizes, rising(checked, sizes, searched), dict.fromkeys(checked.scalars, 1.0), numeric=False
+    )
     machine.steps_left = allowance.steps
     machine.written = {n: _counts(machine.tensors[n]) for n in checked.outputs}
     try:
@@ -98,7 +101,7 @@ def _reads_for_control(checked: Checked) -> bool:
     """Tell whether elements of tensors decide where results go."""
     loaded = set(checked.tensors)
     for n in statements(checked.kernel.body):
-        if isinstance(n, s.Let) and names_in(n.value) & loaded:
+        if isinstance(n, s.Let | s.Find) and names_in(n) & loaded:
             loaded.add(n.name)
         elif (isinstance(n, s.If) and names_in(n.condition) & loaded) or (
             isinstance(n, s.Copy) and n.target == "global" and names_in(n.coordinate) & loaded

@@ -29,6 +29,7 @@ def interpret(
     seed: int = 0,
     source: str = "",
     file: str = "<tl>",
+    partial: bool = False,
 ) -> dict[str, Array]:
     """Run a program on one set of inputs.
 
@@ -39,6 +40,9 @@ def interpret(
         type.
         scalars: a value for each Scalar.
         seed: of the order in which roles interleave and copies complete.
+        source: the program's text, for diagnostics.
+        file: its name.
+        partial: the inputs decide which elements are written, and the others hold NaN; else each must be.
 
     Returns:
         The outputs by name, float32 arrays that hold values of their types.
@@ -50,7 +54,8 @@ def interpret(
     try:
         for index in grid_points(checked, machine.sizes):
             machine.run_block(index)
-        check_written(machine)
+        if not partial:
+            check_written(machine)
     except Fault as fault:
         raise DiagnosticError([fault.diagnostic], source=source, file=file) from None
     return {name: machine.tensors[name] for name in checked.outputs}
@@ -87,7 +92,7 @@ def make_machine(
     seed: int = 0,
     numeric: bool = True,
 ) -> Machine:
-    """Prepare a run: inputs rounded, outputs poisoned with NaN, writes counted; without numbers nothing is filled.
+    """Prepare a run: inputs rounded, outputs poisoned with NaN, writes counted; without numbers only given inputs are.
 
     An output that is only accumulated into begins at 0, as the launcher leaves it.
     """
@@ -96,7 +101,7 @@ def make_machine(
     tensors: dict[str, Array] = {}
     for name, tensor in checked.tensors.items():
         shape = tuple(max(0, integer(d, {**checked.fixed, **ints})) for d in tensor.dims)
-        if not numeric:
+        if not numeric and name not in inputs:
             tensors[name] = np.broadcast_to(empty_of(tensor.dtype, ()), shape)  # takes no memory
         elif name in checked.outputs:
             tensors[name] = np.full(shape, 0.0 if name in sums else np.nan, np.float32)

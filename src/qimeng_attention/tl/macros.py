@@ -163,7 +163,7 @@ def _locals(define: s.Define) -> list[str]:
         match n:
             case s.Compute(out=str(name)) | s.Gemm(out=str(name)) | s.Reshape(out=str(name)) | s.Apply(out=str(name)):
                 made[name] = None
-            case s.Let(name=name) | s.Allocate(name=name) | s.Copy(to_name=str(name)):
+            case s.Let(name=name) | s.Find(name=name) | s.Allocate(name=name) | s.Copy(to_name=str(name)):
                 made[name] = None
             case s.For(var=name):
                 made[name] = None

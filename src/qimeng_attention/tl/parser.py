@@ -35,6 +35,7 @@ KEYWORDS = (
     "Grid",
     "Warps",
     "Let",
+    "Find",
     "Choose",
     "Allocate",
     "Copy",

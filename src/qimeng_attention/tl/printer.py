@@ -178,6 +178,11 @@ def _wait(n: s.Wait) -> str:
     return f"Wait {n.kind}{' ' if n.kind == 'turn' else ' pending '}{expression(n.count)}"
 
 
+def _find(n: s.Find) -> str:
+    span = f"{expression(n.range.start)} : {expression(n.range.stop)}"
+    return f"Find {n.name} = {span} where {expression(n.condition)}"
+
+
 _FORMS: dict[type, Callable[[Any], str]] = {
     s.Size: _size,
     s.Scalar: lambda n: f"Scalar {n.name} {n.dtype}" + (f" {n.op} {expression(n.bound)}" if n.op else ""),
@@ -185,6 +190,7 @@ _FORMS: dict[type, Callable[[Any], str]] = {
     s.Grid: _grid,
     s.Warps: _warps,
     s.Let: lambda n: f"Let {n.name} = {expression(n.value)}",
+    s.Find: _find,
     s.Choose: lambda n: f"Choose {n.name} = {expression(n.value)}",
     s.Allocate: _allocate,
     s.Copy: _copy,

@@ -8,12 +8,18 @@ conditions of another kind; the judge runs those at full size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+
+import numpy as np
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
+from qimeng_attention.tl.traverse import names_in, statements
 from qimeng_attention.tl.types import Checked
+
+SEARCHED = 3  # of a size that is searched: with one there is nothing to find
 
 
 def small_sizes(checked: Checked, limit: int = 36) -> list[dict[str, int]]:
@@ -32,7 +38,8 @@ def small_sizes(checked: Checked, limit: int = 36) -> list[dict[str, int]]:
         around[name] = sorted({0, 1, size - 1, size, size + 1, 2 * size + 1})
         if stages > 1:  # a ring shows its faults when it has gone round
             around[name].append((stages + 2) * size + 1)
-    rest = {name: 1 for name in checked.sizes if name not in tiles}
+    looked = {x for n in searches(checked) for x in names_in(n.range)}
+    rest = {name: SEARCHED if name in looked else 1 for name in checked.sizes if name not in tiles}
     numbers: Sequence[int]
     total = prod(len(values) for values in around.values())
     if total <= limit:
@@ -42,6 +49,34 @@ def small_sizes(checked: Checked, limit: int = 36) -> list[dict[str, int]]:
     many = 3 * max((tiles[name] for name in sequence), default=0) + 1  # several blocks, each with several tiles
     long = [{**rest, **dict.fromkeys(sequence, many)}] if sequence else []
     return [{**rest, **_combination(n, around)} for n in numbers] + long
+
+
+def searches(checked: Checked) -> list[s.Find]:
+    """Give the searches of a program."""
+    return [n for n in statements(checked.kernel.body) if isinstance(n, s.Find)]
+
+
+def starts(checked: Checked, sizes: Mapping[str, int]) -> dict[str, Array]:
+    """Give rising contents for the vectors of integers that a Find searches, and for those as long as one of them.
+
+    They divide the longest of the sizes evenly: with zeros, as other tensors hold them here, there would be no rows.
+    """
+    return rising(checked, sizes, searches(checked))
+
+
+def rising(checked: Checked, sizes: Mapping[str, int], searched: Sequence[s.Find]) -> dict[str, Array]:
+    """Give the same for searches that are known."""
+    if not searched:
+        return {}
+    read = {x for n in searched for x in names_in(n.condition)} & set(checked.tensors)
+    shapes = {checked.tensors[name].dims for name in read}
+    found = {}
+    for name in checked.inputs:
+        tensor = checked.tensors[name]
+        if tensor.dtype in INTEGER_TYPES and len(tensor.dims) == 1 and tensor.dims in shapes:
+            length = max(0, integer(tensor.dims[0], {**checked.fixed, **sizes}))
+            found[name] = np.arange(length) * max(sizes.values(), default=0) // max(length - 1, 1)
+    return found
 
 
 def _combination(number: int, around: dict[str, list[int]]) -> dict[str, int]:
@@ -56,7 +91,6 @@ def _combination(number: int, around: dict[str, list[int]]) -> dict[str, int]:
 def tile_of_size(checked: Checked) -> dict[str, int]:
     """Give for each run-time size the largest tile that steps along it."""
     from qimeng_attention.tl.coordinates import CoordinateError, copy_tensor, places
-    from qimeng_attention.tl.traverse import statements
 
     found: dict[str, int] = {}
     for n in statements(checked.kernel.body):

@@ -215,6 +215,15 @@ class Let(Statement):
 
 
 @dataclass(frozen=True, slots=True)
+class Find(Statement):
+    """`Find batch = 0 : B where Start[batch] <= row`: the last integer of a range up to which a condition holds."""
+
+    name: str
+    range: Range
+    condition: Expr  # of the name: it holds from the range's start up to the one looked for
+
+
+@dataclass(frozen=True, slots=True)
 class Allocate(Statement):
     """A tensor in global memory, or a tile in shared memory or registers."""
 

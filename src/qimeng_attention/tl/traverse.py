@@ -161,7 +161,7 @@ def rename_tiles(n: s.Statement, names: Mapping[str, str]) -> s.Statement:
             new = replace(new, name=pick(new.name), to_name=pick(new.to_name))
         case s.Allocate():
             new = replace(new, name=pick(new.name), view=pick(new.view), over=pick(new.over))
-        case s.Let():
+        case s.Let() | s.Find():
             new = replace(new, name=pick(new.name))
         case s.For():
             new = replace(new, var=pick(new.var))

@@ -8,7 +8,7 @@ counter where the grid has one. Expressions are JSON: an integer, a size's name,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from qimeng_attention.errors import DiagnosticError
@@ -24,18 +24,20 @@ from qimeng_attention.tl.types import Checked
 class TensorMap:
     """A tensor as the copy engine sees it: the box of elements that one instruction moves, dimension by dimension.
 
-    With a group the engine sees one dimension as two, groups and the rows of each: a larger box ends with its group.
+    With a group the engine sees one dimension as two, groups and the rows of each: a larger box ends with its group. A
+    ragged dimension is two as well, so that each copy says itself where its box ends (runtime/tensor_maps.py).
     """
 
     tensor: str
     box: tuple[int, ...]
     dimension: int = 0  # the one that is two
     group: int = 0  # rows of a group, 0 where none is
+    ragged: bool = False  # each copy says how many rows there are
 
     @property
     def name(self) -> str:
         """Name the kernel's argument."""
-        group = f"_by_{self.group}" if self.group else ""
+        group = f"_by_{self.group}" if self.group else "_ragged" if self.ragged else ""
         return f"m{self.tensor}_{'x'.join(map(str, self.box))}{group}"
 
 
@@ -73,7 +75,7 @@ def launch_facts(checked: Checked, maps: Sequence[TensorMap] = ()) -> dict[str, 
         }
         for d in checked.grid.dims
     ]
-    boxes = [{"tensor": m.tensor, "box": list(m.box), "dimension": m.dimension, "group": m.group} for m in maps]
+    boxes = [{**asdict(m), "box": list(m.box)} for m in maps]
     return {
         "grid": grid,
         "persistent": checked.grid.persistent,

@@ -22,6 +22,7 @@ from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, JudgeError, QimengError, SpecError
 from qimeng_attention.judge import OwnFunction, Place, judge_program
 from qimeng_attention.named_tensors import kernel_name
+from qimeng_attention.packed import OFFSETS
 from qimeng_attention.runtime import Bundle, load
 from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap, kernel_file
 from qimeng_attention.spec import AttentionSpec
@@ -236,7 +237,8 @@ def manifest_of(results: Results) -> Manifest:
     names = {t.name for t in face.tensors}
     inputs = {t.name for t in face.tensors if t.role == "input"}
     named = {kernel_name(name): name for name in results.spec.tensors} if results.spec else {}
-    arguments = _ARGUMENTS | named
+    packed = {tensor: name for name, tensor in OFFSETS.items()} if results.spec and results.spec.varlen else {}
+    arguments = _ARGUMENTS | packed | named
     callable_ = inputs == set(arguments) and "Out" in names  # with other inputs it is called through `launch`
     return replace(
         whole,
@@ -274,7 +276,7 @@ def _kernel_manifest(results: Results, t: Translation) -> Manifest:
         scalars=tuple(
             Scalar(name=x["name"], dtype=x["dtype"], op=x["op"], bound=x["bound"] or 0.0) for x in facts["scalars"]
         ),
-        maps=tuple(TensorMap(m["tensor"], tuple(m["box"]), m["dimension"], m["group"]) for m in facts["maps"]),
+        maps=tuple(TensorMap(**(m | {"box": tuple(m["box"])})) for m in facts["maps"]),
         persistent=facts["persistent"],
         counter=facts["counter"],
         chosen=facts["chosen"],

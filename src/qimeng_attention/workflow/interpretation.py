@@ -12,13 +12,15 @@ from qimeng_attention.tl.checker import check_text
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.interpreter import interpret
 from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
+from qimeng_attention.tl.small_model import starts
 from qimeng_attention.tl.types import Checked
 
 
 def interpret_file(
     text: str, file: str, sizes: dict[str, int], scalars: dict[str, float], seed: int, save: Path | None
 ) -> dict[str, Any]:
-    """Run the first kernel of a TL text on N(0, 1) inputs (zeros for integer tensors) and describe its tensors.
+    """Run the first kernel of a TL text on N(0, 1) inputs (integer tensors: zeros, or evenly rising
+    where a Find searches them) and describe its tensors.
 
     Raises:
         DiagnosticError: the program is refused, or a fault is found while running.
@@ -56,11 +58,13 @@ def interpret_file(
 def _inputs(checked: Checked, sizes: dict[str, int], seed: int) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     made: dict[str, Array] = {}
+    rising = starts(checked, sizes)
     for name in checked.inputs:
         tensor = checked.tensors[name]
         shape = tuple(integer(d, {**checked.fixed, **sizes}) for d in tensor.dims)
         integers = tensor.dtype in INTEGER_TYPES
-        made[name] = np.zeros(shape, np.int64) if integers else rng.standard_normal(shape).astype(np.float32)
+        zeros = rising.get(name, np.zeros(shape, np.int64)) if integers else None
+        made[name] = zeros if zeros is not None else rng.standard_normal(shape).astype(np.float32)
     return made
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from qimeng_attention.author.planner.lengths import lengths_of
 from qimeng_attention.author.planner.sketch import visible
 from qimeng_attention.author.planner.widths import tile_line, widths
 from qimeng_attention.named_tensors import kernel_name, own_sizes
@@ -54,6 +55,7 @@ def write_code(
     body = reshaped(body, spec)
     shapes = _register_tiles(kernel, spec)
     before = [*frame.body, *[_allocate(name, dims, kernel, sketch) for name, dims in shapes]]
+    before += lengths_of(spec).lets
     if _grouped(spec):
         group = s.Binary("//", s.Name("head"), s.Binary("//", s.Name("Hq"), s.Name("Hk")))
         before.append(s.Let("head_k", group, comment=f"{spec.Hq // spec.Hk} query heads share a key head"))
@@ -65,15 +67,17 @@ def write_code(
 
 
 def _frame(spec: AttentionSpec, target: Target, t: Tiled, why: str, schedule: Sequence[str]) -> str:
-    free = [n for n in ("B", "Sq", "Sk") if getattr(spec, n) is None] + ["Hq", *(["Hk"] if _grouped(spec) else [])]
+    lie = lengths_of(spec)
+    free = [n for n in lie.sizes if getattr(spec, n, None) is None] + ["Hq", *(["Hk"] if _grouped(spec) else [])]
     free += own_sizes(spec.tensors)
-    fixed = [f"{n} = {getattr(spec, n)}" for n in ("B", "Sq", "Sk") if getattr(spec, n) is not None]
+    fixed = [f"{n} = {getattr(spec, n)}" for n in lie.sizes if getattr(spec, n, None) is not None]
     dims = dict.fromkeys(widths(spec))
     fixed += [f"{w.size} = {w.elements}" for w in dims]
     heads_k = "Hk" if _grouped(spec) else "Hq"
     bound = " > 0" if spec.scale_sign == "positive" else ""
     qk, v = (w.size for w in widths(spec))
-    lse = ["Allocate Lse in global (B, Hq, Sq) f32"] if "LSE" in spec.outputs else []
+    keys = lie.keys.format(heads=heads_k)
+    lse = [f"Allocate Lse in global ({lie.lse}) f32"] if "LSE" in spec.outputs else []
     lines = [
         *[f"# {line}" for line in spec.describe()],
         f"Kernel {spec.kernel_name} for {target.name.lower()}",
@@ -82,12 +86,12 @@ def _frame(spec: AttentionSpec, target: Target, t: Tiled, why: str, schedule: Se
         f"Scalar scale f32{bound}",
         f"Tile BM = {t.rows}, BN = {t.columns}  # {why}",
         *[tile_line(w) for w in dims if not w.whole],
-        "Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B",
-        f"Allocate Q in global (B, Sq, Hq, {qk}) {spec.dtype}",
-        f"Allocate K in global (B, Sk, {heads_k}, {qk}) {spec.dtype}",
-        f"Allocate V in global (B, Sk, {heads_k}, {v}) {spec.dtype}",
-        *[f"Allocate {line}" for line in named_lines(spec).values()],
-        f"Allocate Out in global (B, Sq, Hq, {v}) {spec.dtype}",
+        f"Grid {lie.grid}",
+        f"Allocate Q in global ({lie.queries}, {qk}) {spec.dtype}",
+        f"Allocate K in global ({keys}, {qk}) {spec.dtype}",
+        f"Allocate V in global ({keys}, {v}) {spec.dtype}",
+        *[f"Allocate {line}" for line in (*lie.tensors, *named_lines(spec).values())],
+        f"Allocate Out in global ({lie.queries}, {v}) {spec.dtype}",
         *lse,
         "Schedule",
         *[f"    {line}" for line in schedule],
@@ -122,18 +126,18 @@ def _elaborated(n: s.Statement, spec: AttentionSpec, t: Tiled) -> s.Statement:
 
 def _placed(n: s.Copy, spec: AttentionSpec) -> s.Copy:
     """Give a Copy its shape and coordinate, from the tensor it moves."""
-    qk, v = widths(spec)
-    batch, head = s.Coordinate(s.Name("batch")), s.Coordinate(s.Name("head"))
+    (qk, v), lie = widths(spec), lengths_of(spec)
+    batch = (s.Coordinate(s.Name("batch")),) if lie.batched else ()
+    head = s.Coordinate(s.Name("head"))
     head_k = s.Coordinate(s.Name("head_k")) if _grouped(spec) else head
-    rows = s.Coordinate(mul(s.Name("block"), s.Name("BM")), "q")
-    keys = s.Coordinate(mul(s.Name("i"), s.Name("BN")), "k")
+    rows, keys = lie.rows(), lie.columns()
     m, k = s.Dim(s.Name("BM")), s.Dim(s.Name("BN"))
     table = {
-        "Q": ((m, qk.dim), (batch, rows, head, *qk.coordinate)),
-        "K": ((k, qk.dim), (batch, keys, head_k, *qk.coordinate)),
-        "V": ((k, v.dim), (batch, keys, head_k, *v.coordinate)),
-        "O": ((m, v.dim), (batch, rows, head, *v.coordinate)),
-        "lse": ((m,), (batch, head, rows)),
+        "Q": ((m, qk.dim), (*batch, rows, head, *qk.coordinate)),
+        "K": ((k, qk.dim), (*batch, keys, head_k, *qk.coordinate)),
+        "V": ((k, v.dim), (*batch, keys, head_k, *v.coordinate)),
+        "O": ((m, v.dim), (*batch, rows, head, *v.coordinate)),
+        "lse": ((m,), (*batch, head, rows)),
     }
     dims, coordinate = table[n.name]
     return replace(n, dims=dims, coordinate=coordinate)

@@ -36,9 +36,9 @@ UNROLLED = 8  # counts under way
 
 def fits(spec: AttentionSpec) -> bool:
     """Tell whether only looking tells which tiles a mask hides: it reads a tensor, or has a clause that interval
-    analysis cannot read."""
+    analysis cannot read. Packed sequences have no tensors of tokens, and keep their loops."""
     condition = visible(spec)
-    return condition is not None and undecided(condition, {"q", "k"})
+    return condition is not None and not spec.varlen and undecided(condition, {"q", "k"})
 
 
 def compose_lists(spec: AttentionSpec, attention: s.Program) -> s.Program:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qimeng_attention.author.planner.groups import GroupTiling, group_tilings
+from qimeng_attention.author.planner.lengths import registers, skipping
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
 from qimeng_attention.author.planner.recurrence import Recurrence
 from qimeng_attention.author.planner.sketch import held_registers, visible
@@ -38,18 +39,18 @@ def choose(
     if not choices:
         raise no_tile(spec, target)
     t, uneven = choices[0], _uneven(spec)
+    counted = uneven or spec.varlen
     turns = _turns(spec, t, uneven)
     beside = "weights" if not loop.sums else "exponentials" if t.waits_early else "row statistics"
     chosen = {"pingpong": turns, "stage": t.staged, "ahead": t.ahead, "sums": loop.sums}
     chosen |= {"rescale": loop.scales and t.rescales_late, "threshold": loop.scales and t.scales_seldom}
-    reasons = [
-        r
-        for r in _reasons(t, choices, uneven, special, "exponentials" if loop.sums else "weights")
-        if chosen.get(r.parameter, True)
-    ]
+    given = registers(spec, t.registers)
+    between = "exponentials" if loop.sums else "weights"
+    every = _reasons(t, choices, counted, special, between, given)
+    reasons = [r for r in every if chosen.get(r.parameter, True)]
     reasons += [approximation(f) for f in fast]
     why = {r.parameter: r.why for r in reasons}
-    producer, consumer = t.registers
+    producer, consumer = given
     lines = [
         *(f"approximate {f}  # {why[f]}" for f in fast),
         f"ring K stages 2, V stages 2  # {why['ring']}",
@@ -64,9 +65,10 @@ def choose(
         f"unswitch loop i  # {why['unswitch']}",
         *([f"pingpong consumer in loops  # {why['pingpong']}"] if turns else []),
         *([f"stage O through shared by tma  # {why['stage']}"] if t.staged else []),
+        *skipping(spec),
         "grid longest first",
-        *(["grid head fastest"] if uneven else []),
-        f"grid persistent{' by counter' if uneven else ''}  # {why['grid']}",
+        *(["grid head fastest"] if counted else []),
+        f"grid persistent{' by counter' if counted else ''}  # {why['grid']}",
     ]
     return t, reasons, lines
 
@@ -93,7 +95,9 @@ def _turns(spec: AttentionSpec, t: GroupTiling, uneven: bool) -> bool:
     return not uneven or t.instances > 2 or spec.Dv >= _TURNS_NEED
 
 
-def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: int, between: str) -> list[Reason]:
+def _reasons(
+    t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: int, between: str, given: tuple[int, int]
+) -> list[Reason]:
     """Give every reason there may be; `between` is what stands between the GEMMs."""
     runner = f"; next {choices[1].describe().split(':')[0]}: {choices[1].clocks_a_key:.0f}" if choices[1:] else ""
     tile = f"{t.clocks_a_key:.0f} clocks for 1,000 scores (predicted), bound by {t.bound}{runner}"
@@ -101,7 +105,7 @@ def _reasons(t: GroupTiling, choices: list[GroupTiling], uneven: bool, special: 
         "tensor": round(t.tensor, 1), "special": round(t.special, 1), "issue": round(t.issue, 1), "bound": t.bound,
         "model": "author/planner/groups.py", "kind": "prediction", **alternatives(choices),
     }  # fmt: skip
-    producer, consumer = t.registers
+    producer, consumer = given
     threads = 128 * (producer + t.instances * consumer)
     grid = (
         "a block takes the next tile that nobody has, the longest first"

@@ -3,6 +3,7 @@ sm_75's, whose copies pass through registers."""
 
 from __future__ import annotations
 
+from qimeng_attention.author.planner.lengths import skipping
 from qimeng_attention.author.planner.model import Tiling, carries, tilings
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
 from qimeng_attention.author.planner.sketch import held_registers
@@ -30,6 +31,7 @@ def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[Tiling, l
         f"guard Mask of loop i where it is all true  # {why['guard']}",
         *([f"carry K, V through register  # {why['carry']}"] if through else []),
         f"warps {t.warps} along q, {t.blocks} blocks an SM  # {why['warps']}",
+        *skipping(spec),
         f"grid longest first  # {why['grid']}",
         "grid head fastest",
     ]

@@ -9,6 +9,7 @@ from qimeng_attention.tl.statements import (
     control,
     copy,
     declare,
+    find,
     gemm,
     mask,
     reshape,
@@ -18,7 +19,7 @@ from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.syntax import Statement
 
 TABLE: dict[type[Statement], Rule] = {}
-for _module in (declare, choose, allocate, copy, gemm, mask, compute, reshape, control, sync):
+for _module in (declare, find, choose, allocate, copy, gemm, mask, compute, reshape, control, sync):
     TABLE |= _module.RULES
 
 EXAMPLES: dict[str, str] = {}

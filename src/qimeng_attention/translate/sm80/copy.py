@@ -37,11 +37,11 @@ def access(n: s.Copy, low: Lowering, vector: bool) -> Access:
     tensor = low.checked.tensors[copy_tensor(n)]
     found = places(n, [integer(d.size, low.checked.fixed) for d in n.dims], tensor.axis_names)
     moving = [(d, p) for d, p in enumerate(found) if p.kind != "index"]
-    if any(p.at is not None for _, p in moving):
+    if any(p.at is not None and p.axis in names_in(p.at) for _, p in moving):
         raise Refused(
             n,
-            "this generation's lowering has no copy through an index tensor (`at`)",
-            "give each tile a plain coordinate",
+            "this generation's lowering has no copy that gathers rows (`at` differs from row to row)",
+            "give each tile one place in memory, or a plain coordinate",
         )
     if not vector and (
         len(moving) != 2
@@ -57,11 +57,12 @@ def access(n: s.Copy, low: Lowering, vector: bool) -> Access:
     base = low.views.get(view_key(tensor.name, found)) or _pointer(tensor, found, n, low)
     offset = _term(tensor, row, place, n, low)
     limit = low.views.get((*view_key(tensor.name, found), "rows")) or _rows(tensor, found, n, low)
-    start = low.integer(place.start, n)
-    rows = limit if start == "0" else f"{limit} - {_product(place.start, start)}"
+    memory = memory_start(place)
+    start = low.integer(memory, n)
+    rows = limit if start == "0" else f"{limit} - {_product(memory, start)}"
     if place.stop is not None:
         rows = f"tl::min({rows}, {low.integer(sub(place.stop, place.start), n)})"
-    first = "0" if nonnegative(place.start, low) else low.integer(sub(num(0), place.start), n)
+    first = "0" if nonnegative(memory, low) else low.integer(sub(num(0), memory), n)
     columns = "" if vector else _term(tensor, *moving[1], n, low)
     pointer = " + ".join(x for x in (base, offset, columns) if x)
     stride = "1" if row == len(tensor.dims) - 1 else names.stride(tensor.name, row)
@@ -146,10 +147,15 @@ def _rows(tensor: TensorType, found: list[Place], n: s.Copy, low: Lowering) -> s
     return f"({' && '.join(guards)} ? {extent} : 0)" if guards else extent
 
 
+def memory_start(place: Place) -> s.Expr:
+    """Give where a tile begins in memory: where its coordinate says, or the place behind `at`."""
+    return place.start if place.at is None else place.at
+
+
 def _term(tensor: TensorType, dimension: int, place: Place, n: s.Copy, low: Lowering) -> str:
-    if place.start == s.Num(0):
+    if memory_start(place) == s.Num(0):
         return ""
-    start = low.integer(place.start, n)
+    start = low.integer(memory_start(place), n)
     if dimension == len(tensor.dims) - 1:
         return f"int64_t({start})"
     return f"int64_t({start}) * {names.stride(tensor.name, dimension)}"
@@ -207,6 +213,8 @@ def _nonnegative_name(name: str, low: Lowering) -> bool:
     for n in statements(low.checked.kernel.body):
         if isinstance(n, s.Let) and n.name == name:
             starts.append(n.value)
+        if isinstance(n, s.Find) and n.name == name:
+            starts.append(n.range.start)
         if isinstance(n, s.For) and n.var == name:
             starts += [r.start for r in n.ranges]
         if isinstance(n, s.Role) and n.var == name and n.range is not None:

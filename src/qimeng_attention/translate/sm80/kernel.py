@@ -148,6 +148,18 @@ def _let(n: s.Let, low: Lowering) -> None:
     low.lets.add(n.name)
 
 
+def _find(n: s.Find, low: Lowering) -> None:
+    low.out.line(find_line(n, low, "find"))
+    low.lets.add(n.name)
+
+
+def find_line(n: s.Find, low: Lowering, function: str) -> str:
+    """Write a search by a function of the prelude."""
+    name, ends = names.variable(n.name), [low.integer(e, n) for e in (n.range.start, n.range.stop)]
+    holds = f"[&](int {name}) {{ return {low.integer(n.condition, n)}; }}"
+    return f"int const {name} = tl::{function}({', '.join(ends)}, {holds});"
+
+
 def _nothing(n: s.Statement, low: Lowering) -> None:
     """Declarations are in the kernel's frame."""
 
@@ -161,4 +173,5 @@ LOWERINGS: Lowerings = {
     "Warps": _nothing,
     "Allocate": _allocate,
     "Let": _let,
+    "Find": _find,
 }

@@ -133,7 +133,7 @@ def without(e: s.Expr, held: dict[s.Expr, str]) -> s.Expr:
 
 def _made_in(block: s.For | s.If, low: Lowering) -> set[str]:
     made = {n.var for n in statements((block,)) if isinstance(n, s.For)}
-    made |= {n.name for n in statements((block,)) if isinstance(n, s.Let)}
+    made |= {n.name for n in statements((block,)) if isinstance(n, s.Let | s.Find)}
     if any(isinstance(n, s.For) and not n.ranges for n in statements((block,))):
         made |= {d.name for d in low.checked.grid.dims}  # the tiles of a persistent block
     return made

@@ -12,12 +12,12 @@ from qimeng_attention.tl.budget import THREADS_A_WARP
 from qimeng_attention.tl.coordinates import Place, copy_target, copy_tensor, places
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.numerics import BYTES
-from qimeng_attention.tl.traverse import add, mul, num, statements
+from qimeng_attention.tl.traverse import add, map_expressions, mul, names_in, num, statements, sub
 from qimeng_attention.tl.types import Checked, TensorType, TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.abi import TensorMap
 from qimeng_attention.translate.sm80.context import WIDEST_SWIZZLE, Lowering, Refused
-from qimeng_attention.translate.sm80.copy import reaches_past
+from qimeng_attention.translate.sm80.copy import nonnegative, reaches_past
 
 GROUP_THREADS = 4 * THREADS_A_WARP
 MOST_GROUPS = 7  # named barriers 9 to 15 (sm90.cuh); PTX has 16
@@ -149,24 +149,58 @@ class GroupLowering(Lowering):
         found = places(n, [integer(d.size, self.checked.fixed) for d in n.dims], tensor.axis_names)
         moving = [d for d, p in enumerate(found) if p.kind != "index"]
         last = len(tensor.dims) - 1
-        if any(p.at is not None for p in found):
-            raise Refused(n, "this generation's lowering has no copy with `at`", "give a plain coordinate")
-        if len(tensor.dims) != RANK or len(moving) != 2 or moving[1] != last or not self._whole_rows(found, tensor):
+        ragged = self.ragged_place(n, found) is not None
+        if (
+            len(tensor.dims) != RANK - ragged
+            or len(moving) != 2
+            or moving[1] != last
+            or not self._whole_rows(found, tensor)
+        ):
             raise Refused(
                 n,
-                f"the copy engine takes whole rows of a tensor with {RANK} dimensions here",
+                f"the copy engine takes whole rows of a tensor with {RANK - ragged} dimensions here",
                 "tile one dimension and take the last one whole, or from 0 on to its end and past it",
             )
         if found[moving[0]].size > MOST_BOX_ROWS:
             raise Refused(
                 n, f"a tile of {found[moving[0]].size} rows is more than {MOST_BOX_ROWS}", "take a lower tile"
             )
-        box = [1] * RANK
+        box = [1] * len(tensor.dims)
         tile = self.checked.tiles[n.name if n.target == "global" else copy_target(n)]
         box[moving[0]], box[last] = found[moving[0]].size, (tile.swizzle or WIDEST_SWIZZLE) // BYTES[tile.dtype]
+        if ragged:
+            return TensorMap(tensor.name, tuple(box), moving[0], ragged=True)
         if found[moving[0]].stop is None:
             return TensorMap(tensor.name, tuple(box))
         return TensorMap(tensor.name, tuple(box), moving[0], self._group(n, tensor, moving[0], found[moving[0]])[1])
+
+    def ragged_place(self, n: s.Copy, found: list[Place]) -> Place | None:
+        """Give the rows of a Copy whose place in memory stands behind `at`, and which end where it says."""
+        placed = [p for p in found if p.at is not None]
+        if not placed:
+            return None
+        at, stop = placed[0].at, placed[0].stop
+        assert at is not None
+        least = map_expressions(at, lambda e: num(0) if e in self._counted_down.get(id(n), ()) else e)
+        if len(placed) > 1 or placed[0].axis in names_in(at) or stop is None or not nonnegative(least, self):
+            raise Refused(
+                n,
+                "the copy engine takes rows behind `at` where they lie side by side, begin within the tensor, and end "
+                "where the coordinate says",
+                "write `k = i * BN : Sk at start + i * BN`, with a start that is never negative: clamp(start, 0, T)",
+            )
+        return placed[0]
+
+    @cached_property
+    def _counted_down(self) -> dict[int, tuple[s.Expr, ...]]:
+        """Give for each statement under `if i > first`, of a first that is never negative, the `i - 1` that is none."""
+        found: dict[int, tuple[s.Expr, ...]] = {}
+        for n in statements(self.checked.kernel.body):
+            match n:
+                case s.If(s.Compare((s.Name() as i, first), (">",)), body) if nonnegative(first, self):
+                    for x in statements(body):
+                        found[id(x)] = (*found.get(id(x), ()), sub(i, num(1)))
+        return found
 
     def group_index(self, n: s.Copy) -> s.Expr | None:
         """Give which group of rows a Copy takes, None where it has no end of its own."""

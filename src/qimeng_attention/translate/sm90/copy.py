@@ -6,6 +6,8 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.coordinates import Place, copy_target, copy_tensor, places
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.numerics import BYTES
+from qimeng_attention.tl.traverse import call, sub
+from qimeng_attention.tl.types import TensorType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
 from qimeng_attention.translate.sm80.copy import access
@@ -34,8 +36,26 @@ def _bulk(n: s.Copy, low: GroupLowering) -> None:
     """The box's coordinates, innermost first; columns are counted by the function."""
     tensor = low.checked.tensors[copy_tensor(n)]
     found = places(n, [integer(d.size, low.checked.fixed) for d in n.dims], tensor.axis_names)
-    at = ", ".join(x for p in reversed(found[:-1]) for x in _indices(p, n, low))
     box = low.map_of(n).name
+    ragged = low.ragged_place(n, found)
+    if ragged is not None:
+        with low.out.block(""):
+            low.out.line(f"int const rows = {_rows(ragged, tensor, found, n, low)};")
+            _move(n, box, found, low)
+        return
+    _move(n, box, found, low)
+
+
+def _rows(place: Place, tensor: TensorType, found: list[Place], n: s.Copy, low: GroupLowering) -> str:
+    """Write how many rows of the box there are: up to the end that the coordinate gives, and to the tensor's."""
+    assert place.at is not None
+    assert place.stop is not None
+    left = low.integer(call("min", sub(place.stop, place.start), sub(tensor.dims[found.index(place)], place.at)), n)
+    return f"tl::clamp({left}, 0, {place.size})"
+
+
+def _move(n: s.Copy, box: str, found: list[Place], low: GroupLowering) -> None:
+    at = ", ".join(x for p in reversed(found[:-1]) for x in _indices(p, n, low))
     if n.signals is None:
         low.out.line(f"tl::store_tile({low.shared_at(n.name, n.slot, n)}, {box}, {at});")
         return
@@ -46,7 +66,12 @@ def _bulk(n: s.Copy, low: GroupLowering) -> None:
 
 
 def _indices(place: Place, n: s.Copy, low: GroupLowering) -> list[str]:
-    """Give the indices along one dimension, innermost first: of a group, its first row and its number."""
+    """Give the indices along one dimension, innermost first: of a group, its first row and its number.
+
+    Of rows behind `at`: how many of the box do not exist, and where those that do end.
+    """
+    if place.at is not None:
+        return [f"{place.size} - rows", f"{low.integer(place.at, n)} + rows"]
     if place.stop is None:
         return [low.integer(place.start, n)]
     group = low.group_index(n)

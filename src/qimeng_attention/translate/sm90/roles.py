@@ -12,12 +12,13 @@ from qimeng_attention.tl.traverse import statements
 from qimeng_attention.translate import names
 from qimeng_attention.translate.sm80 import control
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
+from qimeng_attention.translate.sm80.kernel import find_line
 from qimeng_attention.translate.sm80.loads import hold_columns
 from qimeng_attention.translate.sm90.context import GROUP_THREADS, GroupLowering, RoleGroups, ring, uses
 
 _REGISTERS = 65_536  # of a multiprocessor; each role's share is a multiple of 8
 _ITERATIONS_TO_ASK = 3  # one waits for a stage longer than an answer takes, about a microsecond
-_ISSUING = (s.For, s.If, s.Let, s.Copy, s.Wait)  # what one thread can do alone
+_ISSUING = (s.For, s.If, s.Let, s.Find, s.Copy, s.Wait)  # what one thread can do alone
 
 
 def emit_role(low: GroupLowering, instance: RoleGroups, first: bool) -> None:
@@ -117,6 +118,8 @@ def _ask_late(n: s.For, var: str, low: GroupLowering) -> bool:
     Whoever asks later gets a tile that fits better: blocks that are behind take fewer.
     """
     last = n.body[-1]
+    while isinstance(last, s.If) and not last.orelse and last.body:  # a block that is skipped asks at its end
+        last = last.body[-1]
     if not isinstance(last, s.For) or len(last.ranges) != 1 or last.down:
         return False
     low.out.line(f"int {var}_taken = -1;")
@@ -136,6 +139,13 @@ def _tile(n: s.For, var: str, low: Lowering) -> None:
         start = "" if d.start == s.Num(0) else f"{low.integer(d.start, n)} + "
         out.line(f"int const {names.variable(d.name)} = {start}{index};")
     low.body(n.body)
+
+
+def _find(n: s.Find, low: Lowering) -> None:
+    """A role of one thread searches alone; both find the same."""
+    assert isinstance(low, GroupLowering)
+    alone = low.role is not None and issues(low.role.role)
+    low.out.line(find_line(n, low, "find_alone" if alone else "find"))
 
 
 def _wait(n: s.Wait, low: Lowering) -> None:
@@ -222,6 +232,7 @@ def _fence(n: s.Fence, low: Lowering) -> None:
 LOWERINGS: Lowerings = {
     "for": _for,
     "if": _if,
+    "Find": _find,
     "Wait": _wait,
     "Release": _release,
     "Pass": _pass,
