@@ -180,3 +180,22 @@ def test_further_cases_keep_within_the_budget() -> None:
     assert {c.contents for c in found} == set(KINDS)
     assert len(found) == MOST
     assert {c.call.Sk for c in further(SINKS, operator, tiles, SHORT)} == {385}
+
+
+def test_entries_and_heads_are_exchanged_with_their_tensors() -> None:
+    """One visible key leaves a gate's numbers in LSE by rounding alone: not what a mix of entries looks like."""
+    gated = AttentionSpec.make(
+        Hq=2,
+        Dqk=64,
+        mask="q_idx >= kv_idx",
+        score="score + gate[b, h, q_idx] - gate[b, h, kv_idx]",
+        tensors={"gate": {"dims": ["B", "Hq", "Sk"], "dtype": "f32"}},
+    )
+    code = plan(gated, targets.get("A100")).code
+
+    right = [judge_program(check_text(code), gated, seed=seed, budget=SHORT) for seed in (1, 2)]
+    mixes = judge_program(check_text(code.replace("Gate[batch,", "Gate[0,"), model=False), gated, budget=SHORT)
+
+    assert [v.verdict for v in right] == ["accepted", "accepted"], [v.reason for v in right]
+    assert {"batch entries do not mix", "heads do not mix"} <= {p.name for p in right[0].properties if p.applies}
+    assert "batch entries do not mix" in {p.name for p in mixes.properties if not p.passed}

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from qimeng_attention.judge import rule
-from qimeng_attention.judge.candidate import Candidate, Interpreted, Stopped, tiles_of
+from qimeng_attention.judge.candidate import INPUTS, Candidate, Interpreted, Stopped, tiles_of
 from qimeng_attention.judge.clauses import Clause, caught, clauses, implied, tells_apart
 from qimeng_attention.judge.further import further
 from qimeng_attention.judge.inputs import (
@@ -285,8 +285,8 @@ class _Course:
         return {n: given[n] for n in ("Out", *(["Lse"] if "LSE" in self.spec.outputs else []))}
 
     def _rounded(self, run: Run) -> Run:
-        rounded = {n: round_to(a, self.spec.dtype) for n, a in run.tensors.items()}
-        return Run(run.call, rounded | self.operator.drawn(run.call))
+        rounded = {n: round_to(run.tensors[n], self.spec.dtype) for n in INPUTS}
+        return Run(run.call, self.operator.drawn(run.call) | run.tensors | rounded)
 
     def _allowed(self, call: Call) -> bool:
         """Tell whether spec and candidate admit a call."""

@@ -9,7 +9,7 @@ Not here: comparison with the reference's values (rule.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from qimeng_attention.judge.families import NEEDLE_LOGIT, Tensors
 from qimeng_attention.judge.meaning import Call, Operator
+from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.tl.numerics import Array
 
 Outputs: TypeAlias = dict[str, Array]
@@ -173,14 +174,29 @@ def _hidden_pairs(runs: list[Run], outputs: list[Outputs], operator: Operator) -
     return [(outputs[0][n][rows[n]], outputs[1][n][rows[n]]) for n in outputs[0]]
 
 
-def _batch_runs(random: np.random.Generator, call: Call, _: Operator) -> list[Run]:
+def _batch_runs(random: np.random.Generator, call: Call, operator: Operator) -> list[Run]:
     x = plain(random, call)
-    return [Run(call, x), Run(call, {n: a[::-1] for n, a in x.items()})] if call.B > 1 else []
+    turned = {n: a[::-1] for n, a in x.items()} | _named(operator, call, ("B",), np.flip)
+    return [Run(call, x), Run(call, turned)] if call.B > 1 else []
 
 
-def _heads_runs(random: np.random.Generator, call: Call, _: Operator) -> list[Run]:
+def _heads_runs(random: np.random.Generator, call: Call, operator: Operator) -> list[Run]:
+    def turn(a: Array, axis: int) -> Array:
+        return _heads_turned(a, axis, call)
+
     x = plain(random, call)
-    return [Run(call, x), Run(call, {n: _heads_turned(a, 2, call) for n, a in x.items()})] if call.Hk > 1 else []
+    turned = {n: turn(a, 2) for n, a in x.items()} | _named(operator, call, ("Hq", "Hk"), turn)
+    return [Run(call, x), Run(call, turned)] if call.Hk > 1 else []
+
+
+def _named(operator: Operator, call: Call, dims: Sequence[str], turn: Callable[[Array, int], Array]) -> Tensors:
+    """Give the named tensors of a call, turned along some dimensions as Q, K and V are."""
+    found = operator.drawn(call) if operator.tensors else {}
+    for name, tensor in operator.tensors.items():
+        for axis, dim in enumerate(tensor.dims):
+            if dim in dims:
+                found[kernel_name(name)] = turn(found[kernel_name(name)], axis)
+    return found
 
 
 def _heads_turned(a: Array, axis: int, call: Call) -> Array:
