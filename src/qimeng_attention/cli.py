@@ -81,7 +81,10 @@ def _spec(path: Path | None, flags: dict[str, Any]) -> Any:
     if path is None:
         return AttentionSpec.make(**given)
     spec = AttentionSpec.load(path)
-    return AttentionSpec.make(**{**spec.model_dump(), **given}) if given else spec
+    fields = spec.model_dump()
+    if "outputs" not in spec.model_fields_set:
+        fields.pop("outputs")  # they follow the weights
+    return AttentionSpec.make(**{**fields, **given}) if given else spec
 
 
 @app.command(epilog="Example: qimeng generate --Hq 32 --Hk 8 --mask causal --target A100 --out gqa")

@@ -223,3 +223,17 @@ def test_named_tensors_come_from_flags() -> None:
     result = _run("generate", *slopes[:-1], "slopes:Hq", "--target", "A100", "--json")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["hint"] == "write NAME:DIMS:TYPE, as slopes:Hq:f32 or doc:B,Sk:i32"
+
+
+def test_generate_takes_weights(tmp_path: Path) -> None:
+    sigmoid = _run("generate", "--Hq", "4", "--weights", "sigmoid", "--target", "A100", "--emit", "code", "--quiet")
+    (tmp_path / "spec.yaml").write_text("Hq: 4\nmask: causal\n")
+    relu = _run(
+        "generate", str(tmp_path / "spec.yaml"), "--weights", "relu", "--target", "A100", "--emit", "sketch", "--quiet"
+    )
+    wrong = _run("generate", "--Hq", "4", "--weights", "softmax+sinks", "--target", "A100", "--json")
+
+    assert "Compute SigmoidWeights S" in sigmoid.output
+    assert "Compute ReluWeights S" in relu.output
+    assert wrong.exit_code == 2
+    assert json.loads(wrong.stdout)["nearest"] == "softmax+sink"

@@ -36,6 +36,14 @@ def test_a_capped_window_is_drawn(golden: Any) -> None:
     golden("window.txt", drawn(spec(mask="window:1024,256", softcap=20.0, score="score + h", outputs=("O",))))
 
 
+def test_sinks_are_drawn(golden: Any) -> None:
+    golden("sinks.txt", drawn(spec(mask="window:127", weights="softmax+sink")))
+
+
+def test_weights_of_one_score_are_drawn(golden: Any) -> None:
+    golden("relu2.txt", drawn(spec(mask="causal", weights="relu2", score="score / Sk", dtype="fp16")))
+
+
 def test_a_narrow_terminal_loses_nothing_of_the_picture() -> None:
     assert drawn(spec(mask="causal"), width=80).count("█") == drawn(spec(mask="causal")).count("█")
 

@@ -15,6 +15,7 @@ import pytest
 
 from qimeng_attention.errors import EnvironmentMissing, LaunchError
 from qimeng_attention.runtime import Bundle, Manifest, Requirement, load, read_folder
+from qimeng_attention.runtime.manifest import Tensor
 from qimeng_attention.runtime.operator import operator_name
 from qimeng_attention.runtime.plan import TORCH_TYPES, make_plan
 
@@ -337,3 +338,44 @@ def test_the_launch_itself_speaks_when_there_is_no_gpu(bundle_named: Callable[..
 
     with pytest.raises(EnvironmentMissing, match="NVIDIA GPU"):
         operator(*inputs())
+
+
+# ------------------------------------------------------------------------------------------ named tensors
+@pytest.fixture
+def with_sinks(bundle_named: Callable[..., Bundle], manifest: Manifest) -> Bundle:
+    sink = Tensor("Sink", "f32", manifest.tensors[0].dims[2:3], "input")
+    return bundle_named("sinks", tensors=(*manifest.tensors, sink), call={**manifest.call, "sink": "Sink"})
+
+
+def test_named_tensors_are_arguments_by_keyword(with_sinks: Bundle) -> None:
+    operator, given = with_sinks.operator(), inputs()
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def step(q: Any, k: Any, v: Any, sink: Any) -> Any:
+        return operator(q, k, v, sink=sink)
+
+    torch.testing.assert_close(step(*given, torch.zeros(8)), with_sinks(*given))
+    torch.library.opcheck(operator.plain, (*given,), {"sink": torch.zeros(8)})
+    with pytest.raises(LaunchError, match="the tensor sink is missing"):
+        operator(*given)
+    with pytest.raises(LaunchError, match="did you mean sink"):
+        operator(*given, sinks=torch.zeros(8))
+
+
+def test_named_tensors_are_checked_while_tracing(with_sinks: Bundle, fake_mode: Any) -> None:
+    operator, given = with_sinks.operator(), fakes()
+
+    out, lse = operator(*given, sink=torch.empty(8, device="cuda"), return_lse=True)
+
+    assert (tuple(out.shape), tuple(lse.shape)) == ((2, 30, 8, 64), (2, 8, 30))
+    for wrong, what in (
+        (torch.empty(7, device="cuda"), "dimension 0 of sink is 7, expected .*8"),
+        (torch.empty(8, dtype=torch.float16, device="cuda"), "sink is of torch.float16"),
+    ):
+        with pytest.raises(LaunchError, match=what):
+            operator(*given, sink=wrong)
+
+
+def test_a_named_tensor_that_requires_grad_is_refused_by_name(with_sinks: Bundle, fake_mode: Any) -> None:
+    with pytest.raises(LaunchError, match="sink requires grad"):
+        with_sinks.operator()(*fakes(device="cpu"), sink=torch.empty(8, requires_grad=True))

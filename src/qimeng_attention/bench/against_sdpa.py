@@ -65,6 +65,13 @@ def bench_bundle(
             field="bundle",
             value=str(path),
         )
+    if fields.get("varlen"):
+        raise SpecError(
+            "packed sequences have no one length to time them at",
+            hint="time a call on lengths of your own, as benchmarks/serving.py does",
+            field="varlen",
+            value=True,
+        )
     if not runs_on(bundle.manifest.built_arch, torch.cuda.get_device_capability()):
         raise LaunchError(
             f"the kernel is built for {bundle.manifest.built_arch}, which this GPU is not",
@@ -140,7 +147,7 @@ def _on_gpu(torch: Any, values: Array, dtype: str) -> Any:
 
 def _peer(torch: Any, spec: AttentionSpec, operator: Operator, call: Call) -> tuple[Callable[..., Any] | None, str]:
     """Give PyTorch's attention for this operator, and what it is called with; None where it has none."""
-    if operator.score is not None or operator.reads_position:
+    if operator.score is not None or operator.reads_position or spec.weights != "softmax":
         return None, ""
     mask, words, causal = None, "SDPA", spec.mask.strip() == "causal" and call.Sq == call.Sk
     if operator.condition is not None and not causal:

@@ -209,7 +209,8 @@ def configuration_of(bundle: Bundle) -> Configuration:
     """Say which configuration a bundle serves.
 
     Raises:
-        BundleError: none that a model asks for: a score modifier, another mask, a fixed length, or no description.
+        BundleError: none that a model asks for: a score modifier, another mask, other weights, a fixed length, or no
+            description.
     """
     fields = json.loads(bundle.files["spec.json"])
     try:
@@ -218,6 +219,8 @@ def configuration_of(bundle: Bundle) -> Configuration:
         spec = AttentionSpec.make(**fields)
         if spec.condition not in (None, CAUSAL) or spec.score.strip() != "score":
             raise SpecError("its mask is neither causal nor full, or it modifies scores")
+        if spec.weights != "softmax":
+            raise SpecError(f"its weights are {spec.weights}")
         if (spec.B, spec.Sq, spec.Sk) != (None, None, None):
             raise SpecError("its lengths are fixed")
     except SpecError as error:

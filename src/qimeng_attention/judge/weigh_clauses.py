@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from qimeng_attention.judge.meaning import Operator
+from qimeng_attention.judge.weighing import OF_ONE_SCORE
 from qimeng_attention.spec import AttentionSpec
 
 # What each word weighs by besides, and the word that is left without it.
@@ -44,6 +47,7 @@ def weaker_weights(operator: Operator, spec: AttentionSpec) -> Iterator[tuple[st
 
 def hidden_keys_weigh(operator: Operator) -> Operator | None:
     """Give the operator in which a hidden key weighs what a score of 0 does; None if that is nothing."""
-    if operator.weighing.name != "sigmoid" or operator.condition is None:
+    function = OF_ONE_SCORE.get(operator.weighing.name)
+    if function is None or operator.condition is None or function(np.zeros(1))[0] == 0:
         return None
     return replace(operator, weighing=replace(operator.weighing, hidden_score=0.0))

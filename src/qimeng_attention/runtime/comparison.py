@@ -20,7 +20,8 @@ def plain_mask(spec: bytes) -> str | None:
     fields = json.loads(spec)
     mask = str(fields.get("mask", "")).strip()
     plain = str(fields.get("score", "score")).strip() == "score" and fields.get("softcap") is None
-    return mask if plain and mask in ("full", "causal") and not fields.get("varlen") else None
+    plain = plain and fields.get("weights", "softmax") == "softmax" and not fields.get("varlen")
+    return mask if plain and mask in ("full", "causal") else None
 
 
 def compare(

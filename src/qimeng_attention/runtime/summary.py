@@ -12,7 +12,7 @@ from typing import Any
 from qimeng_attention.runtime.expressions import show
 from qimeng_attention.runtime.manifest import GridAxis, Manifest
 
-_SPEC = ("dtype", "Hq", "Hk", "Dqk", "Dv", "B", "Sq", "Sk", "mask", "score", "softcap")
+_SPEC = ("dtype", "Hq", "Hk", "Dqk", "Dv", "B", "Sq", "Sk", "mask", "score", "softcap", "weights")
 _RESOURCES = (
     "registers",
     "spill_store_bytes",
