@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from qimeng_attention import caches
 from qimeng_attention.errors import SpecError
 from qimeng_attention.named_tensors import Dims, Problem, declared, own_sizes
 
@@ -70,16 +71,23 @@ class AttentionSpec(BaseModel):
         default_factory=dict, description="what expressions index besides: name -> {dims: [...], dtype: ...}"
     )
 
+    seqused_k: bool = Field(default=False, description="each call says how many keys of each entry count")
+    page_size: int | None = Field(
+        default=None, description="keys of a page, where k and v are caches in pages; implies seqused_k"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """Let Hk follow Hq and Dv follow Dqk."""
+        """Let Hk follow Hq and Dv follow Dqk; entries of a cache in pages have lengths of their own."""
         if isinstance(values, dict):
             values = dict(values)
             if not values.get("Hk") and "Hk" not in values:
                 values["Hk"] = values.get("Hq", 32)
             if not values.get("Dv") and "Dv" not in values:
                 values["Dv"] = values.get("Dqk", 128)
+            if values.get("page_size") is not None:
+                values["seqused_k"] = True
         return values
 
     @field_validator("Hk", "Dv")
@@ -87,6 +95,13 @@ class AttentionSpec(BaseModel):
     def _positive(cls, value: int) -> int:
         if value < 1:
             raise ValueError("must be at least 1")
+        return value
+
+    @field_validator("page_size")
+    @classmethod
+    def _page_size(cls, value: int | None) -> int | None:
+        if value is not None and value not in caches.PAGE_SIZES:
+            raise ValueError("must be a power of two from 1 to 256")
         return value
 
     @field_validator("tensors", mode="plain")
@@ -160,17 +175,18 @@ class AttentionSpec(BaseModel):
             else "masked"
         )
         mods = ("_softcap" if self.softcap is not None else "") + ("_scored" if self.score.strip() != "score" else "")
+        mods += f"_paged{self.page_size}" if self.page_size is not None else "_seqused" if self.seqused_k else ""
         return f"{kind}_{mask}{mods}_d{self.Dqk}{'' if self.Dqk == self.Dv else f'_{self.Dv}'}_{self.dtype}"
 
     def describe(self) -> list[str]:
         """State the operator with everything a reader might otherwise assume."""
         heads = f"{self.Hq} query heads, {self.Hk} key/value heads ({_shared(self.Hq // self.Hk)})"
-        lengths = ", ".join(
-            f"{k} = {v if v is not None else 'any'}" for k, v in (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk))
-        )
+        told = [("B", self.B), ("Sq", self.Sq), *([] if self.page_size else [("Sk", self.Sk)])]
+        lengths = ", ".join(f"{k} = {v if v is not None else 'any'}" for k, v in told)
         lines = [
             f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
             f"tensors (B, S, H, D), {lengths}, any strides with a last one of 1",
+            *caches.describe(self),
             "score = scale * (q . k), scale given at each call "
             f"({self.scale_sign}), {self.default_scale:.6g} by default",
         ]
@@ -219,6 +235,8 @@ class AttentionSpec(BaseModel):
                 allowed=divisors[:32],
                 nearest=nearest,
             )
+        if spec.page_size is not None:
+            _refuse_lengths_of_pages(spec)
         return spec
 
     @classmethod
@@ -253,6 +271,25 @@ class AttentionSpec(BaseModel):
                 value=str(path),
             )
         return cls.make(**{str(k): v for k, v in data.items()})
+
+
+def _refuse_lengths_of_pages(spec: AttentionSpec) -> None:
+    """How many keys an entry may have is told by its row of the page table."""
+    if spec.Sk is not None:
+        raise SpecError(
+            f"Sk = {spec.Sk} and page_size = {spec.page_size} say two things: the page table tells how many keys fit",
+            hint="leave Sk out",
+            field="Sk",
+            value=spec.Sk,
+        )
+    for name, tensor in spec.tensors.items():
+        if "Sk" in tensor.dims:
+            raise SpecError(
+                f"the tensor '{name}' has as many elements as keys, of which entries in pages have each their own",
+                hint=f"give it a size of its own, as {name}: {{dims: [B, N], ...}}",
+                field="tensors",
+                value=name,
+            )
 
 
 def _shared(group: int) -> str:
@@ -301,6 +338,10 @@ def _allowed(name: str, value: Any) -> tuple[str, Any]:
         return ", ".join(DTYPES), near[0] if near else "bf16"
     if name == "outputs":
         return "[O] or [O, LSE]", ["O", "LSE"]
+    if name == "page_size":
+        sizes = caches.PAGE_SIZES
+        number = value if isinstance(value, int) and not isinstance(value, bool) else 64
+        return ", ".join(map(str, sizes)), min(sizes, key=lambda size: abs(size - number))
     if name == "scale_sign":
         return "positive, any", "positive"
     if name == "softcap":

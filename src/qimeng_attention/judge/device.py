@@ -32,6 +32,7 @@ from qimeng_attention.judge.candidate import (
     Stopped,
     approximated_in,
     chosen_sizes,
+    given_besides,
     numbers_in,
     sizes_of,
     tiles_of,
@@ -39,9 +40,9 @@ from qimeng_attention.judge.candidate import (
 from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
 from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
+from qimeng_attention.judge.storage import sizes_for, stored
 from qimeng_attention.judge.verdict import Verdict
 from qimeng_attention.judge.worker import CANARY, POISONS
-from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.runtime.expressions import names
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
@@ -185,14 +186,16 @@ class Isolated:
     # -------------------------------------------------------------- files
     def _request(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Any]:
         shapes, types = call.shapes(), {t.name: t.dtype for t in self._manifest.tensors}
-        given = [*INPUTS, *(kernel_name(n) for n in self._spec.tensors)]
+        cache = stored(self._spec, call, tensors)
+        tensors, given = cache.tensors, [*INPUTS, *given_besides(self._spec)]
         for name in given:
             (Path(self._folder.name) / f"{name}.in").write_bytes(to_bits(tensors[name], types[name]).tobytes())
         inputs = {n: {"file": f"{n}.in", "dtype": types[n], "shape": tensors[n].shape} for n in given}
         outputs = {
             t.name: {"dtype": t.dtype, "shape": shapes[t.name]} for t in self._manifest.tensors if t.role == "output"
         }
-        sizes = {n: value for n, value in sizes_of(call).items() if n in self._manifest.sizes}
+        known = sizes_of(call) | cache.sizes
+        sizes = {n: value for n, value in known.items() if n in self._manifest.sizes}
         sizes |= chosen_sizes(self._chosen, call)
         scalars = {x.name: call.scale for x in self._manifest.scalars}
         return {"inputs": inputs, "outputs": outputs, "layout": layout, "sizes": sizes, "scalars": scalars}
@@ -277,7 +280,7 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
     roles = {t.name: (t.role, t.dtype) for t in manifest.tensors}
     wanted: dict[str, tuple[str, str]] = {
         **dict.fromkeys(INPUTS, ("input", spec.dtype)),
-        **{kernel_name(name): ("input", t.dtype) for name, t in spec.tensors.items()},
+        **{name: ("input", dtype) for name, dtype in given_besides(spec).items()},
         "Out": ("output", spec.dtype),
         **({"Lse": ("output", "f32")} if "LSE" in spec.outputs else {}),
     }
@@ -290,7 +293,8 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
             )
     if unknown := sorted(n for n, (role, _) in roles.items() if n not in (*wanted, "Lse")):
         raise JudgeError(f"{unknown[0]} is no tensor of the spec", hint=f"tensors are {', '.join(wanted)}")
-    known = sizes_of(Call(1, 1, 1, 1, 1, 1, 1, 1.0, own_sizes_of(spec, 0)))
+    call = Call(1, 1, 1, 1, 1, 1, 1, 1.0, own_sizes_of(spec, 0))
+    known = sizes_of(call) | sizes_for(spec, call)
     if unknown := sorted(set(manifest.sizes) - known.keys()):
         raise JudgeError(f"the size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(known)}")
     if [x.name for x in manifest.scalars] != [SCALE]:

@@ -8,11 +8,13 @@ conditions of another kind; the judge runs those at full size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.coordinates import CoordinateError, Place, copy_tensor, places
 from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import Checked
 
 
@@ -55,20 +57,26 @@ def _combination(number: int, around: dict[str, list[int]]) -> dict[str, int]:
 
 def tile_of_size(checked: Checked) -> dict[str, int]:
     """Give for each run-time size the largest tile that steps along it."""
-    from qimeng_attention.tl.coordinates import CoordinateError, copy_tensor, places
-    from qimeng_attention.tl.traverse import statements
-
     found: dict[str, int] = {}
+    for p, dim in _taken(checked):
+        if p.kind == "axis" and isinstance(dim, s.Name) and dim.id in checked.sizes:
+            found[dim.id] = max(found.get(dim.id, 1), p.size)
+    return found
+
+
+def gathered_tile(checked: Checked) -> int:
+    """Give the largest tile that steps along an axis which an index tensor places, 1 where none does."""
+    return max((p.size for p, _ in _taken(checked) if p.at is not None), default=1)
+
+
+def _taken(checked: Checked) -> Iterator[tuple[Place, s.Expr]]:
+    """Give what copies take of each dimension of a tensor."""
     for n in statements(checked.kernel.body):
         if not isinstance(n, s.Copy) or "global" not in (n.source, n.target) or not n.dims:
             continue
         tensor = checked.tensors[copy_tensor(n)]
         try:
             extents = [integer(d.size, checked.fixed) for d in n.dims]
-            taken = places(n, extents, tensor.axis_names)
+            yield from zip(places(n, extents, tensor.axis_names), tensor.dims, strict=True)
         except (CoordinateError, KeyError, ValueError):
             continue
-        for p, dim in zip(taken, tensor.dims, strict=True):
-            if p.kind == "axis" and isinstance(dim, s.Name) and dim.id in checked.sizes:
-                found[dim.id] = max(found.get(dim.id, 1), p.size)
-    return found

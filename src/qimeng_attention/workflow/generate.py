@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qimeng_attention import __version__
+from qimeng_attention import __version__, caches
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
 from qimeng_attention.named_tensors import kernel_name
@@ -207,7 +207,10 @@ def _envelope(spec: AttentionSpec | None, sizes: list[str]) -> tuple[Requirement
     """Say for which head counts the kernel was asked and judged: others are refused."""
     if spec is None:
         return ()
-    return tuple(Requirement(n, "==", getattr(spec, n)) for n in ("Hq", "Hk") if n in sizes)
+    heads = tuple(Requirement(n, "==", getattr(spec, n)) for n in ("Hq", "Hk") if n in sizes)
+    if spec.page_size is None:
+        return heads
+    return (*heads, Requirement(("*", caches.MOST_PAGES, spec.page_size), "<=", caches.MOST_KEYS))
 
 
 def _json(value: Any) -> bytes:
@@ -222,7 +225,7 @@ def manifest_of(results: Results) -> Manifest:
     names = {t.name for t in face.tensors}
     inputs = {t.name for t in face.tensors if t.role == "input"}
     named = {kernel_name(name): name for name in results.spec.tensors} if results.spec else {}
-    arguments = _ARGUMENTS | named
+    arguments = _ARGUMENTS | named | (caches.arguments(results.spec) if results.spec else {})
     callable_ = inputs == set(arguments) and "Out" in names  # with other inputs it is called through `launch`
     return replace(
         whole,

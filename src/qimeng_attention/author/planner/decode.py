@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from qimeng_attention import caches
 from qimeng_attention.author.planner.code import reshaped
 from qimeng_attention.author.planner.model import carries
 from qimeng_attention.author.planner.reason import Reason
-from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.author.planner.sketch import lengths, visible
 from qimeng_attention.author.planner.widths import MMA_STEP, row_elements
 from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
@@ -54,12 +55,17 @@ def fits(spec: AttentionSpec) -> bool:
     return spec.Sq is not None and spec.Sq <= MOST_QUERIES and spec.Hq // spec.Hk <= ROWS and whole
 
 
+def by_roles(spec: AttentionSpec, target: Target) -> bool:
+    """Tell whether the copy engine and wgmma serve: keys that end within a tile, or lie in pages, are copied by threads."""
+    return "wgmma" in target.capabilities and not spec.seqused_k
+
+
 def split_tile(spec: AttentionSpec, target: Target) -> Split:
     """Choose the tile: as many keys under way as shared memory holds, up to four tiles."""
     narrow = max(spec.Dqk, spec.Dv) <= 128
-    columns = CARRIED_COLUMNS[narrow] if carries(target) else COLUMNS["wgmma" in target.capabilities and narrow]
+    columns = CARRIED_COLUMNS[narrow] if carries(target) else COLUMNS[by_roles(spec, target) and narrow]
     qk, v = row_elements(spec.Dqk), row_elements(spec.Dv)
-    queries = 2 * ROWS * qk * (2 if "wgmma" in target.capabilities else 1)
+    queries = 2 * ROWS * qk * (2 if by_roles(spec, target) else 1)
     stage = 2 * columns * (qk + v)
     room = target.shared_per_block_bytes - queries - BARRIER_BYTES
     stages = 1 if carries(target) else max(1, min(MOST_STAGES, room // stage))
@@ -74,7 +80,7 @@ def choose(
     reasons = _reasons(spec, target, tile)
     why = {r.parameter: r.why for r in reasons}
     k, split = tile.stages, [f"approximate {f}" for f in fast]
-    if "wgmma" in target.capabilities:
+    if by_roles(spec, target):
         split += [
             f"ring K stages {k}, V stages {k}  # {why['ring']}",
             "sums per lane",
@@ -198,22 +204,23 @@ def _split_frame(
     spec: AttentionSpec, target: Target, t: Split, why: Mapping[str, str], schedule: Sequence[str]
 ) -> list[str]:
     qk, v = _dims(spec)
-    condition = visible(spec)
-    first, last = _bounds(condition, t, spec.Hq // spec.Hk)
+    first, last = _bounds(spec, t)
     dims = {n: ", ".join("Hk * G" if d == "Hq" else str(d) for d in x.dims) for n, x in spec.tensors.items()}
     named = [f"Allocate {kernel_name(n)} in global ({dims[n]}) {x.dtype}" for n, x in spec.tensors.items()]
+    keys, widths = keys_of(spec), sorted({f"{qk} = {spec.Dqk}", f"{v} = {spec.Dv}"})
     even = f"max({target.sms} // max(B * Sq * Hk, 1), min(4, B * Sq * Hk // {target.sms // 4 + 1}))"
     return [
         *[f"# {line}" for line in spec.describe()],
         f"Kernel {spec.kernel_name}_split for {target.name.lower()}",
-        *_sizes(spec, ("B", "Sq", "Sk", *own_sizes(spec.tensors)), sorted({f"{qk} = {spec.Dqk}", f"{v} = {spec.Dv}"})),
+        *_sizes(spec, ("B", "Sq", *keys.sizes, *own_sizes(spec.tensors)), [*keys.fixed, *widths]),
         f"Scalar scale f32{' > 0' if spec.scale_sign == 'positive' else ''}",
         f"Tile BM = {ROWS}, BN = {t.columns}  # {why['tile']}",
-        f"Choose Splits = clamp({even}, 1, ceildiv(Sk, {LEAST_TILES} * BN))  # {why['splits']}",
+        f"Choose Splits = clamp({even}, 1, ceildiv({caches.capacity(spec)}, {LEAST_TILES} * BN))  # {why['splits']}",
         "Grid row = 0 : Sq * Hk, split = 0 : Splits, batch = 0 : B",
         f"Allocate Q in global (B, Sq, Hk * G, {qk}) {spec.dtype}",
-        f"Allocate K in global (B, Sk, Hk, {qk}) {spec.dtype}",
-        f"Allocate V in global (B, Sk, Hk, {v}) {spec.dtype}",
+        f"Allocate K in global ({keys.dims}, Hk, {qk}) {spec.dtype}",
+        f"Allocate V in global ({keys.dims}, Hk, {v}) {spec.dtype}",
+        *keys.allocated,
         *named,
         f"Allocate Part in global (B, Sq, Splits, Hk * G, {v}) f32",
         "Allocate PartLse in global (B, Sq, Splits, Hk * G) f32",
@@ -223,6 +230,7 @@ def _split_frame(
         "Allocate l in register (BM h) f32 = 0",
         "Let group = row % Hk",
         "Let t = row // Hk",
+        *keys.lets,
         f"Let first = {first}",
         f"Let last = {last}",
         "Let share = ceildiv(max(last - first, 0), Splits)",
@@ -232,9 +240,10 @@ def _split_frame(
     ]
 
 
-def _bounds(condition: s.Expr | None, t: Split, group: int) -> tuple[str, str]:
+def _bounds(spec: AttentionSpec, t: Split) -> tuple[str, str]:
     """Write the tiles of keys in which a query may see one."""
-    end = call("ceildiv", s.Name("Sk"), s.Name("BN"))
+    condition, group = visible(spec), spec.Hq // spec.Hk
+    end = substitute(call("ceildiv", s.Name("Sk"), s.Name("BN")), lengths(spec))
     if condition is None:
         return "0", expression(end)
     origins: dict[str, s.Expr] = {
@@ -246,6 +255,33 @@ def _bounds(condition: s.Expr | None, t: Split, group: int) -> tuple[str, str]:
     start = num(0) if stretch.start is None else call("max", num(0), stretch.start)
     stop = end if stretch.stop is None else call("min", end, stretch.stop)
     return expression(start), expression(stop)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """How a program reads keys and values: of an entry of a tensor, up to an end of its own, or from pages."""
+
+    sizes: tuple[str, ...]  # that calls give, where no spec does
+    fixed: tuple[str, ...]
+    dims: str  # before heads and head dim
+    allocated: tuple[str, ...]
+    lets: tuple[str, ...]
+    place: str  # the coordinate of a tile, before its head
+
+
+def keys_of(spec: AttentionSpec) -> Keys:
+    """Say how a specification's keys are read."""
+    lines = tuple(f"Allocate {n} in global ({', '.join(map(str, x.dims))}) i32" for n, x in caches.tensors(spec).items())
+    if not spec.seqused_k:
+        return Keys(("Sk",), (), "B, Sk", lines, (), "batch, k = i * BN")
+    end = f"k = i * BN : {caches.LENGTH}"
+    lets = (f"Let {caches.LENGTH} = clamp({caches.LENGTHS}[batch], 0, {caches.capacity(spec)})",)
+    if spec.page_size is None:
+        return Keys(("Sk",), (), "B, Sk", lines, lets, f"batch, {end}")
+    page = caches.PAGE
+    place = f"{caches.TABLE}[batch, k // {page}], {end} at k % {page}"
+    sizes, fixed = (caches.PAGES, caches.MOST_PAGES), (f"{page} = {spec.page_size}",)
+    return Keys(sizes, fixed, f"{caches.PAGES}, {page}", lines, lets, place)
 
 
 def _combine_frame(spec: AttentionSpec, target: Target, schedule: Sequence[str]) -> list[str]:
@@ -274,8 +310,8 @@ def _combine_frame(spec: AttentionSpec, target: Target, schedule: Sequence[str])
 _GROUP = "h = group * G : (group + 1) * G"
 _SPLIT_PLACES = {  # of the tile that is moved: its extents and its coordinate
     "Q": ("BM, {qk}", f"batch, t, {_GROUP}"),
-    "K": ("BN, {qk}", "batch, k = i * BN, group"),
-    "V": ("BN, {v}", "batch, k = i * BN, group"),
+    "K": ("BN, {qk}", "{keys}, group"),
+    "V": ("BN, {v}", "{keys}, group"),
     "O": ("BM, {v}", f"batch, t, split, {_GROUP}"),
     "lse": ("BM", f"batch, t, split, {_GROUP}"),
 }
@@ -291,7 +327,8 @@ def _placed(n: s.Copy, places: Mapping[str, tuple[str, str]], spec: AttentionSpe
     """Give a Copy its shape and coordinate."""
     qk, v = _dims(spec)
     dims, coordinate = places[n.name]
-    text = f"Copy {n.name} ({dims.format(qk=qk, v=v)}) in coordinate [{coordinate}] from global to shared\n"
+    where = coordinate.format(keys=keys_of(spec).place)
+    text = f"Copy {n.name} ({dims.format(qk=qk, v=v)}) in coordinate [{where}] from global to shared\n"
     (placed,) = parse("Kernel x\n" + text).kernels[0].body
     assert isinstance(placed, s.Copy)
     return replace(n, dims=placed.dims, coordinate=placed.coordinate)

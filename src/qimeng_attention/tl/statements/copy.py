@@ -372,6 +372,7 @@ def resolve(n: s.Copy, tensor: TensorType, t: Strand) -> tuple[list[Array], list
             origin[p.axis] = start
         stop = extent if p.stop is None else t.integer(p.stop, n.span)
         valid = (memory >= 0) & (memory < extent) & ((logical < stop) if p.stop is not None else True)
+        valid &= (logical >= 0) | (p.at is None)
         indices.append(np.where(valid, memory, -1))
     for d, p in enumerate(found):  # a row whose index lies outside of the tensor is nowhere
         for other, x in zip(found, indices, strict=True):
@@ -407,14 +408,22 @@ def _run(n: s.Copy, t: Strand) -> None:
         _stage(n, t)
 
 
+def _past(p: Place, missing: Array, n: s.Copy, t: Strand) -> list[int]:
+    """Give which of the rows that are filled with zeros must be masked.
+
+    One that an index tensor places nowhere counts, as a row of zeros: only the call's data tell, no program can.
+    """
+    stop = None if p.at is None or p.stop is None else t.integer(p.stop, n.span)
+    found: list[int] = missing[(missing < 0) | (missing >= stop)].tolist() if stop is not None else missing.tolist()
+    return found
+
+
 def _load(n: s.Copy, t: Strand) -> None:
     tensor = t.machine.checked.tensors[n.name]
     indices, found, origin = resolve(n, tensor, t)
-    ends = {
-        p.axis: frozenset((origin[p.axis] + np.flatnonzero(i < 0)).tolist())
-        for p, i in zip(found, indices, strict=True)
-        if p.kind == "axis" and np.any(i < 0)
-    }
+    pairs = [(p, i) for p, i in zip(found, indices, strict=True) if p.kind == "axis"]
+    past = {p.axis: _past(p, origin[p.axis] + np.flatnonzero(i < 0), n, t) for p, i in pairs}
+    ends = {axis: frozenset(rows) for axis, rows in past.items() if rows}
     data = None
     if t.machine.numeric:
         source = t.machine.tensors[n.name]
