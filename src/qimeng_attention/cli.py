@@ -136,6 +136,10 @@ def generate(
         list[str] | None,
         typer.Option("--tensor", help="A named tensor, NAME:DIMS:TYPE, as slopes:Hq:f32; may be repeated."),
     ] = None,
+    seqused_k: Annotated[
+        bool | None, typer.Option("--seqused-k/--no-seqused-k", help="Calls say how many keys of each entry count.")
+    ] = None,
+    page_size: Annotated[int | None, typer.Option(help="Keys of a page of a cache in pages: 1 to 256.")] = None,
     spec_file: Annotated[
         Path | None, typer.Option("--spec", help="What a given TL file should compute, for the judge.")
     ] = None,
@@ -153,8 +157,8 @@ def generate(
     """Make a verified kernel: every stage, from a description to a bundle."""
     from qimeng_attention.workflow import run
 
-    names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "scale")
-    given = zip(names, (hq, hk, dqk, dv, dtype, mask, score, softcap, scale), strict=True)
+    names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "scale", "seqused_k", "page_size")
+    given = zip(names, (hq, hk, dqk, dv, dtype, mask, score, softcap, scale, seqused_k, page_size), strict=True)
     flags = {k: v for k, v in given if v is not None} | _tensors(tensor)
     code, spec = _source(source, spec_file, flags)
     verbose = not quiet and not as_json

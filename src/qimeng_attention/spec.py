@@ -342,6 +342,8 @@ def _allowed(name: str, value: Any) -> tuple[str, Any]:
         sizes = caches.PAGE_SIZES
         number = value if isinstance(value, int) and not isinstance(value, bool) else 64
         return ", ".join(map(str, sizes)), min(sizes, key=lambda size: abs(size - number))
+    if name == "seqused_k":
+        return "true or false", True
     if name == "scale_sign":
         return "positive, any", "positive"
     if name == "softcap":

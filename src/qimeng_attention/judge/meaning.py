@@ -51,7 +51,7 @@ class Call:
     Dv: int
     scale: float
     own: tuple[tuple[str, int], ...] = ()  # sizes that only named tensors have
-    lens: tuple[int, ...] = ()  # keys of each entry, as a call tells them; none: all entries have Sk
+    lens: tuple[int, ...] = field(default=(), repr=False)  # keys of each entry, as a call tells them; none: all Sk
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -37,7 +37,7 @@ def stored(spec: AttentionSpec, call: Call, tensors: Mapping[str, Array]) -> Sto
     """Lay a call's keys and values out."""
     if not spec.seqused_k:
         return Stored(dict(tensors), {})
-    seed = hashlib.sha256(repr(call).encode() + np.ascontiguousarray(tensors["Q"]).tobytes()).digest()
+    seed = hashlib.sha256(repr((call, call.lens)).encode() + np.ascontiguousarray(tensors["Q"]).tobytes()).digest()
     random = np.random.default_rng(int.from_bytes(seed[:16], "big"))
     if spec.page_size is not None:
         return _in_pages(spec.page_size, call, tensors, random)

@@ -60,13 +60,20 @@ def understand(spec: AttentionSpec) -> Understood:
 def _formula(spec: AttentionSpec) -> list[tuple[str, str]]:
     head = _key_head(spec)
     over = "sum over the seen kv_idx of"
-    lines = [("score", f"scale * (Q[b, q_idx, h] . K[b, kv_idx, {head}])")]
+    key, lines = f"b, kv_idx, {head}", []
+    if spec.seqused_k:
+        lines.append(("Sk", "seqused_k[b], from 0 to what the cache holds; kv_idx < Sk"))
+    if spec.page_size is not None:
+        size = spec.page_size
+        lines.append(("page", f"page_table[b, kv_idx // {size}]"))
+        key = f"page, kv_idx % {size}, {head}"
+    lines.append(("score", f"scale * (Q[b, q_idx, h] . K[{key}])"))
     if spec.score_expression:
         lines.append(("score", spec.score_expression))
     lines += [
         ("seen", spec.condition or "every kv_idx"),
         ("P", f"exp(score) / {over} exp(score), 0 where not seen"),
-        ("O[b, q_idx, h]", f"sum over kv_idx of P * V[b, kv_idx, {head}]"),
+        ("O[b, q_idx, h]", f"sum over kv_idx of P * V[{key}]"),
     ]
     if "LSE" in spec.outputs:
         lines.append(("LSE[b, h, q_idx]", f"ln {over} exp(score)"))
@@ -79,11 +86,13 @@ def _key_head(spec: AttentionSpec) -> str:
 
 
 def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str]]:
-    lengths = ", ".join(f"{n} = {'any' if (v := getattr(spec, n)) is None else v}" for n in ("B", "Sq", "Sk"))
+    told = ("B", "Sq") if spec.page_size is not None else ("B", "Sq", "Sk")
+    lengths = ", ".join(f"{n} = {'any' if (v := getattr(spec, n)) is None else v}" for n in told)
     default = f"{spec.default_scale:.6g}" + (f" = 1 / sqrt({spec.Dqk})" if spec.scale is None else "")
     signs = "positive ones only" if spec.scale_sign == "positive" else "of any sign"
     lines = [
         ("layout", f"(B, S, H, D), {lengths}, any strides with a last one of 1"),
+        *_cache(spec),
         ("types", f"Q, K, V and O are {spec.dtype}; scores and sums are float32"),
         ("heads", f"{spec.Hq} for queries, {spec.Hk} for keys and values; query head h reads head {_key_head(spec)}"),
         ("head dims", f"{spec.Dqk} for queries and keys, {spec.Dv} for values"),
@@ -94,6 +103,17 @@ def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str
     ]
     if "LSE" in spec.outputs:
         lines.append(("LSE", "a natural logarithm, of the scores after every modification"))
+    return lines
+
+
+def _cache(spec: AttentionSpec) -> list[tuple[str, str]]:
+    """Say how keys and values lie where each entry has its own number of them."""
+    if not spec.seqused_k:
+        return []
+    lines = [("lengths", "seqused_k (B) int32; below 0 counts as 0, beyond what the cache holds as that")]
+    if spec.page_size is not None:
+        pages = f"k, v (pages, {spec.page_size}, Hk, D); page_table (B, pages of an entry) int32, in order"
+        lines.append(("pages", f"{pages}; a number that names no page reads as zeros"))
     return lines
 
 

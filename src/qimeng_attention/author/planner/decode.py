@@ -16,6 +16,7 @@ from qimeng_attention.author.planner.model import carries
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import lengths, visible
 from qimeng_attention.author.planner.widths import MMA_STEP, row_elements
+from qimeng_attention.errors import SpecError
 from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -53,6 +54,33 @@ def fits(spec: AttentionSpec) -> bool:
     """Tell whether a specification is one of few queries."""
     whole = spec.Dqk % MMA_STEP == 0 and spec.Dv % COMBINED_COLUMNS == 0
     return spec.Sq is not None and spec.Sq <= MOST_QUERIES and spec.Hq // spec.Hk <= ROWS and whole
+
+
+def refuse_other_caches(spec: AttentionSpec) -> None:
+    """Refuse lengths of entries, and pages, where the programs for few queries do not serve.
+
+    Raises:
+        SpecError: too many queries, head dims or groups that those programs do not take.
+    """
+    if not spec.seqused_k or fits(spec):
+        return
+    what = "page_size" if spec.page_size is not None else "seqused_k"
+    needed = {
+        "Sq": (spec.Sq if spec.Sq is not None else "any", f"from 1 to {MOST_QUERIES}", spec.Sq or MOST_QUERIES + 1),
+        "Hq": (spec.Hq, f"at most {ROWS} times Hk", spec.Hq // spec.Hk),
+        "Dqk": (spec.Dqk, f"a multiple of {MMA_STEP}", spec.Dqk % MMA_STEP),
+        "Dv": (spec.Dv, f"a multiple of {COMBINED_COLUMNS}", spec.Dv % COMBINED_COLUMNS),
+    }
+    most = {"Sq": MOST_QUERIES, "Hq": ROWS, "Dqk": 0, "Dv": 0}
+    field = next(name for name, (_, _, found) in needed.items() if found > most[name])
+    value, allowed, _ = needed[field]
+    raise SpecError(
+        f"{what} is for calls of few queries, with {field} {allowed}: found {field} = {value}",
+        hint=f"give {field} {allowed}, or leave {what} out",
+        field=field,
+        value=getattr(spec, field),
+        allowed=[allowed],
+    )
 
 
 def by_roles(spec: AttentionSpec, target: Target) -> bool:
