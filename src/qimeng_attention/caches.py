@@ -31,11 +31,11 @@ class Cached(Protocol):
     @property
     def page_size(self) -> int | None: ...  # noqa: D102
     @property
-    def Hk(self) -> int: ...  # noqa: D102, N802
+    def Hk(self) -> int: ...  # noqa: D102
     @property
-    def Dqk(self) -> int: ...  # noqa: D102, N802
+    def Dqk(self) -> int: ...  # noqa: D102
     @property
-    def Dv(self) -> int: ...  # noqa: D102, N802
+    def Dv(self) -> int: ...  # noqa: D102
 
 
 def tensors(spec: Cached) -> dict[str, Dims]:

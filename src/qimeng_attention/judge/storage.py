@@ -137,10 +137,9 @@ def with_lengths(spec: AttentionSpec, call: Call, tile: int, number: int) -> Cal
         return call
     batch = call.B if spec.B is not None or not call.B else call.B + 2
     page, most = spec.page_size or tile, call.Sk
-    around = [size + d for size in (tile, page, 2 * tile) for d in (-1, 0, 1)]
-    choices = [0, 1, most, *around, most - 1, most // 2, -3, most + 5, -(1 << 31)]
-    start = number * batch
-    drawn = [choices[(start + 3 * b) % len(choices)] for b in range(batch)]
-    lens = tuple(most if b == number % max(batch, 1) else n if n > most and n == most + 5 else min(n, most)
-                 for b, n in enumerate(drawn))
-    return replace(call, B=batch, lens=lens if number % 4 else ())
+    around = [min(size + d, most) for size in (tile, page, 2 * tile) for d in (-1, 0, 1)]
+    choices = [0, 1, most, *around, max(most - 1, 0), most // 2, -3, most + 5, -(1 << 31)]
+    drawn = [choices[(number * batch + 3 * b) % len(choices)] for b in range(batch)]
+    if batch:
+        drawn[number % batch] = most  # one entry shows what the family of values is for
+    return replace(call, B=batch, lens=tuple(drawn) if number % 4 else ())

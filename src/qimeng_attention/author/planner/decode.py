@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from qimeng_attention import caches
 from qimeng_attention.author.planner.code import reshaped
+from qimeng_attention.author.planner.keys import keys_of
 from qimeng_attention.author.planner.model import carries
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.sketch import lengths, visible
@@ -84,7 +85,7 @@ def refuse_other_caches(spec: AttentionSpec) -> None:
 
 
 def by_roles(spec: AttentionSpec, target: Target) -> bool:
-    """Tell whether the copy engine and wgmma serve: keys that end within a tile, or lie in pages, are copied by threads."""
+    """Tell whether the copy engine serves: threads copy keys that end within a tile, or lie in pages."""
     return "wgmma" in target.capabilities and not spec.seqused_k
 
 
@@ -283,33 +284,6 @@ def _bounds(spec: AttentionSpec, t: Split) -> tuple[str, str]:
     start = num(0) if stretch.start is None else call("max", num(0), stretch.start)
     stop = end if stretch.stop is None else call("min", end, stretch.stop)
     return expression(start), expression(stop)
-
-
-@dataclass(frozen=True)
-class Keys:
-    """How a program reads keys and values: of an entry of a tensor, up to an end of its own, or from pages."""
-
-    sizes: tuple[str, ...]  # that calls give, where no spec does
-    fixed: tuple[str, ...]
-    dims: str  # before heads and head dim
-    allocated: tuple[str, ...]
-    lets: tuple[str, ...]
-    place: str  # the coordinate of a tile, before its head
-
-
-def keys_of(spec: AttentionSpec) -> Keys:
-    """Say how a specification's keys are read."""
-    lines = tuple(f"Allocate {n} in global ({', '.join(map(str, x.dims))}) i32" for n, x in caches.tensors(spec).items())
-    if not spec.seqused_k:
-        return Keys(("Sk",), (), "B, Sk", lines, (), "batch, k = i * BN")
-    end = f"k = i * BN : {caches.LENGTH}"
-    lets = (f"Let {caches.LENGTH} = clamp({caches.LENGTHS}[batch], 0, {caches.capacity(spec)})",)
-    if spec.page_size is None:
-        return Keys(("Sk",), (), "B, Sk", lines, lets, f"batch, {end}")
-    page = caches.PAGE
-    place = f"{caches.TABLE}[batch, k // {page}], {end} at k % {page}"
-    sizes, fixed = (caches.PAGES, caches.MOST_PAGES), (f"{page} = {spec.page_size}",)
-    return Keys(sizes, fixed, f"{caches.PAGES}, {page}", lines, lets, place)
 
 
 def _combine_frame(spec: AttentionSpec, target: Target, schedule: Sequence[str]) -> list[str]:
