@@ -30,7 +30,8 @@ from pydantic import (
     model_validator,
 )
 
-from qimeng_attention import caches
+from qimeng_attention.caches import PAGE_SIZES
+from qimeng_attention.caches import describe as describe_cache
 from qimeng_attention.errors import SpecError
 from qimeng_attention.named_tensors import Dims, Problem, declared, own_sizes
 
@@ -100,7 +101,7 @@ class AttentionSpec(BaseModel):
     @field_validator("page_size")
     @classmethod
     def _page_size(cls, value: int | None) -> int | None:
-        if value is not None and value not in caches.PAGE_SIZES:
+        if value is not None and value not in PAGE_SIZES:
             raise ValueError("must be a power of two from 1 to 256")
         return value
 
@@ -186,7 +187,7 @@ class AttentionSpec(BaseModel):
         lines = [
             f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
             f"tensors (B, S, H, D), {lengths}, any strides with a last one of 1",
-            *caches.describe(self),
+            *describe_cache(self),
             "score = scale * (q . k), scale given at each call "
             f"({self.scale_sign}), {self.default_scale:.6g} by default",
         ]
@@ -339,9 +340,8 @@ def _allowed(name: str, value: Any) -> tuple[str, Any]:
     if name == "outputs":
         return "[O] or [O, LSE]", ["O", "LSE"]
     if name == "page_size":
-        sizes = caches.PAGE_SIZES
-        number = value if isinstance(value, int) and not isinstance(value, bool) else 64
-        return ", ".join(map(str, sizes)), min(sizes, key=lambda size: abs(size - number))
+        asked = value if isinstance(value, int) and not isinstance(value, bool) else 64
+        return ", ".join(map(str, PAGE_SIZES)), min(PAGE_SIZES, key=lambda size: abs(size - asked))
     if name == "seqused_k":
         return "true or false", True
     if name == "scale_sign":

@@ -111,8 +111,8 @@ def _register(name: str, bundle: Bundle) -> Operator:
     def plain(q: Any, k: Any, v: Any, *, scale: float | None = None, **named: Any) -> Any:
         # NOTE: an LSE that nobody reads is allocated too: the memory that a direct call keeps for it could lie in the
         # private pool of a graph, which PyTorch's compiled graphs want back after each call.
-        given = {"scale": scale, "tensors": named}
-        return bundle(q, k, v, return_lse=True, **given)[0] if has_lse else bundle(q, k, v, **given)
+        found = bundle(q, k, v, scale=scale, return_lse=has_lse, tensors=named)
+        return found[0] if has_lse else found
 
     def with_lse(q: Any, k: Any, v: Any, *, scale: float | None = None, **named: Any) -> Any:
         return bundle(q, k, v, scale=scale, return_lse=True, tensors=named)

@@ -31,7 +31,9 @@ MOST_QUERIES = 16  # of a call: each reads K and V anew, so that more are better
 ROWS = 64  # of the split kernel's tile: wgmma's m, or 16 for each of four warps
 COLUMNS = {True: 128, False: 64}  # keys of a tile: with wgmma up to head dim 128, else
 CARRIED_COLUMNS = {True: 32, False: 16}  # where they pass through registers: up to head dim 128, above
+FEW_ROWS = 32  # where threads copy from a cache, and a group fits: half the warps, and more blocks an SM
 MOST_STAGES = 4
+MOST_BLOCKS = 3  # of few rows on an SM: what lies in flight already fills its share of the memory's latency
 COMBINED_ROWS, COMBINED_COLUMNS = 16, 32  # of the second kernel's tile: one warp, and many blocks
 UNROLLED = 8  # parts that the second kernel has on their way
 LEAST_TILES = 4  # of a split: its ends cost about one
@@ -49,6 +51,8 @@ class Split:
     columns: int
     stages: int
     shared_bytes: int
+    rows: int = ROWS
+    blocks: int = 1  # on an SM
 
 
 def fits(spec: AttentionSpec) -> bool:
@@ -91,6 +95,8 @@ def by_roles(spec: AttentionSpec, target: Target) -> bool:
 
 def split_tile(spec: AttentionSpec, target: Target) -> Split:
     """Choose the tile: as many keys under way as shared memory holds, up to four tiles."""
+    if spec.seqused_k and not carries(target) and spec.Hq // spec.Hk <= FEW_ROWS:
+        return _cached_tile(spec, target)
     narrow = max(spec.Dqk, spec.Dv) <= 128
     columns = CARRIED_COLUMNS[narrow] if carries(target) else COLUMNS[by_roles(spec, target) and narrow]
     qk, v = row_elements(spec.Dqk), row_elements(spec.Dv)
@@ -99,6 +105,24 @@ def split_tile(spec: AttentionSpec, target: Target) -> Split:
     room = target.shared_per_block_bytes - queries - BARRIER_BYTES
     stages = 1 if carries(target) else max(1, min(MOST_STAGES, room // stage))
     return Split(columns, stages, queries + stages * stage)
+
+
+def _cached_tile(spec: AttentionSpec, target: Target) -> Split:
+    """Choose a tile of few rows: two tiles of keys on their way in each of several blocks, else as many as fit in one.
+
+    Warps without rows of their own would multiply as the others do, and wait for the same tiles.
+    """
+    columns = COLUMNS[False]
+    queries, stage = (
+        2 * FEW_ROWS * row_elements(spec.Dqk),
+        2 * columns * (row_elements(spec.Dqk) + row_elements(spec.Dv)),
+    )
+    two = queries + 2 * stage
+    blocks = min(MOST_BLOCKS, target.shared_per_sm_bytes // (two + target.shared_reserved_bytes))
+    if blocks > 1:
+        return Split(columns, 2, two, FEW_ROWS, blocks)
+    stages = max(1, min(MOST_STAGES, (target.shared_per_block_bytes - queries - BARRIER_BYTES) // stage))
+    return Split(columns, stages, queries + stages * stage, FEW_ROWS)
 
 
 def choose(
@@ -135,7 +159,7 @@ def choose(
             f"prefetch K {k} ahead, V {k - 1} ahead" if k > 1 else "prefetch K 1 ahead, V 0 ahead",
             "copies async",
             "guard Mask of loop i where it is all true",
-            f"warps 4 along h, 1 blocks an SM  # {why['grid']}",
+            f"warps {tile.rows // 16} along h, {tile.blocks} blocks an SM  # {why['grid']}",
         ]
     return tile, reasons, split, [f"unroll loop part by {UNROLLED}  # {why['combine']}", "warps 1 along h"]
 
@@ -144,7 +168,7 @@ def _reasons(spec: AttentionSpec, target: Target, t: Split) -> list[Reason]:
     group = spec.Hq // spec.Hk
     moved = 2 * t.columns * (spec.Dqk + spec.Dv)
     memory = moved * target.sms * target.clock_mhz * 1e6 / target.bandwidth_bytes_per_s
-    tensor = 2 * ROWS * t.columns * (spec.Dqk + spec.Dv) / target.tensor_flops_per_clock
+    tensor = 2 * t.rows * t.columns * (spec.Dqk + spec.Dv) / target.tensor_flops_per_clock
     figures: dict[str, float | str] = {
         "memory": round(memory, 1),
         "tensor": round(tensor, 1),
@@ -155,7 +179,7 @@ def _reasons(spec: AttentionSpec, target: Target, t: Split) -> list[Reason]:
     return [
         Reason(
             "tile",
-            f"BM = {ROWS}, BN = {t.columns}",
+            f"BM = {t.rows}, BN = {t.columns}",
             f"{group} head(s) share a key head and are the rows; a tile of keys takes {memory:.0f} clocks to read and "
             f"{tensor:.0f} to multiply (predicted)",
             figures,
@@ -164,13 +188,17 @@ def _reasons(spec: AttentionSpec, target: Target, t: Split) -> list[Reason]:
             "splits",
             "Splits",
             f"fewer key heads than the {target.sms} multiprocessors: a part for each of those; more: enough parts for "
-            "even shares",
+            "even shares"
+            if t.blocks == 1
+            else f"room for {target.sms * t.blocks} blocks: with fewer key heads a part for each, else parts for even "
+            "shares",
             {"multiprocessors": target.sms},
         ),
         Reason(
             "ring",
             f"K stages {t.stages}, V stages {t.stages}",
-            f"{t.shared_bytes / 1024:.0f} KB of shared memory: {t.stages} tile(s) on their way",
+            f"{t.shared_bytes / 1024:.0f} KB of shared memory: {t.stages} tile(s) on their way"
+            + (f" in each of {t.blocks} blocks" if t.blocks > 1 else ""),
             {"shared_bytes": t.shared_bytes},
         ),
         Reason("grid", "key heads first", "neighbours read neighbouring heads of the same keys", {}),
@@ -237,13 +265,14 @@ def _split_frame(
     dims = {n: ", ".join("Hk * G" if d == "Hq" else str(d) for d in x.dims) for n, x in spec.tensors.items()}
     named = [f"Allocate {kernel_name(n)} in global ({dims[n]}) {x.dtype}" for n, x in spec.tensors.items()]
     keys, widths = keys_of(spec), sorted({f"{qk} = {spec.Dqk}", f"{v} = {spec.Dv}"})
-    even = f"max({target.sms} // max(B * Sq * Hk, 1), min(4, B * Sq * Hk // {target.sms // 4 + 1}))"
+    slots = target.sms * t.blocks
+    even = f"max({slots} // max(B * Sq * Hk, 1), min(4, B * Sq * Hk // {slots // 4 + 1}))"
     return [
         *[f"# {line}" for line in spec.describe()],
         f"Kernel {spec.kernel_name}_split for {target.name.lower()}",
         *_sizes(spec, ("B", "Sq", *keys.sizes, *own_sizes(spec.tensors)), [*keys.fixed, *widths]),
         f"Scalar scale f32{' > 0' if spec.scale_sign == 'positive' else ''}",
-        f"Tile BM = {ROWS}, BN = {t.columns}  # {why['tile']}",
+        f"Tile BM = {t.rows}, BN = {t.columns}  # {why['tile']}",
         f"Choose Splits = clamp({even}, 1, ceildiv({caches.capacity(spec)}, {LEAST_TILES} * BN))  # {why['splits']}",
         "Grid row = 0 : Sq * Hk, split = 0 : Splits, batch = 0 : B",
         f"Allocate Q in global (B, Sq, Hk * G, {qk}) {spec.dtype}",
