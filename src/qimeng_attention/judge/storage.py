@@ -105,8 +105,9 @@ def _in_pages(page: int, call: Call, tensors: Mapping[str, Array], random: np.ra
             if number == len(rows):
                 rows.append((b, start, 0))
             numbers[b, place] = number
-            rows[number] = (*rows[number][:2], max(rows[number][2], min(keys - start, page)))
             empty[b, place] = not any(np.any(x[: keys - start]) for x in parts)
+            if not empty[b, place]:
+                rows[number] = (*rows[number][:2], max(rows[number][2], min(keys - start, page)))
     order = random.permutation(len(rows) + SPARE_PAGES)
     found = {**tensors, LENGTHS: _lengths(call, most * page), TABLE: _table(numbers, empty, order, random)}
     for name in ("K", "V"):
@@ -137,9 +138,11 @@ def with_lengths(spec: AttentionSpec, call: Call, tile: int, number: int) -> Cal
         return call
     batch = call.B if spec.B is not None or not call.B else call.B + 2
     page, most = spec.page_size or tile, call.Sk
+    if page > tile and most and number % 2:
+        most = max(most, 2 * page + 1)  # lengths about pages need some
     around = [min(size + d, most) for size in (tile, page, 2 * tile) for d in (-1, 0, 1)]
     choices = [0, 1, most, *around, max(most - 1, 0), most // 2, -3, most + 5, -(1 << 31)]
-    drawn = [choices[(number * batch + 3 * b) % len(choices)] for b in range(batch)]
+    drawn = [choices[(number * batch + b) % len(choices)] for b in range(batch)]
     if batch:
         drawn[number % batch] = most  # one entry shows what the family of values is for
-    return replace(call, B=batch, lens=tuple(drawn) if number % 4 else ())
+    return replace(call, B=batch, Sk=most, lens=tuple(drawn) if number % 4 else ())
