@@ -70,6 +70,18 @@ def test_every_target_has_a_lowering(target: str, fields: dict[str, object]) -> 
     assert "length" in first.source
 
 
+@pytest.mark.parametrize("fields", [PAGED, {"page_size": 256}, LENGTHS], ids=str)
+def test_the_checker_runs_loops_that_end_at_a_length(fields: dict[str, object]) -> None:
+    text = print_program(schedule(parse(code_of(**fields)), target="A100"))
+    barrier = "    Wait copies pending 2\n    Barrier\n"
+    assert barrier in text
+
+    with pytest.raises(DiagnosticError) as refused:
+        check_text(text.replace(barrier, "    Wait copies pending 2\n", 1), target="A100")
+
+    assert [d.code for d in refused.value.diagnostics] == ["TL403"]
+
+
 FAULTS = {
     "the length is ignored": (PAGED, "clamp(SequsedK[batch], 0, MaxPages * Page)", "MaxPages * Page"),
     "the length of another entry": (PAGED, "SequsedK[batch]", "SequsedK[0]"),

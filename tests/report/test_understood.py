@@ -36,6 +36,10 @@ def test_a_capped_window_is_drawn(golden: Any) -> None:
     golden("window.txt", drawn(spec(mask="window:1024,256", softcap=20.0, score="score + h", outputs=("O",))))
 
 
+def test_a_cache_in_pages_is_described(golden: Any) -> None:
+    golden("paged.txt", drawn(spec(mask="causal", Sq=1, page_size=16)))
+
+
 def test_a_narrow_terminal_loses_nothing_of_the_picture() -> None:
     assert drawn(spec(mask="causal"), width=80).count("█") == drawn(spec(mask="causal")).count("█")
 

@@ -113,6 +113,7 @@ def test_only_plain_attention_has_a_reference() -> None:
     assert mask(mask="window:128") is None
     assert mask(softcap=20.0) is None
     assert mask(score="score + b") is None
+    assert mask(seqused_k=True) is None
 
 
 def test_a_numpy_scalar_is_a_scale(manifest: Manifest) -> None:

@@ -36,10 +36,11 @@ def bench_bundle(path: Path, batch: int, length: int) -> dict[str, Any]:
     torch = _torch()
     bundle = load(path)
     spec = json.loads(bundle.files["spec.json"])
-    if not spec or spec["mask"] not in ("full", "causal") or spec["softcap"] is not None or spec["score"] != "score":
+    modified = not spec or spec["softcap"] is not None or spec["score"] != "score" or spec.get("seqused_k")
+    if modified or spec["mask"] not in ("full", "causal"):
         raise SpecError(
             "PyTorch's attention has no peer for this operator",
-            hint="bench full or causal attention without score modifiers",
+            hint="bench full or causal attention without score modifiers or lengths of entries",
             field="bundle",
             value=str(path),
         )

@@ -20,6 +20,7 @@ def plain_mask(spec: bytes) -> str | None:
     fields = json.loads(spec)
     mask = str(fields.get("mask", "")).strip()
     plain = str(fields.get("score", "score")).strip() == "score" and fields.get("softcap") is None
+    plain = plain and not fields.get("seqused_k")  # nor has each entry a length of its own
     return mask if plain and mask in ("full", "causal") else None
 
 

@@ -5,7 +5,7 @@ Shared by the checker, the interpreter and the compilers, so that all three read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qimeng_attention.tl import syntax as s
@@ -82,14 +82,14 @@ def places(copy: s.Copy, extents: Sequence[int], dims: Sequence[str]) -> list[Pl
             f"the shape has {len(extents)} extents, the coordinate names {len(extents) - len(left)}",
             "name each axis of the tile in the coordinate, as `q = block * BM`",
         )
-    gathered = {p.axis for p in found if p.at is not None}
+    gathered = {p.axis: p.size for p in found if p.at is not None}
     return [_along(p, gathered) if p.kind == "index" and gathered else p for p in found]
 
 
-def _along(place: Place, gathered: set[str]) -> Place:
+def _along(place: Place, gathered: Mapping[str, int]) -> Place:
     """Say which axis an index varies along: `[Table[batch, k // Page], k = i * BN at k % Page]`."""
-    axes = sorted(names_in(place.start) & gathered)
-    return replace(place, along=axes[0]) if axes else place
+    axes = sorted(names_in(place.start) & gathered.keys())
+    return replace(place, along=axes[0], size=gathered[axes[0]]) if axes else place
 
 
 def copy_tensor(copy: s.Copy) -> str:

@@ -9,12 +9,13 @@ conditions of another kind; the judge runs those at full size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from math import prod
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.coordinates import CoordinateError, Place, copy_tensor, places
 from qimeng_attention.tl.evaluate import integer
-from qimeng_attention.tl.traverse import statements
+from qimeng_attention.tl.traverse import expressions, names_in, statements
 from qimeng_attention.tl.types import Checked
 
 
@@ -61,7 +62,22 @@ def tile_of_size(checked: Checked) -> dict[str, int]:
     for p, dim in _taken(checked):
         if p.kind == "axis" and isinstance(dim, s.Name) and dim.id in checked.sizes:
             found[dim.id] = max(found.get(dim.id, 1), p.size)
+        for name, steps in _looked_up(p, checked):
+            found[name] = max(found.get(name, 1), steps)
     return found
+
+
+def _looked_up(p: Place, checked: Checked) -> Iterator[tuple[str, int]]:
+    """Give the sizes of index tensors that a gather walks along, and how many of their elements a tile takes."""
+    e = p.at if p.at is not None else p.start if p.along else None
+    axis, size = (p.axis, p.size) if p.at is not None else (p.along, p.size)
+    for x in expressions(e):
+        if not isinstance(x, s.Index) or x.tensor not in checked.tensors:
+            continue
+        for index, dim in zip(x.indices, checked.tensors[x.tensor].dims, strict=True):
+            if axis in names_in(index) and isinstance(dim, s.Name) and dim.id in checked.sizes:
+                with suppress(KeyError, ValueError, ZeroDivisionError):
+                    yield dim.id, max(1, integer(index, {**checked.fixed, axis: size}))
 
 
 def gathered_tile(checked: Checked) -> int:
