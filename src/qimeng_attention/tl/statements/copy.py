@@ -13,6 +13,7 @@ from qimeng_attention.tl.machine import Block, Fault, Slot, Strand
 from qimeng_attention.tl.numerics import BYTES, Array, round_to
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.statements.gathers import check_along, picked, rows_past
 from qimeng_attention.tl.statements.gemm import check_readable
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.types import Axis, Origin, TensorType, TileType, same_axes
@@ -102,7 +103,7 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
     for p, dim in zip(found, tensor.dims, strict=True):
         for e in (p.start, p.stop):
             if p.along:
-                _check_along(p, n, scope, sizes[p.along])
+                check_along(p, n, scope, sizes[p.along])
             elif e is not None:
                 scope.uniform_integer(e, n.span, f"the coordinate {p.axis or expression(e)} of {n.name}")
         if p.at is not None and scope.type_of(p.at, n.span, {p.axis: p.size}).kind not in ("int", "any"):
@@ -122,19 +123,6 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
             )
             found = [replace(x, size=0) for x in found]  # what follows from the wrong shape is not told
     return found
-
-
-def _check_along(p: Place, n: s.Copy, scope: Scope, size: int) -> None:
-    """An index may follow the axis of a gather: of a load, and of that axis alone."""
-    t = scope.type_of(p.start, n.span, {p.along: size})
-    if t.kind not in ("int", "any") or {a.name for a in t.axes} - {p.along} or n.target == "global":
-        scope.report(
-            "TL107",
-            n.span,
-            f"an index that follows {p.along} must be an integer of a Copy from global memory, "
-            f"found {expression(p.start)}",
-            f"use sizes, indices, {p.along} and elements of integer tensors",
-        )
 
 
 def _check_shape(n: s.Copy, axes: tuple[Axis, ...], scope: Scope) -> bool:
@@ -408,37 +396,16 @@ def _run(n: s.Copy, t: Strand) -> None:
         _stage(n, t)
 
 
-def _past(p: Place, missing: Array, n: s.Copy, t: Strand) -> list[int]:
-    """Give which of the rows that are filled with zeros must be masked.
-
-    One that an index tensor places nowhere counts, as a row of zeros: only the call's data tell, no program can.
-    """
-    stop = None if p.at is None or p.stop is None else t.integer(p.stop, n.span)
-    found: list[int] = missing[(missing < 0) | (missing >= stop)].tolist() if stop is not None else missing.tolist()
-    return found
-
-
 def _load(n: s.Copy, t: Strand) -> None:
     tensor = t.machine.checked.tensors[n.name]
     indices, found, origin = resolve(n, tensor, t)
     pairs = [(p, i) for p, i in zip(found, indices, strict=True) if p.kind == "axis"]
-    past = {p.axis: _past(p, origin[p.axis] + np.flatnonzero(i < 0), n, t) for p, i in pairs}
+    past = {p.axis: rows_past(p, origin[p.axis] + np.flatnonzero(i < 0), n, t) for p, i in pairs}
     ends = {axis: frozenset(rows) for axis, rows in past.items() if rows}
     data = None
     if t.machine.numeric:
-        source = t.machine.tensors[n.name]
-        mask = np.ones((), bool)
-        places_of_axes = {p.axis: d for d, p in enumerate(found) if p.kind != "index"}
-        # Each dimension's indices lie along the result's dimension of the same number, or of the axis they follow.
-        turned = [
-            i.reshape([-1 if e == places_of_axes.get(p.along, d) else 1 for e in range(len(indices))])
-            for d, (p, i) in enumerate(zip(found, indices, strict=True))
-        ]
-        for i in turned:
-            mask = mask & (i >= 0)
-        picked = source[tuple(np.maximum(i, 0) for i in turned)] if source.size else np.zeros(mask.shape, np.float32)
         axes = tuple(d for d, p in enumerate(found) if p.kind == "index")
-        data = np.where(mask, picked, 0).squeeze(axis=axes).astype(np.float32)
+        data = picked(t.machine.tensors[n.name], indices, found).squeeze(axis=axes).astype(np.float32)
     name = copy_target(n)
     if n.target == "register":
         t.write_register(name, data, origin, n.span, ends)
