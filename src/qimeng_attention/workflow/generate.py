@@ -22,6 +22,7 @@ from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
 from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.runtime import Bundle, load
+from qimeng_attention.runtime.expressions import Expression
 from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap, kernel_file
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import write_bundle
@@ -208,9 +209,10 @@ def _envelope(spec: AttentionSpec | None, sizes: list[str]) -> tuple[Requirement
     if spec is None:
         return ()
     heads = tuple(Requirement(n, "==", getattr(spec, n)) for n in ("Hq", "Hk") if n in sizes)
-    if spec.page_size is None:
+    if not spec.seqused_k:
         return heads
-    return (*heads, Requirement(("*", caches.MOST_PAGES, spec.page_size), "<=", caches.MOST_KEYS))
+    capacity: Expression = "Sk" if spec.page_size is None else ("*", caches.MOST_PAGES, spec.page_size)
+    return (*heads, Requirement(capacity, "<=", caches.MOST_KEYS)) if spec.Sk is None else heads
 
 
 def _json(value: Any) -> bytes:
