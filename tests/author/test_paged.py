@@ -7,6 +7,7 @@ import pytest
 
 from qimeng_attention import targets
 from qimeng_attention.author.planner import plan
+from qimeng_attention.build import build
 from qimeng_attention.errors import DiagnosticError, JudgeError, SpecError
 from qimeng_attention.judge import judge_program
 from qimeng_attention.judge.inputs import Budget
@@ -68,6 +69,22 @@ def test_every_target_has_a_lowering(target: str, fields: dict[str, object]) -> 
 
     assert ("tl::gather" in first.source) == ("page_size" in fields)
     assert "length" in first.source
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("target", "counts"),
+    [("T4", {"LDG": 8 + 4}), ("A100", {"LDGSTS": 32, "LDG": 16}), ("H200", {"LDGSTS": 32, "LDG": 16})],
+)
+def test_a_gather_copies_16_bytes_at_a_time_and_looks_a_row_up_once(target: str, counts: dict[str, int]) -> None:
+    """K and V have 32 rows of 256 bytes on 128 threads of a T4, 64 on 64 threads elsewhere."""
+    first, _ = translate(schedule(parse(code_of(target, Dqk=128, **PAGED)), target=target), target=target)
+    facts = {"threads": first.threads, "shared_bytes": first.shared_bytes, "target": first.target}
+    report = build(first.source, name=first.name, arch=first.target.arch, **facts).report
+
+    (loop,) = [loop for loop in report.loops if loop.counts.get("HMMA")]
+    assert {name: loop.counts.get(name, 0) for name in counts} == counts
+    assert report.spill_store_bytes == 0
 
 
 @pytest.mark.parametrize("fields", [PAGED, {"page_size": 256}, LENGTHS], ids=str)
