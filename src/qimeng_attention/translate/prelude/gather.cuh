@@ -5,8 +5,20 @@
 
 namespace tl {
 
-/// Visit the 16-byte chunks of a tile as copy() does, each with where it is read from: `source(row)` points at a row of
-/// global memory, or is null where the row does not exist. A row is looked up once for all its chunks.
+/// A row of global memory, or none: then the address means nothing, and nothing is read there.
+template <class Element>
+struct Row {
+  Element const* data;
+  bool exists;
+};
+
+template <class Element>
+__device__ inline Row<Element> row_if(bool exists, Element const* data) {
+  return {data, exists};
+}
+
+/// Visit the 16-byte chunks of a tile as copy() does, each with where it is read from: `source(row)` gives a Row, looked
+/// up once for all its chunks.
 template <int kThreads, int kColumns, class Tile, class Source, class Take>
 __device__ inline void for_each_gathered(Source const& source, Take const& take) {
   constexpr int kSpan = Tile::kSpan;
@@ -16,16 +28,16 @@ __device__ inline void for_each_gathered(Source const& source, Take const& take)
   int const chunk = threadIdx.x % kSpan;
 #pragma unroll
   for (int i = 0; i < Tile::kRows / kPassRows; ++i) {
-    typename Tile::Element const* const from = source(row + i * kPassRows);
+    Row<typename Tile::Element> const from = source(row + i * kPassRows);
 #pragma unroll
     for (int span = 0; span < Tile::kSpans; ++span) {
-      bool const held = from != nullptr && Tile::reaches(kHeld<Tile, kColumns>, span, chunk);
-      take(i, span, row, chunk, reinterpret_cast<Vector16B const*>(from + (span * kSpan + chunk) * kChunk), held);
+      bool const held = from.exists && Tile::reaches(kHeld<Tile, kColumns>, span, chunk);
+      take(i, span, row, chunk, reinterpret_cast<Vector16B const*>(from.data + (span * kSpan + chunk) * kChunk), held);
     }
   }
 }
 
-/// Copy the rows that `source` points at and columns [0, kColumns) of them into `tile`, zeros elsewhere, and wait for
+/// Copy the rows that `source` gives and columns [0, kColumns) of them into `tile`, zeros elsewhere, and wait for
 /// nothing: sync() must follow.
 template <int kThreads, int kColumns = kAllColumns, class Tile, class Source>
 __device__ inline void gather(Tile tile, Source const& source) {
@@ -47,7 +59,7 @@ __device__ inline void gather_async(Tile tile, Source const& source) {
       });
 }
 
-/// Read the rows that `source` points at and columns [0, kColumns) of them into `pieces`, zeros elsewhere.
+/// Read the rows that `source` gives and columns [0, kColumns) of them into `pieces`, zeros elsewhere.
 template <int kColumns = kAllColumns, class Pieces, class Source>
 __device__ inline void gather_pieces(Pieces& pieces, Source const& source) {
   for_each_gathered<Pieces::kThreads, kColumns, typename Pieces::Tile>(

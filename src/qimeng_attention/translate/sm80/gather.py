@@ -70,7 +70,7 @@ def _copy(n: s.Copy, low: Lowering) -> None:
 
 
 def _source(n: s.Copy, tensor: TensorType, found: Sequence[Place], low: Lowering) -> None:
-    """Emit the body of the function that points at a row, or gives null where there is none."""
+    """Emit the body of the function that says where a row lies, and whether it exists."""
     dimension, place = next((d, p) for d, p in enumerate(found) if p.at is not None)
     axis, out = place.axis, low.out
     index = names.variable(axis)
@@ -94,7 +94,7 @@ def _source(n: s.Copy, tensor: TensorType, found: Sequence[Place], low: Lowering
             guards.append(f"tl::inside({at}, {low.integer(dim, n)})")
         terms.append(_scaled(tensor, d, at))
     pointer = " + ".join(t for t in terms if t)
-    out.line(f"return {' && '.join(guards)} ? {pointer} : nullptr;" if guards else f"return {pointer};")
+    out.line(f"return tl::row_if({' && '.join(guards) or 'true'}, {pointer});")
 
 
 def _written(p: Place, n: s.Copy, cpp: Cpp, low: Lowering) -> tuple[str, str]:
