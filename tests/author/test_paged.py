@@ -71,6 +71,23 @@ def test_every_target_has_a_lowering(target: str, fields: dict[str, object]) -> 
     assert "length" in first.source
 
 
+@pytest.mark.parametrize(
+    ("target", "fields", "lines"),
+    [
+        ("H200", {"Hq": 64, "Hk": 8}, ("BM = 32", "stages 2", "warps 2 along h, 3 blocks an SM")),
+        ("A100", {"Hq": 64, "Hk": 8}, ("BM = 32", "stages 2", "warps 2 along h, 2 blocks an SM")),
+        ("A100", {"Hq": 64, "Hk": 8, "Dqk": 256}, ("BM = 32", "stages 2", "warps 2 along h, 1 blocks an SM")),
+        ("H200", {"Hq": 33, "Hk": 1}, ("BM = 64", "stages 4", "warps 4 along h, 1 blocks an SM")),
+        ("T4", {"Hq": 64, "Hk": 8}, ("BM = 64", "stages 1", "warps 4 along h, 1 blocks an SM")),
+    ],
+    ids=str,
+)
+def test_few_rows_leave_room_for_several_blocks(target: str, fields: dict[str, int], lines: tuple[str, ...]) -> None:
+    text = code_of(target, **{"Dqk": 128, **PAGED, **fields})
+
+    assert all(line in text for line in lines)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize(
     ("target", "counts"),

@@ -112,11 +112,8 @@ def _cached_tile(spec: AttentionSpec, target: Target) -> Split:
 
     Warps without rows of their own would multiply as the others do, and wait for the same tiles.
     """
-    columns = COLUMNS[False]
-    queries, stage = (
-        2 * FEW_ROWS * row_elements(spec.Dqk),
-        2 * columns * (row_elements(spec.Dqk) + row_elements(spec.Dv)),
-    )
+    columns, qk, v = COLUMNS[False], row_elements(spec.Dqk), row_elements(spec.Dv)
+    queries, stage = 2 * FEW_ROWS * qk, 2 * columns * (qk + v)
     two = queries + 2 * stage
     blocks = min(MOST_BLOCKS, target.shared_per_sm_bytes // (two + target.shared_reserved_bytes))
     if blocks > 1:
