@@ -51,6 +51,11 @@ def judge(item: tuple[str, dict[str, Any], Path, int]) -> tuple[str, AttentionSp
     return name, spec, verdict, time.perf_counter() - start
 
 
+def keys_of(spec: AttentionSpec) -> str:
+    """Say how the keys of a cache lie."""
+    return f"pages of {spec.page_size}" if spec.page_size is not None else "lengths" if spec.seqused_k else ""
+
+
 def rows_of(spec: AttentionSpec, verdict: Verdict, target: str) -> list[CorrectnessRow]:
     """One row for each shape: the checks of all its families of values and both outputs."""
     by_shape: dict[tuple[int, ...], list[Any]] = defaultdict(list)
@@ -73,7 +78,7 @@ def rows_of(spec: AttentionSpec, verdict: Verdict, target: str) -> list[Correctn
             Dv=spec.Dv,
             dtype=spec.dtype,
             mask=spec.mask,
-            mods=f"softcap {spec.softcap}" if spec.softcap else "",
+            mods=", ".join(x for x in (f"softcap {spec.softcap}" if spec.softcap else "", keys_of(spec)) if x),
             kind="varlen" if spec.varlen else "forward",
             target=target,
         )

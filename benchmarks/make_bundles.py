@@ -15,6 +15,8 @@
     python benchmarks/make_bundles.py --set weights --out out/weights_hopper       # sinks, sigmoid, ReLU and others
     python benchmarks/make_bundles.py --set weights --target A100 --arch sm_90 --out out/weights_ampere
     python benchmarks/make_bundles.py --set weights_turing --arch sm_90 --out out/weights_turing
+    python benchmarks/make_bundles.py --set paged --out out/paged                  # H200 programs, caches
+    python benchmarks/make_bundles.py --set judge_serving --arch sm_90 --out out/judge_serving  # or --target T4, H200
 
 By default a bundle is an A100 program (its schedule keeps within 163 KB of shared memory), compiled for the
 architecture named; without one it is compiled for its target's own.
@@ -182,6 +184,30 @@ def judge_varlen_turing_specs() -> dict[str, dict[str, object]]:
     return {name: {**fields, "dtype": "fp16"} for name, fields in judge_varlen_specs().items()}
 
 
+PAGE_SIZES = (1, 16, 64, 128, 256)
+
+
+def paged_specs() -> dict[str, dict[str, object]]:
+    """The rows of serving_paged.py: one query a sequence over pages, and over a dense cache with lengths."""
+    one = {"Hq": 64, "Hk": 8, "Dqk": 128, "Sq": 1, "mask": "causal"}
+    pages: dict[str, dict[str, object]] = {f"paged_{size}": {**one, "page_size": size} for size in PAGE_SIZES}
+    return {**pages, "seqused": {**one, "seqused_k": True}}
+
+
+def judge_serving_specs() -> dict[str, dict[str, object]]:
+    """Each page size, and lengths alone, with one or four queries: head dims, heads and masks take turns."""
+    dims, heads = ((64, 64), (128, 128), (192, 128)), ((16, 2), (8, 8), (16, 1))
+    masks = ({"mask": "causal"}, {"mask": "full"}, {"mask": "window:100"}, {"mask": "causal", "softcap": 5.0})
+    made: dict[str, dict[str, object]] = {}
+    for number, (size, queries) in enumerate(itertools.product((*PAGE_SIZES, 0), (1, 4))):
+        (dqk, dv), (hq, hk) = dims[number % 3], heads[(number // 2 + queries) % 3]
+        cache = {"page_size": size} if size else {"seqused_k": True}
+        mods = masks[number // 2 % 4] if queries > 1 else masks[1 - number // 2 % 2]
+        fields = {"Hq": hq, "Hk": hk, "Dqk": dqk, "Dv": dv, "Sq": queries, "dtype": "fp16", **mods}
+        made[f"{f'paged{size}' if size else 'seqused'}_{queries}"] = {**fields, **cache}
+    return made
+
+
 SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "speed": speed_specs,
     "judge": judge_specs,
@@ -197,8 +223,10 @@ SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "varlen": varlen_specs,
     "judge_varlen": judge_varlen_specs,
     "judge_varlen_turing": judge_varlen_turing_specs,
+    "paged": paged_specs,
+    "judge_serving": judge_serving_specs,
 }
-HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode", "weights", "varlen")
+HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode", "weights", "varlen", "paged")
 TURING = ("judge_turing", "weights_turing", "judge_varlen_turing")
 
 

@@ -115,6 +115,10 @@ def generate(
     varlen: Annotated[
         bool, typer.Option("--varlen", help="Packed sequences of different lengths, told by cu_seqlens_q and _k.")
     ] = False,
+    seqused_k: Annotated[
+        bool | None, typer.Option("--seqused-k/--no-seqused-k", help="Calls say how many keys of each entry count.")
+    ] = None,
+    page_size: Annotated[int | None, typer.Option(help="Keys of a page of a cache in pages: 1 to 256.")] = None,
     spec_file: Annotated[
         Path | None, typer.Option("--spec", help="What a given TL file should compute, for the judge.")
     ] = None,
@@ -139,7 +143,8 @@ def generate(
 
     names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "weights", "scale")
     given = zip(names, (hq, hk, dqk, dv, dtype, mask, score, softcap, weights, scale), strict=True)
-    flags = {k: v for k, v in given if v is not None} | _tensors(tensor) | ({"varlen": True} if varlen else {})
+    lying = {"varlen": varlen or None, "seqused_k": seqused_k, "page_size": page_size}
+    flags = {k: v for k, v in (*given, *lying.items()) if v is not None} | _tensors(tensor)
     code, spec = _source(source, spec_file, flags)
     verbose = not quiet and not as_json
     if verbose and spec is not None:

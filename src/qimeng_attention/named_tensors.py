@@ -25,9 +25,10 @@ _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 
 # What expressions and calls name already, and what the shipped programs call their own.
 _OF_EXPRESSIONS = {*SIZES, "b", "h", "q_idx", "kv_idx", "score", "inf", "log2e", "ln2", "and", "or", "not"}
-_OF_CALLS = {"q", "k", "v", "out", "lse", "scale", "return_lse", "tensors", "lists", "self"}
+_OF_CALLS = {"q", "k", "v", "out", "lse", "scale", "return_lse", "tensors", "lists", "self", "seqused_k", "page_table"}
 _OF_PROGRAMS = {"Q", "K", "V", "Out", "Lse", "S", "O", "P", "D", "Dqk", "Dv", "BM", "BN", "L", "T"}
-_OF_PROGRAMS |= {"Seen", "List", "Cut", "Visited", "BI", "BR", "BJ"}
+_OF_PROGRAMS |= {"Seen", "List", "Cut", "Visited", "BI", "BR", "BJ"}  # of lists (author/planner/lists.py)
+_OF_PROGRAMS |= {"SequsedK", "PageTable", "Page", "Pages", "MaxPages"}  # of caches (caches.py)
 _OF_THE_LANGUAGE = {
     "Kernel", "Size", "Scalar", "Tile", "Grid", "Define", "Schedule", "Allocate", "Let", "Copy", "Compute", "GEMM",
     "Mask", "Reshape", "Scan", "Wait", "Release", "Pass", "Commit", "Barrier", "Fence", "Warps", "RowMax", "RowSum",

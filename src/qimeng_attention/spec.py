@@ -30,6 +30,8 @@ from pydantic import (
     model_validator,
 )
 
+from qimeng_attention.caches import PAGE_SIZES
+from qimeng_attention.caches import describe as describe_cache
 from qimeng_attention.errors import SpecError
 from qimeng_attention.named_tensors import Dims, Problem, declared, own_sizes
 from qimeng_attention.packed import check_tensors
@@ -78,10 +80,16 @@ class AttentionSpec(BaseModel):
         default_factory=dict, description="what expressions index besides: name -> {dims: [...], dtype: ...}"
     )
 
+    seqused_k: bool = Field(default=False, description="each call says how many keys of each entry count")
+    page_size: int | None = Field(
+        default=None, description="keys of a page, where k and v are caches in pages; implies seqused_k"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """Let Hk follow Hq and Dv follow Dqk; give weights their sink, and no LSE where there is none."""
+        """Let Hk follow Hq and Dv follow Dqk; give weights their sink, and no LSE where there is none; entries of a
+        cache in pages have lengths of their own."""
         if isinstance(values, dict):
             values = dict(values)
             weights = WEIGHTS.get(str(values.get("weights")), WEIGHTS["softmax"])
@@ -93,6 +101,8 @@ class AttentionSpec(BaseModel):
                 values["Hk"] = values.get("Hq", 32)
             if not values.get("Dv") and "Dv" not in values:
                 values["Dv"] = values.get("Dqk", 128)
+            if values.get("page_size") is not None:
+                values["seqused_k"] = True
         return values
 
     @field_validator("Hk", "Dv")
@@ -100,6 +110,13 @@ class AttentionSpec(BaseModel):
     def _positive(cls, value: int) -> int:
         if value < 1:
             raise ValueError("must be at least 1")
+        return value
+
+    @field_validator("page_size")
+    @classmethod
+    def _page_size(cls, value: int | None) -> int | None:
+        if value is not None and value not in PAGE_SIZES:
+            raise ValueError("must be a power of two from 1 to 256")
         return value
 
     @field_validator("tensors", mode="plain")
@@ -185,6 +202,7 @@ class AttentionSpec(BaseModel):
         )
         mods = ("_softcap" if self.softcap is not None else "") + ("_scored" if self.score.strip() != "score" else "")
         mods += self.weighing.slug + ("_varlen" if self.varlen else "")
+        mods += f"_paged{self.page_size}" if self.page_size is not None else "_seqused" if self.seqused_k else ""
         return f"{kind}_{mask}{mods}_d{self.Dqk}{'' if self.Dqk == self.Dv else f'_{self.Dv}'}_{self.dtype}"
 
     def describe(self) -> list[str]:
@@ -193,6 +211,7 @@ class AttentionSpec(BaseModel):
         lines = [
             f"{self.kernel_name}: {heads}, head dim {self.Dqk} (values {self.Dv}), {self.dtype}",
             f"{self.layout()}, {self.lengths()}, any strides with a last one of 1",
+            *describe_cache(self),
             "score = scale * (q . k), scale given at each call "
             f"({self.scale_sign}), {self.default_scale:.6g} by default",
         ]
@@ -221,7 +240,7 @@ class AttentionSpec(BaseModel):
         """Say which batches and lengths a call may have."""
         if self.varlen:
             return f"B = {self.B or 'any'} sequences, Sq and Sk those of each"
-        fixed = (("B", self.B), ("Sq", self.Sq), ("Sk", self.Sk))
+        fixed = [("B", self.B), ("Sq", self.Sq), *([] if self.page_size else [("Sk", self.Sk)])]
         return ", ".join(f"{k} = {v if v is not None else 'any'}" for k, v in fixed)
 
     def visible_keys(self) -> str:
@@ -265,6 +284,8 @@ class AttentionSpec(BaseModel):
                 nearest=nearest,
             )
         _check_weights(spec)
+        if spec.page_size is not None:
+            _refuse_lengths_of_pages(spec)
         return spec
 
     @classmethod
@@ -325,6 +346,25 @@ def _check_weights(spec: AttentionSpec) -> None:
         )
 
 
+def _refuse_lengths_of_pages(spec: AttentionSpec) -> None:
+    """How many keys an entry may have is told by its row of the page table."""
+    if spec.Sk is not None:
+        raise SpecError(
+            f"Sk = {spec.Sk} and page_size = {spec.page_size} say two things: the page table tells how many keys fit",
+            hint="leave Sk out",
+            field="Sk",
+            value=spec.Sk,
+        )
+    for name, tensor in spec.tensors.items():
+        if "Sk" in tensor.dims:
+            raise SpecError(
+                f"the tensor '{name}' has as many elements as keys, of which entries in pages have each their own",
+                hint=f"give it a size of its own, as {name}: {{dims: [B, N], ...}}",
+                field="tensors",
+                value=name,
+            )
+
+
 def _shared(group: int) -> str:
     return "one for each query head" if group == 1 else f"{group} query heads share one"
 
@@ -374,6 +414,11 @@ def _allowed(name: str, value: Any) -> tuple[str, Any]:
         return ", ".join(WEIGHTS), near[0] if near else "softmax"
     if name == "outputs":
         return "[O] or [O, LSE]", ["O", "LSE"]
+    if name == "page_size":
+        asked = value if isinstance(value, int) and not isinstance(value, bool) else 64
+        return ", ".join(map(str, PAGE_SIZES)), min(PAGE_SIZES, key=lambda size: abs(size - asked))
+    if name == "seqused_k":
+        return "true or false", True
     if name == "scale_sign":
         return "positive, any", "positive"
     if name == "softcap":

@@ -109,6 +109,8 @@ def test_generate_writes_a_bundle_that_show_reads(tmp_path: Path) -> None:
         (("--Hq", "32", "--Hk", "5", "--target", "A100"), "Hk", 2),
         (("--Dqk", "0", "--target", "A100"), "Dqk", 2),
         (("--Dqk", "82", "--target", "A100"), "Dqk", 2),
+        (("--page-size", "24", "--target", "A100"), "page_size", 2),
+        (("--seqused-k", "--target", "A100"), "Sq", 2),
         (("--target", "A1000"), "target", 2),
         (("--dtype", "bf16", "--target", "T4"), "dtype", 2),
         (("--dtype", "fp8", "--target", "A100"), "dtype", 2),

@@ -24,7 +24,7 @@ OPERATOR = (EXAMPLES / "squared_relu.tl").read_text("utf-8")
 def test_there_is_a_test_for_every_example():
     tested = {"causal_gqa.yaml", "window.yaml", "alibi.yaml", "api.py", "squared_relu.tl", "squared_relu.py"}
     tested |= {"documents.yaml", "alibi_slopes.yaml", "decode.yaml", "capped_window.yaml", "capped_window.py"}
-    tested |= {"gpt_oss.yaml", "sigmoid.yaml", "block_mask.yaml", "varlen.yaml"}
+    tested |= {"gpt_oss.yaml", "sigmoid.yaml", "block_mask.yaml", "varlen.yaml", "paged.yaml"}
 
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == tested
 
@@ -51,10 +51,11 @@ def test_a_description_and_its_function_agree():
         assert own.agreement.precision == "float64"
 
 
-def test_decoding_becomes_two_kernels():
-    outcome = run(AttentionSpec.load(EXAMPLES / "decode.yaml"), target="H200", judge=False, until="cute")
+@pytest.mark.parametrize("name", ["decode", "paged"])
+def test_decoding_becomes_two_kernels(name):
+    outcome = run(AttentionSpec.load(EXAMPLES / f"{name}.yaml"), target="H200", judge=False, until="cute")
 
-    assert [t.name for t in outcome.results.translations] == ["decode_split", "decode_combine"]
+    assert [t.name for t in outcome.results.translations] == [f"{name}_split", f"{name}_combine"]
 
 
 def test_the_operator_translates_for_the_a100():

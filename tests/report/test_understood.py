@@ -44,6 +44,10 @@ def test_weights_of_one_score_are_drawn(golden: Any) -> None:
     golden("relu2.txt", drawn(spec(mask="causal", weights="relu2", score="score / Sk", dtype="fp16")))
 
 
+def test_a_cache_in_pages_is_described(golden: Any) -> None:
+    golden("paged.txt", drawn(spec(mask="causal", Sq=1, page_size=16)))
+
+
 def test_a_narrow_terminal_loses_nothing_of_the_picture() -> None:
     assert drawn(spec(mask="causal"), width=80).count("█") == drawn(spec(mask="causal")).count("█")
 

@@ -115,6 +115,7 @@ def test_only_plain_attention_has_a_reference() -> None:
     assert mask(score="score + b") is None
     assert mask(weights="softmax") == "causal"
     assert mask(weights="sigmoid") is None
+    assert mask(seqused_k=True) is None
 
 
 def test_a_numpy_scalar_is_a_scale(manifest: Manifest) -> None:

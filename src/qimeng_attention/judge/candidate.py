@@ -13,10 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qimeng_attention import caches
+from qimeng_attention.caches import PAGE
 from qimeng_attention.errors import DiagnosticError, JudgeError
 from qimeng_attention.judge.contents import shape_of
 from qimeng_attention.judge.meaning import Call, own_sizes_of
 from qimeng_attention.judge.packed_call import as_packed
+from qimeng_attention.judge.storage import shapes_for, sizes_for, stored
 from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.packed import OFFSETS, OFFSETS_DTYPE, TOKENS
 from qimeng_attention.spec import AttentionSpec
@@ -26,7 +29,7 @@ from qimeng_attention.tl.functions import APPROXIMATIONS
 from qimeng_attention.tl.interpreter import interpret
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.printer import print_program
-from qimeng_attention.tl.small_model import tile_of_size
+from qimeng_attention.tl.small_model import gathered_tile, tile_of_size
 from qimeng_attention.tl.traverse import expressions, statements
 from qimeng_attention.tl.types import Checked
 
@@ -125,7 +128,7 @@ def tiles_of(kernels: Sequence[Checked]) -> tuple[int, int]:
     found = [tile_of_size(kernel) for kernel in kernels]
     names = [(length, TOKENS[length]) for length in ("Sq", "Sk")]
     queries, keys = (max((tiles.get(n, 1) for tiles in found for n in either), default=1) for either in names)
-    return queries, keys
+    return queries, max(keys, *(gathered_tile(kernel) for kernel in kernels))
 
 
 def numbers_in(kernels: Sequence[Checked]) -> frozenset[int]:
@@ -155,7 +158,7 @@ class Interpreted:
     """
 
     def __init__(self, kernels: Sequence[Checked], spec: AttentionSpec) -> None:
-        self.kernels = tuple(kernels)
+        self.kernels, self._spec = tuple(kernels), spec
         self.name = kernels[0].kernel.name
         self.digest = digest_of(kernels)
         one = spec.Hq == spec.Hk  # a kernel for as many key heads as query heads may know but one size
@@ -171,9 +174,10 @@ class Interpreted:
     def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
         """Interpret the kernels; roles interleave in another order in each run, strides mean nothing here."""
         self._runs += 1
-        sizes = sizes_of(call) | chosen_sizes(chosen_in(self.kernels), call)
+        given = stored(self._spec, call, tensors)
+        sizes = sizes_of(call) | given.sizes | chosen_sizes(chosen_in(self.kernels), call)
         scalars = {SCALE: call.scale}
-        return run_kernels(self.kernels, sizes, tensors, scalars, self._runs, partial=self._partial)
+        return run_kernels(self.kernels, sizes, given.tensors, scalars, self._runs, partial=self._partial)
 
 
 def sizes_of(call: Call) -> dict[str, int]:
@@ -195,7 +199,7 @@ def chosen_sizes(names: Sequence[str], call: Call) -> dict[str, int]:
 def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
     """Find the roles' tensors, of the right type, and nothing else to feed."""
     made: set[str] = set()
-    named = named_inputs(spec)
+    named = given_besides(spec)
     for kernel in kernels:
         for name in kernel.inputs:
             if name not in INPUTS and name not in made and name not in named:
@@ -227,16 +231,20 @@ def _check_names(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
         )
 
 
-def named_inputs(spec: AttentionSpec) -> dict[str, str]:
-    """Give what a program reads besides Q, K and V, with its type."""
+def given_besides(spec: AttentionSpec) -> dict[str, str]:
+    """Give the type of each tensor that a call hands over beside Q, K and V, by the name that programs give."""
     offsets = dict.fromkeys(OFFSETS.values(), OFFSETS_DTYPE) if spec.varlen else {}
-    return {kernel_name(name): t.dtype for name, t in spec.tensors.items()} | offsets
+    named = {kernel_name(name): t.dtype for name, t in spec.tensors.items()}
+    return named | offsets | {name: t.dtype for name, t in caches.tensors(spec).items()}
 
 
 def _dims(spec: AttentionSpec) -> dict[str, str]:
     """Give how each tensor is declared."""
+    lying = {name: t.describe() for name, t in caches.tensors(spec).items()}
+    if spec.page_size is not None:
+        lying |= {name: f"(Pages, Page, Hk, {'Dqk' if name == 'K' else 'Dv'})" for name in ("K", "V")}
     dims = PACKED_DIMS if spec.varlen else DIMS
-    return dims | {kernel_name(name): t.describe() for name, t in spec.tensors.items()}
+    return dims | lying | {kernel_name(name): t.describe() for name, t in spec.tensors.items()}
 
 
 def _unfit(message: str, name: str, known: list[str], declare: str = "", dims: str = "") -> JudgeError:
@@ -262,6 +270,9 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
     call = as_packed(Call(*lengths, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale, own), spec)
     chosen = chosen_sizes(chosen_in(kernels), call)
     shapes = call.shapes() | {kernel_name(n): shape_of(t, call.sizes) for n, t in spec.tensors.items()}
+    shapes |= shapes_for(spec, call)
+    asked |= {PAGE: spec.page_size} if spec.page_size is not None else {}
+    known = sizes_of(call) | sizes_for(spec, call)
     for kernel in kernels:
         for name in asked.keys() & kernel.fixed.keys():
             if kernel.fixed[name] != asked[name]:
@@ -270,16 +281,15 @@ def _check_sizes(kernels: tuple[Checked, ...], spec: AttentionSpec) -> None:
                     f"the program fixes {name} = {kernel.fixed[name]}, the spec asks for {wanted}",
                     hint=f"declare `Size {name}`{'' if wanted == 'any' else f' = {wanted}'}",
                 )
-        if unknown := sorted(set(kernel.sizes) - sizes_of(call).keys() - set(chosen_in(kernels))):
+        if unknown := sorted(set(kernel.sizes) - known.keys() - set(chosen_in(kernels))):
             raise JudgeError(
-                f"the run-time size {unknown[0]} is no size of the spec",
-                hint=f"sizes are {', '.join(sizes_of(call))}",
+                f"the run-time size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(known)}"
             )
         for name, shape in shapes.items():
             tensor = kernel.tensors.get(name)
             if (
                 tensor is not None
-                and tuple(integer(d, {**sizes_of(call), **chosen, **kernel.fixed}) for d in tensor.dims) != shape
+                and tuple(integer(d, {**known, **chosen, **kernel.fixed}) for d in tensor.dims) != shape
             ):
                 raise JudgeError(
                     f"{name} is not declared as {_dims(spec)[name]} with the spec's sizes",

@@ -45,6 +45,8 @@ def clauses(spec: AttentionSpec, operator: Operator) -> list[Clause]:
     """Give every clause of a spec."""
     found = [Clause(f"mask: {name}", weaker, mask=True) for name, weaker in _masks(operator)]
     found += [Clause(name, weaker, mask=True) for name, weaker in _tensors(operator)]
+    if spec.seqused_k:
+        found.append(Clause("each entry's own length", replace(operator, lengths="all")))
     found.append(Clause("scale", replace(operator, scale="none")))
     found.append(Clause("the scale of the call", replace(operator, scale="default")))
     if spec.softcap is not None:

@@ -24,7 +24,7 @@ from qimeng_attention.judge.candidate import (
     Stopped,
     approximated_in,
     chosen_sizes,
-    named_inputs,
+    given_besides,
     numbers_in,
     sizes_of,
     tiles_of,
@@ -35,6 +35,7 @@ from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
 from qimeng_attention.judge.own_function import OwnFunction
 from qimeng_attention.judge.packed_call import as_packed
 from qimeng_attention.judge.process import TIMEOUT_S, Hung, Process
+from qimeng_attention.judge.storage import sizes_for, stored
 from qimeng_attention.judge.verdict import Verdict
 from qimeng_attention.judge.worker import CANARY, POISONS
 from qimeng_attention.runtime.expressions import names
@@ -162,14 +163,16 @@ class Isolated:
     # -------------------------------------------------------------- files
     def _request(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Any]:
         shapes, types = call.shapes(), {t.name: t.dtype for t in self._manifest.tensors}
-        given = [*INPUTS, *named_inputs(self._spec)]
+        cache = stored(self._spec, call, tensors)
+        tensors, given = cache.tensors, [*INPUTS, *given_besides(self._spec)]
         for name in given:
             (self._process.folder / f"{name}.in").write_bytes(to_bits(tensors[name], types[name]).tobytes())
         inputs = {n: {"file": f"{n}.in", "dtype": types[n], "shape": tensors[n].shape} for n in given}
         outputs = {
             t.name: {"dtype": t.dtype, "shape": shapes[t.name]} for t in self._manifest.tensors if t.role == "output"
         }
-        sizes = {n: value for n, value in sizes_of(call).items() if n in self._manifest.sizes}
+        known = sizes_of(call) | cache.sizes
+        sizes = {n: value for n, value in known.items() if n in self._manifest.sizes}
         sizes |= chosen_sizes(self._chosen, call)
         scalars = {x.name: call.scale for x in self._manifest.scalars}
         return {
@@ -205,7 +208,7 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
     roles = {t.name: (t.role, t.dtype) for t in manifest.tensors}
     wanted: dict[str, tuple[str, str]] = {
         **dict.fromkeys(INPUTS, ("input", spec.dtype)),
-        **{name: ("input", dtype) for name, dtype in named_inputs(spec).items()},
+        **{name: ("input", dtype) for name, dtype in given_besides(spec).items()},
         "Out": ("output", spec.dtype),
         **({"Lse": ("output", "f32")} if "LSE" in spec.outputs else {}),
     }
@@ -218,7 +221,8 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
             )
     if unknown := sorted(n for n, (role, _) in roles.items() if n not in (*wanted, "Lse")):
         raise JudgeError(f"{unknown[0]} is no tensor of the spec", hint=f"tensors are {', '.join(wanted)}")
-    known = sizes_of(as_packed(Call(1, 1, 1, 1, 1, 1, 1, 1.0, own_sizes_of(spec, 0)), spec))
+    call = as_packed(Call(1, 1, 1, 1, 1, 1, 1, 1.0, own_sizes_of(spec, 0)), spec)
+    known = sizes_of(call) | sizes_for(spec, call)
     if unknown := sorted(set(manifest.sizes) - known.keys()):
         raise JudgeError(f"the size {unknown[0]} is no size of the spec", hint=f"sizes are {', '.join(known)}")
     if [x.name for x in manifest.scalars] != [SCALE]:

@@ -138,7 +138,7 @@ def _edge(random: np.random.Generator, call: Call, operator: Operator) -> Tensor
     drawn: Array | None = None
     for b in range(call.B):
         for h in range(call.Hq):
-            if drawn is None or operator.reads_position:
+            if drawn is None or operator.reads_position or call.lens:
                 drawn = edges(random, call, operator, b, h)
             targets[b, h] = drawn[(b + h) % DRAWS]
     return _aimed(random, call, targets)

@@ -17,6 +17,7 @@ from qimeng_attention.judge.contents import KINDS, draw
 from qimeng_attention.judge.families import FAMILIES, Tensors
 from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
 from qimeng_attention.judge.range import held_in
+from qimeng_attention.judge.storage import with_lengths, with_shared_pages
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.numerics import Array, round_to
@@ -24,6 +25,7 @@ from qimeng_attention.tl.traverse import expressions
 
 LARGEST = 60_000.0  # below the largest value of fp16; a scale near 0 makes a family reach for more
 TELLING = ("normal", "mask edges")  # families in which every hidden or shown key can matter
+AIMED = ("needles", "mask edges")  # in which queries follow from single keys
 NUMBERS = 4  # of a candidate's text
 LAYOUTS = ("contiguous", "padded rows", "heads first")
 
@@ -73,6 +75,8 @@ def values(case: Case, operator: Operator, dtype: str, seed: int) -> Tensors:
         named = draw(own, operator.tensors, case.call.sizes, case.contents, operator.sink_tensor)
         operator = operator.bind(named)
     drawn = held_in(FAMILIES[case.family](random, case.call, operator), operator, case.call, dtype)
+    if case.family not in AIMED:
+        drawn = with_shared_pages(operator.page, case.call, drawn)
     return named | {n: laid_out(round_to(np.clip(a, -LARGEST, LARGEST), dtype), case.layout) for n, a in drawn.items()}
 
 
@@ -103,7 +107,7 @@ def cases(spec: AttentionSpec, tiles: tuple[int, int], budget: Budget, numbers: 
     if not budget.thorough:
         _add(found, own_heads(spec, tiles))
     for number, (batch, rows, keys, family) in enumerate(planned):
-        call = _call(spec, budget.heads, batch, rows, keys, number)
+        call = with_lengths(spec, _call(spec, budget.heads, batch, rows, keys, number), tiles[1], number)
         if family == "saturating" and operator.score is None:
             continue
         if call.Sk <= budget.keys and call.Sq * call.Sk * call.Hq <= budget.scores:
@@ -143,6 +147,8 @@ def _add(found: dict[tuple[Call, str], Case], case: Case) -> None:
 def _case(call: Call, family: str, number: int, spec: AttentionSpec) -> Case:
     layout, contents = LAYOUTS[number % len(LAYOUTS)], KINDS[number % len(KINDS)]
     name = f"{family}, B={call.B} Sq={call.Sq} Sk={call.Sk} Hq={call.Hq} Hk={call.Hk}"
+    if call.lens:
+        name += f" lengths={','.join(map(str, call.lens))}"
     if spec.tensors:
         name += "".join(f" {n}={value}" for n, value in call.own) + f", tensors: {contents}"
     return Case(name, call, family, layout, contents)

@@ -53,6 +53,7 @@ class Call:
     Dv: int
     scale: float
     own: tuple[tuple[str, int], ...] = ()  # sizes that only named tensors have
+    lens: tuple[int, ...] = field(default=(), repr=False)  # keys of each entry, as a call tells them; none: all Sk
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -63,6 +64,10 @@ class Call:
     def group(self) -> int:
         """Give how many query heads share a key head."""
         return self.Hq // self.Hk
+
+    def keys_of(self, b: int) -> int:
+        """Give how many keys of an entry count."""
+        return min(max(self.lens[b], 0), self.Sk) if self.lens else self.Sk
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Give the shape of each tensor."""
@@ -92,6 +97,8 @@ class Operator:
     approximated: frozenset[str] = frozenset()  # functions that the candidate computes with a stated error
     tensors: Mapping[str, Dims] = field(default_factory=dict)
     contents: Mapping[str, Array] | None = field(default=None, compare=False)  # of the tensors, as programs call them
+    lengths: Literal["own", "all"] = "own"  # of entries: as the call tells them, or all keys
+    page: int | None = None  # keys of a page, where keys and values lie in pages
 
     @staticmethod
     def of(spec: AttentionSpec) -> Operator:
@@ -107,7 +114,8 @@ class Operator:
         own = own_sizes(spec.tensors)
         condition = _read(_Text("mask", spec.condition, (*MASK_NAMES, *own)), "bool", spec)
         score = _read(_Text("score", spec.score_expression, (*SCORE_NAMES, *own)), "number", spec)
-        return Operator(condition, score, spec.default_scale, weighing=Weighing(spec.weights), tensors=spec.tensors)
+        weighing, scale = Weighing(spec.weights), spec.default_scale
+        return Operator(condition, score, scale, weighing=weighing, tensors=spec.tensors, page=spec.page_size)
 
     def bind(self, contents: Mapping[str, Array]) -> Operator:
         """Give the operator on a call that hands over these tensors, among others."""
@@ -132,13 +140,17 @@ class Operator:
         sinks = contents[kernel_name(name)] if contents is not None and name is not None else None
         return self.weighing.sink_of(sinks, h, self.scale_of(call))
 
+    def entry(self, call: Call, b: int) -> Call:
+        """Give a call as one entry of it sees it: Sk is its own number of keys."""
+        return replace(call, Sk=call.keys_of(b), lens=()) if call.lens and self.lengths == "own" else call
+
     def environment(
         self, call: Call, b: int, h: int, rows: Array, keys: Array, tiles: dict[str, Value], *, double: bool
     ) -> Environment:
         """Give what an expression reads at a stretch of rows and keys of one head."""
         contents = self.contents if self.contents is not None or not self.tensors else self.drawn(call)
         named = {n: (contents[kernel_name(n)], t.dtype) for n, t in self.tensors.items()} if contents else {}
-        ints = call.sizes | {"b": b, "h": h}
+        ints = self.entry(call, b).sizes | {"b": b, "h": h}
         indices = {"q_idx": rows, "kv_idx": keys}
         return Environment(ints, tiles=tiles, indices=indices, tensors=named, double=double)
 
@@ -158,10 +170,11 @@ class Operator:
     def visible(self, call: Call, b: int, h: int, rows: Array, keys: Array) -> Array:
         """Give which of `keys` each of `rows` sees, (rows, keys) bool."""
         shape = (len(rows), len(keys))
+        there = np.broadcast_to(np.asarray(keys) < self.entry(call, b).Sk, shape)
         if self.condition is None:
-            return np.ones(shape, bool)
+            return np.array(there)
         value = self.environment(call, b, h, rows, keys, {}, double=True).evaluate(self.condition)
-        return np.asarray(align(value, INDICES, shape), bool)
+        return np.asarray(align(value, INDICES, shape), bool) & there
 
     def modified(self, call: Call, b: int, h: int, rows: Array, keys: Array, scores: Array) -> Array:
         """Give the scores after the spec's modifiers, in the precision of `scores`."""

@@ -72,10 +72,11 @@ def truth(operator: Operator, call: Call, q: Array, k: Array, v: Array) -> Truth
     for b in range(call.B):
         for h in range(call.Hq):
             head = operator.key_head(call, h)
-            keys, values = k[b, :, head].astype(np.float64), v[b, :, head].astype(np.float64)
+            entry = operator.entry(call, b)
+            keys, values = (a[b, : entry.Sk, head].astype(np.float64) for a in (k, v))
             for rows in row_chunks(call):
                 queries = q[b, rows, h].astype(np.float64)
-                _fill(result, _Rows(operator, call, (b, h), rows, queries, keys, values))
+                _fill(result, _Rows(operator, entry, (b, h), rows, queries, keys, values))
     return result
 
 
@@ -179,15 +180,17 @@ def _moved(x: _Rows, plain: Array, scores: Array) -> Array:
 def baseline(operator: Operator, call: Call, q: Array, k: Array, v: Array, dtype: str) -> Array:
     """Compute the output on the plain path, (B, Sq, Hq, Dv) float32 values of `dtype`."""
     out = np.zeros((call.B, call.Sq, call.Hq, call.Dv), np.float32)
-    positions = np.arange(call.Sk)
     scaled = round_to(k * np.float32(operator.scale_of(call)), dtype)
     for b in range(call.B):
+        entry = operator.entry(call, b)
+        positions = np.arange(entry.Sk)
         for h in range(call.Hq):
             head = operator.key_head(call, h)
+            keys, values = (a[b, : entry.Sk, head] for a in (scaled, v))
             for rows in row_chunks(call):
-                scores = round_to(q[b, rows, h] @ scaled[b, :, head].T, dtype)
-                scores = round_to(operator.modified(call, b, h, rows, positions, scores), dtype)
-                visible = operator.visible(call, b, h, rows, positions)
+                scores = round_to(q[b, rows, h] @ keys.T, dtype)
+                scores = round_to(operator.modified(entry, b, h, rows, positions, scores), dtype)
+                visible = operator.visible(entry, b, h, rows, positions)
                 weights, _ = weigh(operator.weighing, scores, visible, operator.sink_of(call, h))
-                out[b, rows, h] = round_to(round_to(weights, dtype) @ v[b, :, head], dtype)
+                out[b, rows, h] = round_to(round_to(weights, dtype) @ values, dtype)
     return out

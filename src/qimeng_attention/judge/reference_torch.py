@@ -79,7 +79,7 @@ class _Stack:
 
     def keys(self, k: Array) -> Array:
         """Give all keys or values of each place, (places, Sk, D)."""
-        return np.stack([k[b, :, g] for (b, _), g in zip(self.places, self.heads, strict=True)])
+        return np.stack([k[b, : self.call.Sk, g] for (b, _), g in zip(self.places, self.heads, strict=True)])
 
     def put(self, target: Array, found: Any) -> None:
         """Write what was found for each place to a result (B, Sq, Hq, ...)."""
@@ -90,11 +90,14 @@ class _Stack:
 
 def _stacks(operator: Operator, call: Call) -> Iterator[_Stack]:
     """Divide a call: as many heads at once as fit, unless mask or score differ between them."""
-    places = [(b, h) for b in range(call.B) for h in range(call.Hq)]
-    for rows in row_chunks(call, CHUNK):
-        together = 1 if operator.reads_position else max(1, CHUNK // max(1, len(rows) * call.Sk))
-        for start in range(0, len(places), together):
-            yield _Stack(operator, call, places[start : start + together], rows)
+    entries = [[b] for b in range(call.B)] if call.lens else [range(call.B)]
+    for some in entries:  # which have the same keys
+        places = [(b, h) for b in some for h in range(call.Hq)]
+        alike = operator.entry(call, some[0]) if call.lens else call
+        for rows in row_chunks(call, CHUNK):
+            together = 1 if operator.reads_position else max(1, CHUNK // max(1, len(rows) * alike.Sk))
+            for start in range(0, len(places), together):
+                yield _Stack(operator, alike, places[start : start + together], rows)
 
 
 def truth(operator: Operator, call: Call, q: Array, k: Array, v: Array) -> Truth:

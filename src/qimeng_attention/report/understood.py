@@ -62,13 +62,20 @@ def understand(spec: AttentionSpec) -> Understood:
 def _formula(spec: AttentionSpec) -> list[tuple[str, str]]:
     head = _key_head(spec)
     over = "sum over the seen kv_idx of"
-    lines = [("score", f"scale * (Q[b, q_idx, h] . K[b, kv_idx, {head}])")]
+    key, lines = f"b, kv_idx, {head}", []
+    if spec.seqused_k:
+        lines.append(("Sk", "seqused_k[b], from 0 to what the cache holds; kv_idx < Sk"))
+    if spec.page_size is not None:
+        size = spec.page_size
+        lines.append(("page", f"page_table[b, kv_idx // {size}]"))
+        key = f"page, kv_idx % {size}, {head}"
+    lines.append(("score", f"scale * (Q[b, q_idx, h] . K[{key}])"))
     if spec.score_expression:
         lines.append(("score", spec.score_expression))
     lines += [
         ("seen", spec.condition or "every kv_idx"),
         ("P", f"{spec.weighing.formula.format(over=over)}, 0 where not seen"),
-        ("O[b, q_idx, h]", f"sum over kv_idx of P * V[b, kv_idx, {head}]"),
+        ("O[b, q_idx, h]", f"sum over kv_idx of P * V[{key}]"),
     ]
     if "LSE" in spec.outputs:
         lines.append(("LSE[b, h, q_idx]", spec.weighing.lse_formula.format(over=over)))
@@ -85,6 +92,7 @@ def _assumptions(spec: AttentionSpec, operator: Operator) -> list[tuple[str, str
     signs = "positive ones only" if spec.scale_sign == "positive" else "of any sign"
     lines = [
         ("layout", f"{spec.layout().removeprefix('tensors ')}, {spec.lengths()}, any strides with a last one of 1"),
+        *_cache(spec),
         ("types", f"Q, K, V and O are {spec.dtype}; scores and sums are float32"),
         ("heads", f"{spec.Hq} for queries, {spec.Hk} for keys and values; query head h reads head {_key_head(spec)}"),
         ("head dims", f"{spec.Dqk} for queries and keys, {spec.Dv} for values"),
@@ -118,6 +126,17 @@ def _weights(spec: AttentionSpec) -> list[tuple[str, str]]:
     each = "one for each query head, " if weighing.reads_sink else ""
     what = f"a logit of {weighing.blind_lse}: {each}in units of the score after every modification, not scaled"
     return [("sink", f"{what}; it joins the sum and the LSE and has no value")]
+
+
+def _cache(spec: AttentionSpec) -> list[tuple[str, str]]:
+    """Say how keys and values lie where each entry has its own number of them."""
+    if not spec.seqused_k:
+        return []
+    lines = [("lengths", "seqused_k (B) int32; below 0 counts as 0, beyond what the cache holds as that")]
+    if spec.page_size is not None:
+        pages = f"k, v (pages, {spec.page_size}, Hk, D); page_table (B, pages of an entry) int32, in order"
+        lines.append(("pages", f"{pages}; a number that names no page reads as zeros"))
+    return lines
 
 
 def _positions(operator: Operator) -> str:

@@ -20,7 +20,8 @@ def plain_mask(spec: bytes) -> str | None:
     fields = json.loads(spec)
     mask = str(fields.get("mask", "")).strip()
     plain = str(fields.get("score", "score")).strip() == "score" and fields.get("softcap") is None
-    plain = plain and fields.get("weights", "softmax") == "softmax" and not fields.get("varlen")
+    plain = plain and fields.get("weights", "softmax") == "softmax"
+    plain = plain and not fields.get("varlen") and not fields.get("seqused_k")  # nor has each entry its own length
     return mask if plain and mask in ("full", "causal") else None
 
 

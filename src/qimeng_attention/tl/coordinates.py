@@ -5,11 +5,11 @@ Shared by the checker, the interpreter and the compilers, so that all three read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.traverse import mul, num
+from qimeng_attention.tl.traverse import mul, names_in, num
 
 TILE_INDEX = "L"  # reserved: `[L = i]` counts tiles of the Copy's shape along the first axis
 
@@ -32,6 +32,7 @@ class Place:
     size: int = 1
     stop: s.Expr | None = None  # where the valid part ends, if before the tensor's end
     at: s.Expr | None = None  # the memory index, where storage and logical index differ
+    along: str = ""  # of an index that differs from row to row: the axis whose `at` it goes with
 
 
 def places(copy: s.Copy, extents: Sequence[int], dims: Sequence[str]) -> list[Place]:
@@ -81,7 +82,14 @@ def places(copy: s.Copy, extents: Sequence[int], dims: Sequence[str]) -> list[Pl
             f"the shape has {len(extents)} extents, the coordinate names {len(extents) - len(left)}",
             "name each axis of the tile in the coordinate, as `q = block * BM`",
         )
-    return found
+    gathered = {p.axis: p.size for p in found if p.at is not None}
+    return [_along(p, gathered) if p.kind == "index" and gathered else p for p in found]
+
+
+def _along(place: Place, gathered: Mapping[str, int]) -> Place:
+    """Say which axis an index varies along: `[Table[batch, k // Page], k = i * BN at k % Page]`."""
+    axes = sorted(names_in(place.start) & gathered.keys())
+    return replace(place, along=axes[0], size=gathered[axes[0]]) if axes else place
 
 
 def copy_tensor(copy: s.Copy) -> str:

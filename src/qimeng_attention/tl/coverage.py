@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -20,7 +21,7 @@ from qimeng_attention.tl.coordinates import copy_tensor
 from qimeng_attention.tl.evaluate import Environment, integer
 from qimeng_attention.tl.interpreter import check_written, grid_points, grid_ranges, make_machine
 from qimeng_attention.tl.machine import Fault, Machine, Unfinished
-from qimeng_attention.tl.numerics import Array
+from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
 from qimeng_attention.tl.small_model import rising, searches, small_sizes
 from qimeng_attention.tl.traverse import names_in, statements
 from qimeng_attention.tl.types import Checked
@@ -43,9 +44,9 @@ def run_small(checked: Checked, allowance: Allowance | None = None) -> list[Diag
     allowance = allowance or Allowance()
     found: dict[str, Diagnostic] = {}
     searched = searches(checked)
-    for sizes in small_sizes(checked):
+    for sizes, filling in product(small_sizes(checked), _fillings(checked)):
         try:
-            _run_once(checked, sizes, allowance, searched)
+            _run_once(checked, sizes, allowance, filling, searched)
         except Fault as fault:
             message = f"{fault.diagnostic.message}{_shown(sizes)}"
             span = fault.diagnostic.span if fault.diagnostic.span.line else checked.kernel.span
@@ -76,10 +77,23 @@ def _shown(sizes: dict[str, int]) -> str:
     return f" (with {', '.join(f'{k} = {v}' for k, v in sizes.items())})" if sizes else ""
 
 
-def _run_once(checked: Checked, sizes: dict[str, int], allowance: Allowance, searched: Sequence[s.Find] = ()) -> None:
-    machine = make_machine(
-        checked, sizes, rising(checked, sizes, searched), dict.fromkeys(checked.scalars, 1.0), numeric=False
-    )
+def _fillings(checked: Checked) -> tuple[int, ...]:
+    """Give what integer tensors hold: 0, and where a Let reads one, as of a length, more than any tile goes through."""
+    integers = {n for n in checked.inputs if checked.tensors[n].dtype in INTEGER_TYPES}
+    lets = [n for n in checked.kernel.body if isinstance(n, s.Let) and names_in(n.value) & integers]
+    return (0, MOST_ELEMENTS) if lets else (0,)
+
+
+def _run_once(
+    checked: Checked, sizes: dict[str, int], allowance: Allowance, filling: int = 0, searched: Sequence[s.Find] = ()
+) -> None:
+    given = rising(checked, sizes, searched)
+    machine = make_machine(checked, sizes, given, dict.fromkeys(checked.scalars, 1.0), numeric=False)
+    for name in checked.inputs:
+        tensor = machine.tensors[name]
+        if filling and name not in given and checked.tensors[name].dtype in INTEGER_TYPES:
+            machine.tensors[name] = np.broadcast_to(np.asarray(filling, tensor.dtype), tensor.shape)
+            machine.named[name] = (machine.tensors[name], checked.tensors[name].dtype)
     machine.steps_left = allowance.steps
     machine.written = {n: _counts(machine.tensors[n]) for n in checked.outputs}
     try:

@@ -8,15 +8,17 @@ conditions of another kind; the judge runs those at full size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 
 import numpy as np
 
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.coordinates import CoordinateError, Place, copy_tensor, places
 from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
-from qimeng_attention.tl.traverse import names_in, statements
+from qimeng_attention.tl.traverse import expressions, names_in, statements
 from qimeng_attention.tl.types import Checked
 
 SEARCHED = 3  # of a size that is searched: with one there is nothing to find
@@ -90,19 +92,41 @@ def _combination(number: int, around: dict[str, list[int]]) -> dict[str, int]:
 
 def tile_of_size(checked: Checked) -> dict[str, int]:
     """Give for each run-time size the largest tile that steps along it."""
-    from qimeng_attention.tl.coordinates import CoordinateError, copy_tensor, places
-
     found: dict[str, int] = {}
+    for p, dim in _taken(checked):
+        if p.kind == "axis" and isinstance(dim, s.Name) and dim.id in checked.sizes:
+            found[dim.id] = max(found.get(dim.id, 1), p.size)
+        for name, steps in _looked_up(p, checked):
+            found[name] = max(found.get(name, 1), steps)
+    return found
+
+
+def _looked_up(p: Place, checked: Checked) -> Iterator[tuple[str, int]]:
+    """Give the sizes of index tensors that a gather walks along, and how many of their elements a tile takes."""
+    e = p.at if p.at is not None else p.start if p.along else None
+    axis, size = (p.axis, p.size) if p.at is not None else (p.along, p.size)
+    for x in expressions(e):
+        if not isinstance(x, s.Index) or x.tensor not in checked.tensors:
+            continue
+        for index, dim in zip(x.indices, checked.tensors[x.tensor].dims, strict=True):
+            if axis in names_in(index) and isinstance(dim, s.Name) and dim.id in checked.sizes:
+                with suppress(KeyError, ValueError, ZeroDivisionError):
+                    yield dim.id, max(1, integer(index, {**checked.fixed, axis: size}))
+
+
+def gathered_tile(checked: Checked) -> int:
+    """Give the largest tile that steps along an axis which an index tensor places, 1 where none does."""
+    return max((p.size for p, _ in _taken(checked) if p.at is not None), default=1)
+
+
+def _taken(checked: Checked) -> Iterator[tuple[Place, s.Expr]]:
+    """Give what copies take of each dimension of a tensor."""
     for n in statements(checked.kernel.body):
         if not isinstance(n, s.Copy) or "global" not in (n.source, n.target) or not n.dims:
             continue
         tensor = checked.tensors[copy_tensor(n)]
         try:
             extents = [integer(d.size, checked.fixed) for d in n.dims]
-            taken = places(n, extents, tensor.axis_names)
+            yield from zip(places(n, extents, tensor.axis_names), tensor.dims, strict=True)
         except (CoordinateError, KeyError, ValueError):
             continue
-        for p, dim in zip(taken, tensor.dims, strict=True):
-            if p.kind == "axis" and isinstance(dim, s.Name) and dim.id in checked.sizes:
-                found[dim.id] = max(found.get(dim.id, 1), p.size)
-    return found

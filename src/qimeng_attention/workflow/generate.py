@@ -17,13 +17,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qimeng_attention import __version__
+from qimeng_attention import __version__, caches
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import EnvironmentMissing, JudgeError, QimengError, SpecError
 from qimeng_attention.judge import OwnFunction, Place, judge_program
 from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.packed import OFFSETS
 from qimeng_attention.runtime import Bundle, load
+from qimeng_attention.runtime.expressions import Expression
 from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap, kernel_file
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import write_bundle
@@ -222,7 +223,11 @@ def _envelope(spec: AttentionSpec | None, sizes: list[str]) -> tuple[Requirement
     """Say for which head counts the kernel was asked and judged: others are refused."""
     if spec is None:
         return ()
-    return tuple(Requirement(n, "==", getattr(spec, n)) for n in ("Hq", "Hk") if n in sizes)
+    heads = tuple(Requirement(n, "==", getattr(spec, n)) for n in ("Hq", "Hk") if n in sizes)
+    if not spec.seqused_k:
+        return heads
+    capacity: Expression = "Sk" if spec.page_size is None else ("*", caches.MOST_PAGES, spec.page_size)
+    return (*heads, Requirement(capacity, "<=", caches.MOST_KEYS)) if spec.Sk is None else heads
 
 
 def _json(value: Any) -> bytes:
@@ -238,7 +243,8 @@ def manifest_of(results: Results) -> Manifest:
     inputs = {t.name for t in face.tensors if t.role == "input"}
     named = {kernel_name(name): name for name in results.spec.tensors} if results.spec else {}
     packed = {tensor: name for name, tensor in OFFSETS.items()} if results.spec and results.spec.varlen else {}
-    arguments = _ARGUMENTS | packed | named
+    cached = caches.arguments(results.spec) if results.spec else {}
+    arguments = _ARGUMENTS | packed | named | cached
     callable_ = inputs == set(arguments) and "Out" in names  # with other inputs it is called through `launch`
     return replace(
         whole,

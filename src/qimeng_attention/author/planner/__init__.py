@@ -44,6 +44,7 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
         SpecError: a head dim or type that the generator or the target lacks, or an expression it cannot read.
     """
     _refuse(spec, target)
+    decode.refuse_other_caches(spec)
     if decode.fits(spec):
         return _decode(spec, target)
     sketch = compose(spec)

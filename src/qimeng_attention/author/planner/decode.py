@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from qimeng_attention import caches
 from qimeng_attention.author.planner.code import reshaped
+from qimeng_attention.author.planner.keys import keys_of
 from qimeng_attention.author.planner.model import carries
 from qimeng_attention.author.planner.reason import Reason
 from qimeng_attention.author.planner.recurrence import Recurrence
-from qimeng_attention.author.planner.sketch import visible
+from qimeng_attention.author.planner.sketch import lengths, visible
 from qimeng_attention.author.planner.widths import MMA_STEP, row_elements
+from qimeng_attention.errors import SpecError
 from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
@@ -29,7 +32,9 @@ MOST_QUERIES = 16  # of a call: each reads K and V anew, so that more are better
 ROWS = 64  # of the split kernel's tile: wgmma's m, or 16 for each of four warps
 COLUMNS = {True: 128, False: 64}  # keys of a tile: with wgmma up to head dim 128, else
 CARRIED_COLUMNS = {True: 32, False: 16}  # where they pass through registers: up to head dim 128, above
+FEW_ROWS = 32  # where threads copy from a cache, and a group fits: half the warps, and more blocks an SM
 MOST_STAGES = 4
+MOST_BLOCKS = 3  # of few rows on an SM: what lies in flight already fills its share of the memory's latency
 COMBINED_ROWS, COMBINED_COLUMNS = 16, 32  # of the second kernel's tile: one warp, and many blocks
 UNROLLED = 8  # parts that the second kernel has on their way
 LEAST_TILES = 4  # of a split: its ends cost about one
@@ -47,6 +52,8 @@ class Split:
     columns: int
     stages: int
     shared_bytes: int
+    rows: int = ROWS
+    blocks: int = 1  # on an SM
 
 
 def fits(spec: AttentionSpec) -> bool:
@@ -55,16 +62,65 @@ def fits(spec: AttentionSpec) -> bool:
     return spec.Sq is not None and spec.Sq <= MOST_QUERIES and spec.Hq // spec.Hk <= ROWS and whole
 
 
+def refuse_other_caches(spec: AttentionSpec) -> None:
+    """Refuse lengths of entries, and pages, where the programs for few queries do not serve.
+
+    Raises:
+        SpecError: too many queries, head dims or groups that those programs do not take.
+    """
+    if not spec.seqused_k or fits(spec):
+        return
+    what = "page_size" if spec.page_size is not None else "seqused_k"
+    needed = {
+        "Sq": (spec.Sq if spec.Sq is not None else "any", f"from 1 to {MOST_QUERIES}", spec.Sq or MOST_QUERIES + 1),
+        "Hq": (spec.Hq, f"at most {ROWS} times Hk", spec.Hq // spec.Hk),
+        "Dqk": (spec.Dqk, f"a multiple of {MMA_STEP}", spec.Dqk % MMA_STEP),
+        "Dv": (spec.Dv, f"a multiple of {COMBINED_COLUMNS}", spec.Dv % COMBINED_COLUMNS),
+    }
+    most = {"Sq": MOST_QUERIES, "Hq": ROWS, "Dqk": 0, "Dv": 0}
+    field = next(name for name, (_, _, found) in needed.items() if found > most[name])
+    value, allowed, _ = needed[field]
+    raise SpecError(
+        f"{what} is for calls of few queries, with {field} {allowed}: found {field} = {value}",
+        hint=f"give {field} {allowed}, or leave {what} out",
+        field=field,
+        value=getattr(spec, field),
+        allowed=[allowed],
+    )
+
+
+def by_roles(spec: AttentionSpec, target: Target) -> bool:
+    """Tell whether the copy engine serves: threads copy keys that end within a tile, or lie in pages."""
+    return "wgmma" in target.capabilities and not spec.seqused_k
+
+
 def split_tile(spec: AttentionSpec, target: Target) -> Split:
     """Choose the tile: as many keys under way as shared memory holds, up to four tiles."""
+    if spec.seqused_k and not carries(target) and spec.Hq // spec.Hk <= FEW_ROWS:
+        return _cached_tile(spec, target)
     narrow = max(spec.Dqk, spec.Dv) <= 128
-    columns = CARRIED_COLUMNS[narrow] if carries(target) else COLUMNS["wgmma" in target.capabilities and narrow]
+    columns = CARRIED_COLUMNS[narrow] if carries(target) else COLUMNS[by_roles(spec, target) and narrow]
     qk, v = row_elements(spec.Dqk), row_elements(spec.Dv)
-    queries = 2 * ROWS * qk * (2 if "wgmma" in target.capabilities else 1)
+    queries = 2 * ROWS * qk * (2 if by_roles(spec, target) else 1)
     stage = 2 * columns * (qk + v)
     room = target.shared_per_block_bytes - queries - BARRIER_BYTES
     stages = 1 if carries(target) else max(1, min(MOST_STAGES, room // stage))
     return Split(columns, stages, queries + stages * stage)
+
+
+def _cached_tile(spec: AttentionSpec, target: Target) -> Split:
+    """Choose a tile of few rows: two tiles of keys on their way in each of several blocks, else as many as fit in one.
+
+    Warps without rows of their own would multiply as the others do, and wait for the same tiles.
+    """
+    columns, qk, v = COLUMNS[False], row_elements(spec.Dqk), row_elements(spec.Dv)
+    queries, stage = 2 * FEW_ROWS * qk, 2 * columns * (qk + v)
+    two = queries + 2 * stage
+    blocks = min(MOST_BLOCKS, target.shared_per_sm_bytes // (two + target.shared_reserved_bytes))
+    if blocks > 1:
+        return Split(columns, 2, two, FEW_ROWS, blocks)
+    stages = max(1, min(MOST_STAGES, (target.shared_per_block_bytes - queries - BARRIER_BYTES) // stage))
+    return Split(columns, stages, queries + stages * stage, FEW_ROWS)
 
 
 def choose(
@@ -75,7 +131,7 @@ def choose(
     reasons = _reasons(spec, target, tile)
     why = {r.parameter: r.why for r in reasons}
     k, split = tile.stages, [f"approximate {f}" for f in fast]
-    if "wgmma" in target.capabilities:
+    if by_roles(spec, target):
         split += [
             f"ring K stages {k}, V stages {k}  # {why['ring']}",
             *(["sums per lane"] if loop.sums else []),
@@ -101,7 +157,7 @@ def choose(
             f"prefetch K {k} ahead, V {k - 1} ahead" if k > 1 else "prefetch K 1 ahead, V 0 ahead",
             "copies async",
             "guard Mask of loop i where it is all true",
-            f"warps 4 along h, 1 blocks an SM  # {why['grid']}",
+            f"warps {tile.rows // 16} along h, {tile.blocks} blocks an SM  # {why['grid']}",
         ]
     return tile, reasons, split, [f"unroll loop part by {UNROLLED}  # {why['combine']}", "warps 1 along h"]
 
@@ -110,7 +166,7 @@ def _reasons(spec: AttentionSpec, target: Target, t: Split) -> list[Reason]:
     group = spec.Hq // spec.Hk
     moved = 2 * t.columns * (spec.Dqk + spec.Dv)
     memory = moved * target.sms * target.clock_mhz * 1e6 / target.bandwidth_bytes_per_s
-    tensor = 2 * ROWS * t.columns * (spec.Dqk + spec.Dv) / target.tensor_flops_per_clock
+    tensor = 2 * t.rows * t.columns * (spec.Dqk + spec.Dv) / target.tensor_flops_per_clock
     figures: dict[str, float | str] = {
         "memory": round(memory, 1),
         "tensor": round(tensor, 1),
@@ -121,7 +177,7 @@ def _reasons(spec: AttentionSpec, target: Target, t: Split) -> list[Reason]:
     return [
         Reason(
             "tile",
-            f"BM = {ROWS}, BN = {t.columns}",
+            f"BM = {t.rows}, BN = {t.columns}",
             f"{group} head(s) share a key head and are the rows; a tile of keys takes {memory:.0f} clocks to read and "
             f"{tensor:.0f} to multiply (predicted)",
             figures,
@@ -130,13 +186,17 @@ def _reasons(spec: AttentionSpec, target: Target, t: Split) -> list[Reason]:
             "splits",
             "Splits",
             f"fewer key heads than the {target.sms} multiprocessors: a part for each of those; more: enough parts for "
-            "even shares",
+            "even shares"
+            if t.blocks == 1
+            else f"room for {target.sms * t.blocks} blocks: with fewer key heads a part for each, else parts for even "
+            "shares",
             {"multiprocessors": target.sms},
         ),
         Reason(
             "ring",
             f"K stages {t.stages}, V stages {t.stages}",
-            f"{t.shared_bytes / 1024:.0f} KB of shared memory: {t.stages} tile(s) on their way",
+            f"{t.shared_bytes / 1024:.0f} KB of shared memory: {t.stages} tile(s) on their way"
+            + (f" in each of {t.blocks} blocks" if t.blocks > 1 else ""),
             {"shared_bytes": t.shared_bytes},
         ),
         Reason("grid", "key heads first", "neighbours read neighbouring heads of the same keys", {}),
@@ -213,20 +273,22 @@ def _split_frame(
     spec: AttentionSpec, target: Target, t: Split, why: Mapping[str, str], schedule: Sequence[str]
 ) -> list[str]:
     qk, v = _dims(spec)
-    condition = visible(spec)
-    first, last = _bounds(condition, t, spec.Hq // spec.Hk)
-    even = f"max({target.sms} // max(B * Sq * Hk, 1), min(4, B * Sq * Hk // {target.sms // 4 + 1}))"
+    first, last = _bounds(spec, t)
+    keys, widths = keys_of(spec), sorted({f"{qk} = {spec.Dqk}", f"{v} = {spec.Dv}"})
+    slots = target.sms * t.blocks
+    even = f"max({slots} // max(B * Sq * Hk, 1), min(4, B * Sq * Hk // {slots // 4 + 1}))"
     return [
         *[f"# {line}" for line in spec.describe()],
         f"Kernel {spec.kernel_name}_split for {target.name.lower()}",
-        *_sizes(spec, ("B", "Sq", "Sk", *own_sizes(spec.tensors)), sorted({f"{qk} = {spec.Dqk}", f"{v} = {spec.Dv}"})),
+        *_sizes(spec, ("B", "Sq", *keys.sizes, *own_sizes(spec.tensors)), [*keys.fixed, *widths]),
         f"Scalar scale f32{' > 0' if spec.scale_sign == 'positive' else ''}",
-        f"Tile BM = {ROWS}, BN = {t.columns}  # {why['tile']}",
-        f"Choose Splits = clamp({even}, 1, ceildiv(Sk, {LEAST_TILES} * BN))  # {why['splits']}",
+        f"Tile BM = {t.rows}, BN = {t.columns}  # {why['tile']}",
+        f"Choose Splits = clamp({even}, 1, ceildiv({caches.capacity(spec)}, {LEAST_TILES} * BN))  # {why['splits']}",
         "Grid row = 0 : Sq * Hk, split = 0 : Splits, batch = 0 : B",
         f"Allocate Q in global (B, Sq, Hk * G, {qk}) {spec.dtype}",
-        f"Allocate K in global (B, Sk, Hk, {qk}) {spec.dtype}",
-        f"Allocate V in global (B, Sk, Hk, {v}) {spec.dtype}",
+        f"Allocate K in global ({keys.dims}, Hk, {qk}) {spec.dtype}",
+        f"Allocate V in global ({keys.dims}, Hk, {v}) {spec.dtype}",
+        *keys.allocated,
         *_named(spec),
         f"Allocate Part in global (B, Sq, Splits, Hk * G, {v}) f32",
         "Allocate PartLse in global (B, Sq, Splits, Hk * G) f32",
@@ -236,6 +298,7 @@ def _split_frame(
         "Allocate l in register (BM h) f32 = 0",
         "Let group = row % Hk",
         "Let t = row // Hk",
+        *keys.lets,
         f"Let first = {first}",
         f"Let last = {last}",
         "Let share = ceildiv(max(last - first, 0), Splits)",
@@ -245,9 +308,10 @@ def _split_frame(
     ]
 
 
-def _bounds(condition: s.Expr | None, t: Split, group: int) -> tuple[str, str]:
+def _bounds(spec: AttentionSpec, t: Split) -> tuple[str, str]:
     """Write the tiles of keys in which a query may see one."""
-    end = call("ceildiv", s.Name("Sk"), s.Name("BN"))
+    condition, group = visible(spec), spec.Hq // spec.Hk
+    end = substitute(call("ceildiv", s.Name("Sk"), s.Name("BN")), lengths(spec))
     if condition is None:
         return "0", expression(end)
     origins: dict[str, s.Expr] = {
@@ -288,8 +352,8 @@ def _combine_frame(spec: AttentionSpec, target: Target, schedule: Sequence[str])
 _GROUP = "h = group * G : (group + 1) * G"
 _SPLIT_PLACES = {  # of the tile that is moved: its extents and its coordinate
     "Q": ("BM, {qk}", f"batch, t, {_GROUP}"),
-    "K": ("BN, {qk}", "batch, k = i * BN, group"),
-    "V": ("BN, {v}", "batch, k = i * BN, group"),
+    "K": ("BN, {qk}", "{keys}, group"),
+    "V": ("BN, {v}", "{keys}, group"),
     "O": ("BM, {v}", f"batch, t, split, {_GROUP}"),
     "lse": ("BM", f"batch, t, split, {_GROUP}"),
 }
@@ -305,7 +369,8 @@ def _placed(n: s.Copy, places: Mapping[str, tuple[str, str]], spec: AttentionSpe
     """Give a Copy its shape and coordinate."""
     qk, v = _dims(spec)
     dims, coordinate = places[n.name]
-    text = f"Copy {n.name} ({dims.format(qk=qk, v=v)}) in coordinate [{coordinate}] from global to shared\n"
+    where = coordinate.format(keys=keys_of(spec).place)
+    text = f"Copy {n.name} ({dims.format(qk=qk, v=v)}) in coordinate [{where}] from global to shared\n"
     (placed,) = parse("Kernel x\n" + text).kernels[0].body
     assert isinstance(placed, s.Copy)
     return replace(n, dims=placed.dims, coordinate=placed.coordinate)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 
+from qimeng_attention.caches import LENGTH
 from qimeng_attention.errors import DiagnosticError, SpecError
 from qimeng_attention.named_tensors import kernel_name, own_sizes
 from qimeng_attention.spec import AttentionSpec
@@ -104,12 +105,17 @@ def _parsed(spec: AttentionSpec, text: str, field: str, known: tuple[str, ...]) 
 
 
 def _renamed(e: s.Expr, spec: AttentionSpec) -> s.Expr:
-    return as_in_programs(substitute(e, _TL_NAMES | heads(spec)), spec.tensors)
+    return as_in_programs(substitute(e, _TL_NAMES | heads(spec) | lengths(spec)), spec.tensors)
 
 
 def heads(spec: AttentionSpec) -> dict[str, s.Expr]:
     """Give what stands for Hk where the key heads are the query heads: a program has one size for both."""
     return {"Hk": s.Name("Hq")} if spec.Hq == spec.Hk else {}
+
+
+def lengths(spec: AttentionSpec) -> dict[str, s.Expr]:
+    """Give what stands for Sk where each entry has a length of its own."""
+    return {"Sk": s.Name(LENGTH)} if spec.seqused_k else {}
 
 
 def softmax_factor(spec: AttentionSpec) -> tuple[bool, s.Expr]:
@@ -133,7 +139,8 @@ def compose(spec: AttentionSpec, library: str = "attention") -> s.Program:
     program = library_sketch(library + spec.weighing.library)
     written, factor = softmax_factor(spec)
     condition = visible(spec)
-    mask = COLUMN_LIMIT if condition is None else s.Binary("and", condition, COLUMN_LIMIT)
+    limit = substitute(COLUMN_LIMIT, lengths(spec))
+    mask = limit if condition is None else s.Binary("and", condition, limit)
     score = modified(spec, s.Binary("*", s.Name("S"), s.Name("scale")))
     summed = s.Call("ln", (s.Name("l"),))
     m = s.Name("m") if written else s.Binary("*", s.Name("m"), s.Name("scale"))

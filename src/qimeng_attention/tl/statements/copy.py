@@ -13,6 +13,7 @@ from qimeng_attention.tl.machine import Block, Fault, Slot, Strand
 from qimeng_attention.tl.numerics import BYTES, Array, round_to
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.statements.gathers import check_along, picked, rows_past
 from qimeng_attention.tl.statements.gemm import check_readable
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.types import Axis, Origin, TensorType, TileType, same_axes
@@ -100,9 +101,12 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
     except CoordinateError as error:
         scope.report("TL110", n.span, str(error), error.hint)
         return None
+    sizes = {p.axis: p.size for p in found}
     for p, dim in zip(found, tensor.dims, strict=True):
         for e in (p.start, p.stop):
-            if e is not None:
+            if p.along:
+                check_along(p, n, scope, sizes[p.along])
+            elif e is not None:
                 scope.uniform_integer(e, n.span, f"the coordinate {p.axis or expression(e)} of {n.name}")
         if p.at is not None and scope.type_of(p.at, n.span, {p.axis: p.size}).kind not in ("int", "any"):
             scope.report(
@@ -340,18 +344,30 @@ def resolve(n: s.Copy, tensor: TensorType, t: Strand) -> tuple[list[Array], list
     found = places(n, extents, tensor.axis_names)
     shape = t.machine.tensors[tensor.name].shape
     indices, origin = [], {}
+    starts = {p.axis: p for p in found if p.kind != "index"}
     for p, extent in zip(found, shape, strict=True):
+        if p.along:
+            axis = starts[p.along]
+            first_row = t.integer(axis.start, n.span)
+            rows = _gather(axis.axis, p.start, np.arange(first_row, first_row + axis.size), t)
+            indices.append(np.where((rows >= 0) & (rows < extent), rows, -1))
+            continue
         start = t.integer(p.start, n.span)
         logical = np.arange(start, start + (1 if p.kind == "index" else p.size))
         memory = logical
         if p.at is not None:
             first = np.asarray(t.environment().evaluate(p.at).data) if p.axis not in _free(p.at) else None
-            memory = first + np.arange(p.size) if first is not None else _gather(p, logical, t)
+            memory = first + np.arange(p.size) if first is not None else _gather(p.axis, p.at, logical, t)
         if p.kind != "index":
             origin[p.axis] = start
         stop = extent if p.stop is None else t.integer(p.stop, n.span)
         valid = (memory >= 0) & (memory < extent) & ((logical < stop) if p.stop is not None else True)
+        valid &= (logical >= 0) | (p.at is None)
         indices.append(np.where(valid, memory, -1))
+    for d, p in enumerate(found):  # a row whose index lies outside of the tensor is nowhere
+        for other, x in zip(found, indices, strict=True):
+            if other.along and other.along == p.axis:
+                indices[d] = np.where(x < 0, -1, indices[d])
     return indices, found, origin
 
 
@@ -361,11 +377,11 @@ def _free(e: s.Expr) -> set[str]:
     return names_in(e)
 
 
-def _gather(p: Place, logical: Array, t: Strand) -> Array:
+def _gather(axis: str, e: s.Expr, logical: Array, t: Strand) -> Array:
+    """Evaluate an expression at each index of an axis."""
     environment = t.environment()
-    environment.indices = {p.axis: logical}
-    assert p.at is not None
-    return np.asarray(environment.evaluate(p.at).data)
+    environment.indices = {axis: logical}
+    return np.broadcast_to(np.asarray(environment.evaluate(e).data), logical.shape)
 
 
 def _run(n: s.Copy, t: Strand) -> None:
@@ -385,22 +401,13 @@ def _run(n: s.Copy, t: Strand) -> None:
 def _load(n: s.Copy, t: Strand) -> None:
     tensor = t.machine.checked.tensors[n.name]
     indices, found, origin = resolve(n, tensor, t)
-    ends = {
-        p.axis: frozenset((origin[p.axis] + np.flatnonzero(i < 0)).tolist())
-        for p, i in zip(found, indices, strict=True)
-        if p.kind == "axis" and np.any(i < 0)
-    }
+    pairs = [(p, i) for p, i in zip(found, indices, strict=True) if p.kind == "axis"]
+    past = {p.axis: rows_past(p, origin[p.axis] + np.flatnonzero(i < 0), n, t) for p, i in pairs}
+    ends = {axis: frozenset(rows) for axis, rows in past.items() if rows}
     data = None
     if t.machine.numeric:
-        source = t.machine.tensors[n.name]
-        mask = np.ones((), bool)
-        for d, i in enumerate(indices):
-            mask = mask & (i >= 0).reshape([-1 if e == d else 1 for e in range(len(indices))])
-        picked = (
-            source[np.ix_(*[np.maximum(i, 0) for i in indices])] if source.size else np.zeros(mask.shape, np.float32)
-        )
         axes = tuple(d for d, p in enumerate(found) if p.kind == "index")
-        data = np.where(mask, picked, 0).squeeze(axis=axes).astype(np.float32)
+        data = picked(t.machine.tensors[n.name], indices, found).squeeze(axis=axes).astype(np.float32)
     name = copy_target(n)
     if n.target == "register":
         t.write_register(name, data, origin, n.span, ends)

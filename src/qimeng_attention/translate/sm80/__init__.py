@@ -6,12 +6,13 @@ asynchronous GEMM) are refused by name.
 
 from __future__ import annotations
 
-from qimeng_attention.translate.sm80 import compute, control, gemm, kernel, pieces, sync
+from qimeng_attention.translate.sm80 import compute, control, gather, gemm, kernel, pieces, sync
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings
 
 LOWERINGS: Lowerings = {
     **kernel.LOWERINGS,
     **pieces.LOWERINGS,
+    **gather.LOWERINGS,
     **gemm.LOWERINGS,
     **compute.LOWERINGS,
     **control.LOWERINGS,

@@ -46,7 +46,7 @@ def access(n: s.Copy, low: Lowering, vector: bool) -> Access:
     if not vector and (
         len(moving) != 2
         or moving[1][0] != len(tensor.dims) - 1
-        or not (_columns_exist(moving[1][1], tensor, low) or reaches_past(moving[1][1], tensor, low))
+        or not (columns_exist(moving[1][1], tensor, low) or reaches_past(moving[1][1], tensor, low))
     ):
         raise Refused(
             n,
@@ -89,7 +89,7 @@ def _extent(tensor: TensorType, low: Lowering) -> int | None:
         return None
 
 
-def _columns_exist(columns: Place, tensor: TensorType, low: Lowering) -> bool:
+def columns_exist(columns: Place, tensor: TensorType, low: Lowering) -> bool:
     """Tell whether no tile can reach past the end of the rows: the columns are whole, or their tiles divide the row."""
     if columns.kind == "whole":
         return True
@@ -142,7 +142,7 @@ def _rows(tensor: TensorType, found: list[Place], n: s.Copy, low: Lowering) -> s
     guards = [
         f"tl::inside({low.integer(p.start, n)}, {low.integer(d, n)})"
         for p, d in zip(found, tensor.dims, strict=True)
-        if p.kind == "index" and not _within(p.start, d, low)
+        if p.kind == "index" and not within(p.start, d, low)
     ]
     return f"({' && '.join(guards)} ? {extent} : 0)" if guards else extent
 
@@ -183,7 +183,7 @@ def declare_views(n: s.Statement, low: Lowering) -> None:
         low.views[key] = name
 
 
-def _within(index: s.Expr, dim: s.Expr, low: Lowering) -> bool:
+def within(index: s.Expr, dim: s.Expr, low: Lowering) -> bool:
     """Tell whether an index is one of the grid that runs over just this dimension."""
     return any(index == s.Name(d.name) and d.start == s.Num(0) and d.stop == dim for d in low.checked.grid.dims)
 
@@ -250,13 +250,7 @@ def _load(n: s.Copy, low: Lowering) -> None:
         low.out.line(f"tl::{function}({names.register(tile.name)}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
         return
     a = access(n, low, vector=False)
-    lanes = (tile.swizzle or WIDEST_SWIZZLE) // CHUNK_BYTES  # that copy a row side by side
-    if tile.axes[0].size % (low.threads // lanes):
-        raise Refused(
-            n,
-            f"{tile.axes[0].size} rows of {tile.name} do not divide among {low.threads} threads",
-            "take fewer warps, or a taller tile",
-        )
+    refuse_uneven(n, tile, low)
     where, template = low.shared_at(tile.name, n.slot, n), a.template("kThreads")
     if not n.asynchronous:
         low.out.line(f"tl::copy{template}({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
@@ -264,6 +258,17 @@ def _load(n: s.Copy, low: Lowering) -> None:
         low.out.line(f"tl::copy_async_bounded{template}({where}, {a.pointer}, {a.stride}, {a.rows});")
     else:
         low.out.line(f"tl::copy_async_between{template}({where}, {a.pointer}, {a.stride}, {a.first}, {a.rows});")
+
+
+def refuse_uneven(n: s.Copy, tile: TileType, low: Lowering) -> None:
+    """Refuse a tile in shared memory that the threads do not fill in whole passes."""
+    lanes = (tile.swizzle or WIDEST_SWIZZLE) // CHUNK_BYTES  # that copy a row side by side
+    if tile.axes[0].size % (low.threads // lanes):
+        raise Refused(
+            n,
+            f"{tile.axes[0].size} rows of {tile.name} do not divide among {low.threads} threads",
+            "take fewer warps, or a taller tile",
+        )
 
 
 def _load_matrix(n: s.Copy, tile: TileType, low: Lowering) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.layout import PIECES
 from qimeng_attention.tl.printer import head
+from qimeng_attention.tl.traverse import statements
 from qimeng_attention.tl.types import TensorType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.abi import used_tensors
@@ -20,6 +21,8 @@ from qimeng_attention.translate.sm80.context import (
     Refused,
 )
 from qimeng_attention.translate.sm80.copy import declare_views
+from qimeng_attention.translate.sm80.gather import HEADER as GATHER
+from qimeng_attention.translate.sm80.gather import gathers
 
 _BLOCK_INDEX = ("x", "y", "z")
 
@@ -46,6 +49,8 @@ def title(low: Lowering, digest: str, header: str) -> None:
     for comment in checked.kernel.above:
         out.line(f"// {comment}")
     out.line(f'#include "{header}"')
+    if any(gathers(n, low) for n in statements(checked.kernel.body)):
+        out.line(f'#include "{GATHER}"')
     out.line()
 
 
