@@ -245,7 +245,7 @@ def write_decode(
 
 def _mentioned(frame: Sequence[str], kernel: s.Kernel) -> list[str]:
     """Leave out declarations of tensors and tiles that a sketch's kernel does not mention."""
-    words = words_in(kernel.body)
+    words = words_in(kernel.body) | {caches.LENGTHS, caches.TABLE}  # these stand in lets and coordinates
     return [line for line in frame if not line.startswith("Allocate ") or line.split()[1] in words]
 
 
