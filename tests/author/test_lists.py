@@ -76,6 +76,13 @@ def test_whoever_sees_alike_shares_a_list(mask: str, dims: list[str], target: st
     assert [str(d) for d in kernels[2].tensors["List"].axis_names[:-2]] == dims[:-2]
 
 
+def test_key_heads_that_are_the_query_heads_have_one_size() -> None:
+    spec = spec_of("kv_idx < ends[h]", tensors={"ends": {"dims": ["Hk"], "dtype": "i32"}})
+    kernels = check(schedule(parse(plan(spec, targets.get("A100")).code)), model=False)
+
+    assert all("Hk" not in k.sizes and "Hq" in k.sizes for k in kernels)
+
+
 def listed(doc: np.ndarray, queries: int, mask: str = "", target: str = "A100") -> tuple[Checked, dict[str, Any]]:
     """Run the two small kernels; give the first and their outputs."""
     spec = spec_of(mask or f"{CAUSAL} and doc[b, q_idx + Sk - Sq] == doc[b, kv_idx]", tensors=DOC)

@@ -174,7 +174,8 @@ def _classify_frame(spec: AttentionSpec, target: Target, t: Tiled, condition: s.
     named = [(name, line) for name, line in named_lines(spec).items() if kernel_name(name) in names_in(condition)]
     dims = {str(d) for name, _ in named for d in spec.tensors[name].dims}
     read = names_in(condition) | dims | {"B", "Sq", "Sk"} | ({"Hq"} if shared.head else set())
-    read |= {"Hq"} if "Hk" in dims and spec.Hq == spec.Hk else set()
+    if "Hk" in read and spec.Hq == spec.Hk:  # one size for both
+        read = read - {"Hk"} | {"Hq"}
     span = bounds(spec, t)
     return [
         *[f"# {line}" for line in spec.describe()],

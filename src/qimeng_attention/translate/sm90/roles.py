@@ -7,6 +7,8 @@ from typing import Any
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import integer
+from qimeng_attention.tl.functions import LANES_A_ROW
+from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.printer import head
 from qimeng_attention.tl.traverse import statements
 from qimeng_attention.translate import names
@@ -17,6 +19,7 @@ from qimeng_attention.translate.sm80.loads import hold_columns
 from qimeng_attention.translate.sm90.context import GROUP_THREADS, GroupLowering, RoleGroups, ring, uses
 
 _REGISTERS = 65_536  # of a multiprocessor; each role's share is a multiple of 8
+_OTHER_REGISTERS = 40  # addresses, row values, what is computed: with 16 fewer, ptxas spilled 32 bytes
 _ITERATIONS_TO_ASK = 3  # one waits for a stage longer than an answer takes, about a microsecond
 _ISSUING = (s.For, s.If, s.Let, s.Find, s.Copy, s.Wait)  # what one thread can do alone
 
@@ -171,14 +174,30 @@ def _wait(n: s.Wait, low: Lowering) -> None:
 
 
 def _load_ahead(low: GroupLowering) -> None:
-    """Load what the mask behind the wait reads of tensors: it needs no product, and arrives meanwhile."""
+    """Load what the mask behind the wait reads of tensors: it needs no product, and arrives meanwhile.
+
+    Each column takes a register, which a role without room for them would spill.
+    """
     for n in low.behind:
         inside = n.body[0] if isinstance(n, s.If) and len(n.body) == 1 and not n.orelse else n
         if isinstance(inside, s.Mask):
-            hold_columns(inside, low)
+            if _room(inside, low):
+                hold_columns(inside, low)
             return
         if not isinstance(n, s.Release):
             return
+
+
+def _room(n: s.Mask, low: GroupLowering) -> bool:
+    """Tell whether the role's registers hold a column's element each beside the tiles, and all else."""
+    assert low.role is not None
+    registers = low.role.role.registers
+    if registers is None:
+        return False
+    tiles = [t for t in low.checked.tiles.values() if t.space == "register" and len(t.axes) == 2]
+    bits = sum(t.axes[0].size * t.axes[1].size * BYTES[t.dtype] for t in tiles)
+    columns = low.checked.tiles[n.tile].axes[-1].size // LANES_A_ROW
+    return bits // (4 * GROUP_THREADS) + columns + _OTHER_REGISTERS <= integer(registers, low.checked.fixed)
 
 
 def _wait_gemm(low: GroupLowering, pending: int) -> str:
