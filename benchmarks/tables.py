@@ -104,11 +104,23 @@ def overhead() -> str:
 
 def serving() -> str:
     rows = []
-    for r in rows_of("serving_h200"):
+    for r in (r for r in rows_of("serving_h200") if r.case.kind == "decode"):
         c, moved = r.case, 2 * 2 * r.case.B * r.case.Sk * r.case.Hk * r.case.Dqk  # bytes of K and V, 16 bits each
         speeds = [f"{moved / ms / 1e9:.2f}" for ms in (r.ours_ms, r.peers_ms["FlashAttention-3"])]
         rows.append([c.B, f"{c.Hq}/{c.Hk}", f"{c.Sk:,}", *speeds, r.ratio, r.bound])
-    return table(["sequences", "heads", "keys", "ours, TB/s", "FlashAttention-3, TB/s", "ratio", "what binds"], rows)
+    head = ["sequences", "heads", "keys", "ours, TB/s", "FlashAttention-3, TB/s", "ratio", "what binds"]
+    return "\n\n".join([table(head, rows), *packed()])
+
+
+def packed() -> list[str]:
+    """Packed sequences, where they were measured."""
+    rows = [
+        [r.case.mods, f"{r.case.Hq}/{r.case.Hk}", r.ours_ms, r.peers_ms["FlashAttention-3"], r.ratio, r.bound]
+        for r in rows_of("serving_h200")
+        if r.case.kind == "varlen"
+    ]
+    head = ["packed sequences, causal", "heads", "ours, ms", "FlashAttention-3, ms", "ratio", "what binds"]
+    return [table(head, rows)] if rows else []
 
 
 def judged() -> str:

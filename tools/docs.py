@@ -102,17 +102,12 @@ SCHEDULES = {
     "grid persistent": [*_ROLES, "grid persistent by counter"],
     "group": [*_ROLES, _PERSISTENT, "group head by 4 around block"],
 }
-_STORES = """Copy O (BM, D) in coordinate [batch, q = block * BM, head] from register to global Out
-Compute where(l == 0, -inf, m * scale + ln(l)) and get lse
-Copy lse (BM) in coordinate [batch, head, q = block * BM] from register to global Lse
-"""
 # What a rewriting needs that the sample program has not: an edit of it.
 SAMPLE_EDITS = {
     "approximate": (
         "    Compute OnlineSoftmax S, O, m, l with scale * log2e",
         "    Compute 30 * tanh(S * (scale / 30)) and get new S\n    Compute OnlineSoftmax S, O, m, l with log2e",
     ),
-    "skip": (_STORES, _STORES.replace("q = block * BM", "q = block * BM : Sq")),
 }
 WRAPS = ("skip",)  # that put what stands there under a condition: lines that only move are not shown
 ROLES_TARGET = "H200"  # that a Schedule with roles is shown for; the sample program names an A100

@@ -30,6 +30,7 @@ SCHEDULES = {
     "as far as it goes": ["ring K stages 2, V stages 2", "prefetch K 2 ahead, V 2 ahead", "copies async", GUARD],
     "three stages": ["ring K stages 3", "prefetch K 2 ahead", "copies async"],
     "held": ["hold Q in register", "copies async", "sums per lane", SPLIT],
+    "skipped": ["ring K stages 2", "prefetch K 1 ahead", "copies async", GUARD, "skip blocks past the end"],
     "stored": ["store O through shared over Q", "copies async", "warps 2 along q", "grid longest first"],
     "all": [
         "ring K stages 2, V stages 2",
@@ -88,6 +89,7 @@ SCHEDULES = {
         "unswitch loop i",
         "pingpong consumer in loops",
         "stage O through shared by tma",
+        "skip blocks past the end",
         "grid longest first",
         "grid persistent by counter",
         "group head by 2 around block",

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from qimeng_attention.schedule.rewriting import Rewriting, malformed, unfit, with_body
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.coordinates import copy_tensor
 from qimeng_attention.tl.traverse import compare, map_expressions, num, statements, substitute
 from qimeng_attention.tl.types import Checked
 
@@ -22,7 +23,7 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     """Put what a block does, once its indices are known, under the condition that it has rows."""
     if choice.words != tuple(FORM.split()):
         raise malformed(choice, FORM)
-    start, stop = _rows(kernel, choice)
+    start, stop = _rows(kernel, choice, checked)
     condition = compare(start, "<", stop)
     if not any(isinstance(n, s.Role) for n in kernel.body):
         return with_body(kernel, _guarded(kernel.body, condition))
@@ -30,23 +31,23 @@ def apply(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> s.Kernel:
     return with_body(kernel, body)
 
 
-def _rows(kernel: s.Kernel, choice: s.Choice) -> tuple[s.Expr, s.Expr]:
+def _rows(kernel: s.Kernel, choice: s.Choice, checked: Checked) -> tuple[s.Expr, s.Expr]:
     """Give where the block's rows begin and end, which all stores agree on."""
-    found: set[tuple[s.Expr, s.Expr]] = set()
+    stores: list[list[tuple[s.Expr, s.Expr]]] = []
     roles: list[s.Role | None] = [n for n in kernel.body if isinstance(n, s.Role)]
     for role in roles or [None]:
-        body = kernel.body if role is None else role.body
-        for n in statements(body):
+        for n in statements(kernel.body if role is None else role.body):
             if isinstance(n, s.Copy) and n.target == "global":
-                ended = [c for c in n.coordinate if c.axis is not None and c.stop is not None]
-                found |= {(_first(c.start, role), c.stop) for c in ended if c.stop is not None} or {(num(0), num(1))}
-    if len(found) != 1 or found == {(num(0), num(1))}:
+                dims = zip(n.coordinate, checked.tensors[copy_tensor(n)].dims, strict=False)
+                stores.append([(_first(c.start, role), c.stop or dim) for c, dim in dims if c.axis is not None])
+    common = [ends for ends in (stores[0] if stores else []) if all(ends in others for others in stores)]
+    if not common:
         raise unfit(
             choice,
             "the stores do not all end with the same rows",
-            "give each an end of its own, as `[q = block * BM : Sq, ...]`",
+            "let all of them begin and end alike, as `[q = block * BM : Sq, ...]`",
         )
-    return found.pop()
+    return common[0]
 
 
 def _first(start: s.Expr, role: s.Role | None) -> s.Expr:
