@@ -29,6 +29,7 @@ from qimeng_attention.tl.types import Checked
 MODEL_BLOCKS = 3  # points of each grid index tried on small sizes
 MODEL_STEPS = 60_000  # statements run for one text: about a second
 MOST_ELEMENTS = 1 << 23  # of an output, an axis or a mask's rows and columns that are followed one by one
+LONG = 1 << 10  # a length that a tensor gives: several tiles
 MOST_FINDINGS = 3  # kinds of fault of one kernel
 
 
@@ -44,9 +45,9 @@ def run_small(checked: Checked, allowance: Allowance | None = None) -> list[Diag
     allowance = allowance or Allowance()
     found: dict[str, Diagnostic] = {}
     searched = searches(checked)
-    for sizes, filling in product(small_sizes(checked), _fillings(checked)):
+    for sizes, lengths in product(small_sizes(checked), (0, LONG) if _lengths(checked) else (0,)):
         try:
-            _run_once(checked, sizes, allowance, filling, searched)
+            _run_once(checked, sizes, allowance, lengths, searched)
         except Fault as fault:
             message = f"{fault.diagnostic.message}{_shown(sizes)}"
             span = fault.diagnostic.span if fault.diagnostic.span.line else checked.kernel.span
@@ -77,23 +78,26 @@ def _shown(sizes: dict[str, int]) -> str:
     return f" (with {', '.join(f'{k} = {v}' for k, v in sizes.items())})" if sizes else ""
 
 
-def _fillings(checked: Checked) -> tuple[int, ...]:
-    """Give what integer tensors hold: 0, and where a Let reads one, as of a length, more than any tile goes through."""
-    integers = {n for n in checked.inputs if checked.tensors[n].dtype in INTEGER_TYPES}
-    lets = [n for n in checked.kernel.body if isinstance(n, s.Let) and names_in(n.value) & integers]
-    return (0, MOST_ELEMENTS) if lets else (0,)
+def _lengths(checked: Checked) -> set[str]:
+    """Give the integer tensors that say where tiles end: what a Let reads and a Copy's coordinate ends with.
+
+    With 0 in them no loop behind them would run; what any other tensor holds is left at 0, which no program excludes.
+    """
+    body = list(statements(checked.kernel.body))
+    ends = names_in(tuple(c.stop for n in body if isinstance(n, s.Copy) for c in n.coordinate if c.stop is not None))
+    read = names_in(tuple(n.value for n in body if isinstance(n, s.Let) and n.name in ends))
+    return {n for n in checked.inputs if n in read and checked.tensors[n].dtype in INTEGER_TYPES}
 
 
 def _run_once(
-    checked: Checked, sizes: dict[str, int], allowance: Allowance, filling: int = 0, searched: Sequence[s.Find] = ()
+    checked: Checked, sizes: dict[str, int], allowance: Allowance, lengths: int = 0, searched: Sequence[s.Find] = ()
 ) -> None:
     given = rising(checked, sizes, searched)
     machine = make_machine(checked, sizes, given, dict.fromkeys(checked.scalars, 1.0), numeric=False)
-    for name in checked.inputs:
+    for name in _lengths(checked) - given.keys() if lengths else ():
         tensor = machine.tensors[name]
-        if filling and name not in given and checked.tensors[name].dtype in INTEGER_TYPES:
-            machine.tensors[name] = np.broadcast_to(np.asarray(filling, tensor.dtype), tensor.shape)
-            machine.named[name] = (machine.tensors[name], checked.tensors[name].dtype)
+        machine.tensors[name] = np.broadcast_to(np.asarray(lengths, tensor.dtype), tensor.shape)
+        machine.named[name] = (machine.tensors[name], checked.tensors[name].dtype)
     machine.steps_left = allowance.steps
     machine.written = {n: _counts(machine.tensors[n]) for n in checked.outputs}
     try:
