@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qimeng_attention.author.planner.widths import copying_lanes, padded, row_elements
+from qimeng_attention.author.planner.widths import MOST_LANES, copying_lanes, padded, row_elements
 from qimeng_attention.targets import Target
 
 SHARED_BYTES_A_CLOCK = 128  # 32 banks of 4 bytes
@@ -26,7 +26,8 @@ OTHER_REGISTERS = (
     44  # addresses and temporaries: with it the tiles that ptxas compiled without spills fit, the others do not
 )
 ROW_VECTORS = 4  # m, l, m_new, alpha
-CLOSE = 5  # estimates this close to what a thread has (252 of 255, 164 of 168) compile to 4 to 56 bytes of spills
+CLOSE = 5  # where rows lie in 64-byte pieces, estimates this close to what a thread has (252 of 255, 164 of 168)
+# compile to 4 to 56 bytes of spills; at head dim 128, where they do not, 252 compiles to none
 MMA_SHARE_HOPPER = (
     0.62  # of the tensor rate that mma.sync reaches where wgmma exists (Luo et al. 2024, Dissecting Hopper)
 )
@@ -139,6 +140,7 @@ def _tiling(
         return None
     elements = rows * columns
     rate = target.tensor_flops_per_clock * (MMA_SHARE_HOPPER if "wgmma" in target.capabilities else 1.0)
+    in_pieces = any(copying_lanes(d) < MOST_LANES for d in (dqk, dv))
     fetched = warps * 2 * ((rows // warps) * dqk + columns * (dqk + dv)) + 2 * columns * (dqk + dv)
     return Tiling(
         rows,
@@ -151,6 +153,6 @@ def _tiling(
         shared=fetched / SHARED_BYTES_A_CLOCK,
         special=elements * special / target.special_per_clock,
         issue=(ISSUE_AN_ELEMENT * elements + rows * dv) / target.fp32_lanes,
-        crowded=registers + CLOSE
+        crowded=registers + CLOSE * in_pieces
         > min(target.max_registers_per_thread, target.registers_per_sm // (threads * blocks) // 8 * 8),
     )
