@@ -109,6 +109,14 @@ def judge_decode_specs() -> dict[str, dict[str, object]]:
     return made
 
 
+def transformers_specs() -> dict[str, dict[str, object]]:
+    """What the models of tests/gpu/test_transformers_gpu.py ask for."""
+    made: dict[str, dict[str, object]] = {}
+    for dim, mask in itertools.product((64, 128), ("causal", "full")):
+        made[f"llama_{mask}_d{dim}"] = {"Hq": 8, "Hk": 2, "Dqk": dim, "mask": mask}
+    return made
+
+
 SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "speed": speed_specs,
     "judge": judge_specs,
@@ -119,8 +127,9 @@ SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "head_dims": head_dim_specs,
     "decode": decode_specs,
     "judge_decode": judge_decode_specs,
+    "transformers": transformers_specs,
 }
-HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode")
+HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode", "transformers")
 TURING = ("judge_turing",)
 
 
