@@ -42,15 +42,14 @@ def kernels(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Register an implementation, and give the folder that it makes kernels in; None where they were made before."""
     from qimeng_attention.integrations.transformers import register
 
-    made = (
-        sorted((Path(os.environ[VARIABLE]) / "transformers").glob("*/manifest.json")) if VARIABLE in os.environ else []
-    )
+    before = Path(os.environ.get(VARIABLE) or "nowhere") / "transformers"
+    made = sorted(path.parent for path in before.glob("*/manifest.json"))
     folder = None if made else tmp_path_factory.mktemp("kernels")
     try:
         if folder is not None:
             find_target("auto", None)
             find_toolchain()
-        register(*(path.parent for path in made), name=NAME, generate_in=folder)
+        register(*made, name=NAME, generate_in=folder)
     except EnvironmentMissing as missing:
         pytest.skip(f"needs {missing.message}; or set {VARIABLE} to a folder with transformers/")
     return folder
