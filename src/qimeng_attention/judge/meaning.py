@@ -205,10 +205,7 @@ def _read(given: _Text, kind: str, spec: AttentionSpec) -> s.Expr | None:
         expression = parse_expression(given.text)
     except DiagnosticError as error:
         found = error.diagnostics[0]
-        signs = {"&": "and", "|": "or", "~": "not", "!": "not"}  # as Python and NumPy write conditions
-        used = {sign: word for sign, word in signs.items() if sign in given.text.replace("!=", "")}
-        hint = f"write {', '.join(f'`{word}` for {sign}' for sign, word in used.items())}" if used else found.hint
-        raise given.wrong(f"cannot be read at column {found.span.column}: {found.message}", hint) from None
+        raise given.wrong(f"cannot be read at column {found.span.column}: {found.message}", found.hint) from None
     if wrong := misuse(expression, spec.tensors):
         raise given.wrong(wrong.message, wrong.hint, wrong.nearest)
     _check_names(given, expression, spec)
