@@ -25,8 +25,8 @@ demo: setup  ## Causal GQA 32/8, head dim 128, bf16 for an A100: every stage, fr
 	$(BIN)/qimeng generate --Hq 32 --Hk 8 --Dqk 128 --dtype bf16 --mask causal --target A100 --out $(OUT) --force
 	@printf '\nThe bundle is in %s; look at it with: %s show %s\n' "$(OUT)" "$(BIN)/qimeng" "$(OUT)"
 
-# A CPU build of PyTorch and transformers (tools/pytorch.py); `make test PYTORCH=none` leaves them out.
-pytorch: setup
+# `make test PYTORCH=none` leaves both out; tools/pytorch.py says where they come from.
+pytorch: setup  ## PyTorch and transformers for the tests: a CPU build where there is no GPU
 	@$(BIN)/python tools/pytorch.py $(PYTORCH)
 
 test: setup pytorch  ## Lint and every test that needs neither a GPU nor long (PYTORCH=none: without PyTorch)

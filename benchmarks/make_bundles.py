@@ -208,6 +208,14 @@ def judge_serving_specs() -> dict[str, dict[str, object]]:
     return made
 
 
+def transformers_specs() -> dict[str, dict[str, object]]:
+    """What the models of tests/gpu/test_transformers_gpu.py ask for."""
+    made: dict[str, dict[str, object]] = {}
+    for dim, mask in itertools.product((64, 128), ("causal", "full")):
+        made[f"llama_{mask}_d{dim}"] = {"Hq": 8, "Hk": 2, "Dqk": dim, "mask": mask}
+    return made
+
+
 SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "speed": speed_specs,
     "judge": judge_specs,
@@ -225,8 +233,9 @@ SETS: dict[str, Callable[[], dict[str, dict[str, object]]]] = {
     "judge_varlen_turing": judge_varlen_turing_specs,
     "paged": paged_specs,
     "judge_serving": judge_serving_specs,
+    "transformers": transformers_specs,
 }
-HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode", "weights", "varlen", "paged")
+HOPPER = ("judge_hopper", "hopper", "variants", "decode", "judge_decode", "weights", "varlen", "paged", "transformers")
 TURING = ("judge_turing", "weights_turing", "judge_varlen_turing")
 
 

@@ -7,6 +7,7 @@ something this machine lacks, or the tool chain refused. With --json one JSON va
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -203,7 +204,9 @@ def _finish_generate(outcome: Any, emit: str, as_json: bool, quiet: bool) -> Non
         terminal.listing(str(outcome.folder))
     elif outcome.folder is not None:
         terminal.heading("bundle")
-        terminal.listing(f"  {outcome.folder}    (qimeng show {outcome.folder})")
+        folder = os.path.relpath(outcome.folder)
+        shown = str(outcome.folder) if folder.startswith("..") else folder
+        terminal.listing(f"  {shown}    ({terminal.own_command()} show {shown})")
     if verdict is not None and verdict.verdict != "accepted":
         raise typer.Exit(1)
     if emit == "bundle" and outcome.folder is None:
@@ -509,20 +512,18 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a bundle: operator, reasons, resources, verdict, speed, and TL beside the CuTe C++ it became."""
-    from qimeng_attention.runtime import load, read_folder
-
-    if as_json:
-        folder = Path(load(bundle).path)
-        terminal.print_json({p.stem: json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))})
-        return
     from qimeng_attention.report import page_of, show_page, to_html
+    from qimeng_attention.runtime import read_folder
 
-    page = page_of(read_folder(bundle))
+    contents = read_folder(bundle)
     if html is not None:
-        html.write_text(to_html(page), "utf-8")
+        html.write_text(to_html(page_of(contents)), "utf-8")
         terminal.note(f"written: {html}")
-    else:
-        show_page(terminal.page_console(), page, program=program)
+    if as_json:
+        folder = contents.path
+        terminal.print_json({p.stem: json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))})
+    elif html is None:
+        show_page(terminal.page_console(), page_of(contents), program=program)
 
 
 # ------------------------------------------------------------------ the machine

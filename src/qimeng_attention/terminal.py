@@ -6,9 +6,11 @@ Not here: what the commands do (cli.py).
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +28,12 @@ _PAGE_WIDTH = 160  # columns of a page that goes to a file or a pipe
 def page_console() -> Console:
     """Give the console for a page whose width matters: the terminal's, or a wide one in a file or a pipe."""
     return out if out.is_terminal else Console(highlight=False, width=_PAGE_WIDTH)
+
+
+def own_command() -> str:
+    """Give the command as it was typed: `qimeng` where a shell finds it, else its path."""
+    typed = sys.argv[0]
+    return typed if Path(typed).name == "qimeng" and shutil.which("qimeng") != typed else "qimeng"
 
 
 def print_json(value: Any) -> None:

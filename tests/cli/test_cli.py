@@ -185,6 +185,40 @@ def test_doctor_and_targets_speak_json() -> None:
     assert "A100" in {t["name"] for t in json.loads(_run("targets", "--json").stdout)}
 
 
+def test_what_is_there_already_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+
+    result = _run("generate", "--Hq", "2", "--target", "A100", "--out", str(tmp_path / "b"))
+
+    assert result.exit_code == 2
+    assert "is there already" in result.output
+    assert "── sketch" not in result.output
+
+
+def test_conditions_as_numpy_writes_them_are_explained() -> None:
+    result = _run("generate", "--mask", "kv_idx <= q_idx & kv_idx > 3", "--target", "A100", "--json")
+
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["hint"] == "write `and`"
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_a_function_of_ones_own_is_compared_first() -> None:
+    spec, function = EXAMPLES / "capped_window.yaml", f"{EXAMPLES / 'capped_window.py'}:attention"
+    asked = ["generate", str(spec), "--reference", function, "--target", "A100", "--emit", "sketch"]
+
+    result = _run(*asked)
+    other = _run(*asked, "--softcap", "50", "--json")
+
+    assert result.exit_code == 0
+    assert "attention (numpy) agrees with the description in" in result.output
+    assert result.output.index("your function") < result.output.index("── sketch")
+    assert other.exit_code == 3
+    assert "attention differs from the description: out[" in json.loads(other.stdout)["message"]
+
+
 @pytest.mark.cuda
 def test_an_edited_source_is_built_again(tmp_path: Path) -> None:
     pytest.importorskip("cuda.bindings", reason="needs the build extra")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qimeng_attention.judge import judge_function
+from qimeng_attention.judge import Budget, judge_function, judge_program
 from qimeng_attention.schedule import schedule
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check, check_text
@@ -41,6 +41,20 @@ def test_a_description_becomes_cute(name):
     made = outcome.results.translations[-1]  # behind the kernels that list tiles, where there are any
     assert made.name == name
     assert f" {name}(" in made.source
+
+
+SHORT = Budget("short", heads=1, keys=2200, scores=300_000, thorough=False)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_description_s_program_passes_the_judge_s_short_cases(path):
+    spec = AttentionSpec.load(path)
+    results = run(spec, target="H200" if spec.Sq else "A100", judge=False, until="scheduled").results
+
+    verdict = judge_program(results.kernels, spec, seed=1, budget=SHORT)
+
+    assert verdict.verdict != "rejected", verdict.reason
+    assert len(verdict.checks) >= 20
 
 
 def test_a_description_and_its_function_agree():

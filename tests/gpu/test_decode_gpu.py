@@ -80,6 +80,21 @@ def test_any_number_of_parts_gives_the_same(torch: Any, bundle: Bundle, splits: 
     torch.testing.assert_close(lse.double(), wanted_lse, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("default")  # what a compiler warns of is not ours
+def test_two_kernels_are_one_operator(torch: Any, bundle: Bundle) -> None:
+    torch._dynamo.reset()
+    q, k, v = inputs(torch, bundle, 3, 700)
+    operator = bundle.operator()
+
+    for found, direct in zip(operator(q, k, v, return_lse=True), bundle(q, k, v, return_lse=True), strict=True):
+        assert torch.equal(found, direct)
+        assert found.stride() == direct.stride()
+    for overload in (operator.plain, operator.with_lse):
+        assert set(torch.library.opcheck(overload, (q, k, v)).values()) == {"SUCCESS"}
+    step = torch.compile(lambda q, k, v: operator(q * 2, k, v) + 0, fullgraph=True)
+    assert torch.equal(step(q, k, v), bundle(q * 2, k, v))
+
+
 def test_a_graph_replays_the_same_bits(torch: Any, bundle: Bundle) -> None:
     q, k, v = inputs(torch, bundle, 3, 5000)
     expected = bundle(q, k, v).clone()

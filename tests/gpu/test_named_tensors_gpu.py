@@ -90,3 +90,9 @@ def test_a_call_takes_them_by_keyword(torch: Any, target: tuple[str, str | None]
     torch.testing.assert_close(out.double(), want, rtol=0, atol=3e-2)
     with pytest.raises(LaunchError, match=r"doc is of torch\.int32"):
         bundle(q, k, v, doc=doc.int(), slopes=slopes)
+    operator = bundle.operator()
+    assert torch.equal(operator(q, k, v, doc=doc, slopes=slopes), out)
+    found = torch.library.opcheck(operator.with_lse, (q, k, v), {"doc": doc, "slopes": slopes})
+    assert set(found.values()) == {"SUCCESS"}
+    step = torch.compile(lambda *x: operator(*x[:3], doc=x[3], slopes=x[4]) + 0, backend="aot_eager", fullgraph=True)
+    assert torch.equal(step(q, k, v, doc, slopes), out)

@@ -15,7 +15,7 @@ from qimeng_attention.judge import OwnFunction, agree, judge_program, open_refer
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
 from qimeng_attention.tl.numerics import Array
-from qimeng_attention.workflow import run
+from qimeng_attention.workflow import generate, run
 from qimeng_attention.workflow.judgement import agreeing
 
 SPEC = AttentionSpec.make(Hq=4, Hk=2, Dqk=32, mask="window:5", softcap=20.0)
@@ -302,3 +302,10 @@ def test_a_function_that_differs_at_length_alone_is_no_fault_of_the_program() ->
 def test_a_function_needs_a_description() -> None:
     with pytest.raises(SpecError, match="stands beside a description"), agreeing(attention, None):
         pass
+
+
+def test_generate_takes_a_function_and_raises_what_differs(tmp_path: Path) -> None:
+    with pytest.raises(JudgeError, match="alone differs from the description"):
+        generate(SPEC.model_copy(update={"softcap": 10.0}), target="A100", out=tmp_path / "b", reference=alone)
+
+    assert not (tmp_path / "b").exists()

@@ -179,3 +179,29 @@ def test_generate_begins_with_what_it_understood() -> None:
     assert "weights P, float64" in printed.output
     assert "██" in printed.output
     assert "weights P" not in quiet.output
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_picture_and_example_are_whole_in_a_narrow_terminal(page: Callable[..., Page], columns: int) -> None:
+    shown = terminal(page(), width=columns)
+
+    assert "…" not in shown
+    assert re.search(r"^ +0 (██|▒▒|··){16} *$", shown, re.MULTILINE)
+    assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_show_writes_the_file_beside_json(folder: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+
+    shown = CliRunner().invoke(app, ["show", str(folder()), "--html", str(out), "--json"])
+
+    assert json.loads(shown.stdout)["manifest"]["kernel"] == "gqa"
+    assert out.is_file()
+
+
+def test_without_a_measured_speed_there_is_a_prediction_that_says_so(page: Callable[..., Page]) -> None:
+    shown = page({"speed.json": None})
+
+    assert shown.predicted
+    text = terminal(shown).partition("speed ──")[2]
+    assert text.index("not measured") < text.index("prediction")

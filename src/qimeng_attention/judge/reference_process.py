@@ -191,6 +191,8 @@ class InItsOwnProcess(Reference):
         answer: dict[str, Any] = json.loads(line)
         if "missing" in answer:
             raise EnvironmentMissing(answer["missing"], hint=answer["hint"])
+        if "wrong" in answer and request is None:  # the file, not the function
+            raise JudgeError(answer["wrong"], hint=answer["hint"], field="reference")
         if "wrong" in answer:
             raise self.wrong(answer["wrong"], answer["hint"])
         return answer

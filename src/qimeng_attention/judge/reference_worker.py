@@ -95,7 +95,8 @@ def described(function: Function, framework: str) -> dict[str, Any]:
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        raise Wrong("has no signature", "give a plain Python function") from None
+        name = getattr(function, "__name__", "the reference")
+        raise Wrong(f"{name} has no signature", "give a plain Python function") from None
     taken = [{"name": p.name, "kind": p.kind.name, "default": p.default is not p.empty} for p in parameters]
     return {"parameters": taken, "framework": framework}
 

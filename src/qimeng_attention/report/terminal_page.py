@@ -20,6 +20,7 @@ from qimeng_attention.report.page import Page
 from qimeng_attention.report.tl_lexer import TlLexer
 from qimeng_attention.report.understood import Understood, Weights
 
+_SIDE_BY_SIDE = 132  # columns that picture and example need beside each other
 _FULL, _PART, _NONE = "██", "▒▒", "··"
 _THEME = "ansi_dark"  # the terminal's own colours
 _VERDICTS = {"accepted": "bold green", "rejected": "bold red"}
@@ -27,14 +28,14 @@ _VERDICTS = {"accepted": "bold green", "rejected": "bold red"}
 
 def show_understood(console: Console, understood: Understood) -> None:
     """Draw what was understood of a description."""
-    console.print(_understood(understood), soft_wrap=False)
+    console.print(_understood(understood, console.width), soft_wrap=False)
 
 
 def show_page(console: Console, page: Page, *, program: bool = True) -> None:
     """Draw everything about a bundle; `program` also draws TL beside C++."""
     console.print(Text.assemble((page.kernel, "bold"), f" for {page.target}"))
     if page.understood is not None:
-        _part(console, "what was asked for", _understood(page.understood))
+        _part(console, "what was asked for", _understood(page.understood, console.width))
     _part(console, "why it is as it is", _reasons(page), empty=not page.reasons)
     _part(console, "launch", _facts(page.launch), empty=not page.launch)
     _part(console, "resources", _facts(page.resources), empty=not page.resources)
@@ -65,17 +66,20 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _understood(understood: Understood) -> Group:
+def _understood(understood: Understood, width: int) -> Group:
     formula = Table.grid(padding=(0, 1))
     formula.add_column(justify="right", style="bold", no_wrap=True)
     formula.add_column(no_wrap=True)
     formula.add_column(overflow="fold")
     for what, how in understood.formula:
         formula.add_row(Text(what), "=" if what != "seen" else ":", Text(how))
+    picture, weights = _picture(understood.picture), _weights(understood.weights)
+    above = (formula, Text(""), _facts(understood.assumptions), Text(""))
+    if width < _SIDE_BY_SIDE:
+        return Group(*above, picture, Text(""), weights)
     drawings = Table.grid(padding=(0, 4))
-    drawings.add_row(_picture(understood.picture), _weights(understood.weights))
-    parts = (formula, Text(""), _facts(understood.assumptions), Text(""), drawings)
-    return Group(*parts)
+    drawings.add_row(picture, weights)
+    return Group(*above, drawings)
 
 
 def _picture(picture: MaskPicture) -> Group:

@@ -61,7 +61,7 @@ def write_bundle(
     staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_existing(target, overwrite)
+        refuse_existing(target, overwrite)
         _write(staged, contents)
         _put(staged, target, overwrite)
         _sync(target.parent)
@@ -84,7 +84,12 @@ def _check_files(files: Mapping[str, bytes]) -> None:
             raise BundleError(f"{name!r} is no file of a bundle", hint="headers are named NAME.cuh", file=name)
 
 
-def _refuse_existing(target: Path, overwrite: bool) -> None:
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Refuse to write where something is, unless it is a bundle that may be replaced.
+
+    Raises:
+        BundleError: something is there.
+    """
     if not os.path.lexists(target):
         return
     if not overwrite:
@@ -113,7 +118,7 @@ def _put(staged: Path, target: Path, overwrite: bool) -> None:
         staged.rename(target)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # another process was faster
-            _refuse_existing(target, overwrite=False)
+            refuse_existing(target, overwrite=False)
         raise
 
 

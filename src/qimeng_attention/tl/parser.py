@@ -431,7 +431,11 @@ def _explain(text: str, error: UnexpectedInput, start: str) -> tuple[str, str, i
         getattr(error, "accepts", None) or getattr(error, "allowed", None) or getattr(error, "expected", None) or []
     )
     words = sorted({_READABLE.get(e, f"'{e.lower()}'") for e in expected})
-    return f"expected {_either(words)}, found {found}", _form_of(word), column, end
+    hint = f"write `{_WORDS[found[1]]}`" if found[1:-1] in _WORDS else _form_of(word)
+    return f"expected {_either(words)}, found {found}", hint, column, end
+
+
+_WORDS = {"&": "and", "|": "or", "~": "not", "!": "not"}  # for the signs that Python and NumPy have
 
 
 def _either(words: list[str]) -> str:

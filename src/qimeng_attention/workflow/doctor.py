@@ -29,7 +29,8 @@ def examine() -> list[Finding]:
         Finding("python", sys.version.split()[0], "3.11 or later is needed"),
         _compiler(),
         _library("cuda-core", "compile and launch", "pip install 'qimeng-attention[build]'"),
-        _library("torch", "run kernels as PyTorch operators", "pip install 'qimeng-attention[gpu]'"),
+        _pytorch(),
+        _library("transformers", "kernels as the attention of models", "pip install 'qimeng-attention[transformers]'"),
         _gpu(),
     ]
     opened = Cache.open()
@@ -61,6 +62,14 @@ def _library(name: str, gives: str, remedy: str) -> Finding:
         return Finding(name, metadata.version(name), gives)
     except metadata.PackageNotFoundError:
         return Finding(name, "missing", gives, remedy)
+
+
+def _pytorch() -> Finding:
+    found = _library("torch", "run kernels as PyTorch operators", "pip install 'qimeng-attention[gpu]'")
+    if not found.found.endswith("+cpu"):
+        return found
+    remedy = "on a machine with a GPU: pip uninstall torch, then pip install 'qimeng-attention[gpu]'"
+    return Finding("torch", f"{found.found}, a CPU build", "references in PyTorch, tracing; no kernel is run", remedy)
 
 
 def _gpu() -> Finding:

@@ -27,7 +27,7 @@ from qimeng_attention.runtime import Bundle, load
 from qimeng_attention.runtime.expressions import Expression
 from qimeng_attention.runtime.manifest import GridAxis, Manifest, Requirement, Scalar, Tensor, TensorMap, kernel_file
 from qimeng_attention.spec import AttentionSpec
-from qimeng_attention.store import write_bundle
+from qimeng_attention.store import refuse_existing, write_bundle
 from qimeng_attention.translate import Translation
 from qimeng_attention.workflow import stages
 from qimeng_attention.workflow.judgement import agreeing
@@ -117,6 +117,8 @@ def run(
             value=until,
         )
     found, built_for = stages.find_target(target, arch)
+    if until == "bundle" and out is not None:
+        refuse_existing(Path(out).absolute(), overwrite)  # now, not after the minute that all stages take
     outcome = Outcome(Results(found, built_for, spec=spec))
     for name, step in _steps(outcome, spec, code, cache, _judge(outcome, judge, progress, own)):
         start = time.perf_counter()
