@@ -53,7 +53,7 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
         fast = [f for f in FASTER if f in loop.functions]
         best, reasons, schedule = roles.choose(spec, target, loop, fast)
     else:
-        best, reasons, schedule = warps.choose(spec, target, loop.special())
+        best, reasons, schedule = warps.choose(spec, target, loop)
     reasons += reasons_for(spec) + loop.reasons()
     code = write_code(spec, target, sketch, best, reasons[0].why, schedule)
     return Plan(print_program(sketch), print_program(code), tuple(reasons))
