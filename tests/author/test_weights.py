@@ -142,6 +142,14 @@ def test_the_planner_sees_what_a_loop_computes(word: str, special: int, sums: bo
     assert (found.special(), found.sums, found.scales) == (special, sums, sums)
 
 
+def test_a_sigmoid_leaves_registers_for_results_on_their_way() -> None:
+    def tile(word: str) -> str:
+        return next(line for line in planned("A100", weights=word).code.splitlines() if line.startswith("Tile"))
+
+    assert "BN = 96" in tile("relu")
+    assert "BN = 64" in tile("sigmoid")
+
+
 def test_the_kernel_that_weighs_parts_alone_reads_the_sink() -> None:
     first, second = check_text(planned("H200", weights="softmax+sink", Sq=1).code, target="H200", model=False)
 

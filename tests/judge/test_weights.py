@@ -51,7 +51,7 @@ def test_the_planned_program_is_accepted_and_every_clause_is_shown(word: str, qu
 
 
 O_FACTOR = "sigmoid(seen - Sink[head]) / l"
-LSE = "seen + softplus(Sink[head] - seen)"
+LSE = "max(seen, Sink[head]) + softplus(-abs(seen - Sink[head]))"
 SINK_FAULTS = {
     "never read": [(O_FACTOR, "1 / l + 0 * Sink[head]"), (f"Sink[head], {LSE}", "-inf, seen")],
     "counted twice": [(O_FACTOR, "sigmoid(seen - Sink[head] - ln2) / l"), (LSE, f"{LSE} + 0")],
@@ -85,7 +85,7 @@ FEW_FAULTS = {
     ],
     "of a row of the tile": [("Sink[h]", "Sink[h - heads * BM + 1]")],
     "twice": [("sigmoid(seen - Sink[h])", "sigmoid(seen - Sink[h] - ln2)")],
-    "not in LSE": [("Sink[h], seen + softplus(Sink[h] - seen)", "-inf, seen")],
+    "not in LSE": [("Sink[h], max(seen, Sink[h]) + softplus(-abs(seen - Sink[h]))", "-inf, seen")],
 }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def plan(spec: AttentionSpec, target: Target) -> Plan:
         fast = [f for f in FASTER if f in loop.functions]
         best, reasons, schedule = roles.choose(spec, target, loop, fast)
     else:
-        best, reasons, schedule = warps.choose(spec, target, loop.special())
+        best, reasons, schedule = warps.choose(spec, target, loop)
     reasons += reasons_for(spec) + loop.reasons()
     if lists.fits(spec):
         sketch = lists.compose_lists(spec, sketch)

@@ -88,7 +88,9 @@ class Tiling:
         )
 
 
-def tilings(target: Target, dqk: int, dv: int, special_an_element: int, held: int = 0) -> list[Tiling]:
+def tilings(
+    target: Target, dqk: int, dv: int, special_an_element: int, held: int = 0, on_their_way: int = 0
+) -> list[Tiling]:
     """Give every tiling that fits the target, best first.
 
     Args:
@@ -97,6 +99,8 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int, held: in
         dv: head dim of values.
         special_an_element: special-function results an element of S needs (1 for softmax alone).
         held: registers a thread that elements of named tensors take.
+        on_their_way: registers a thread that ptxas may use besides for results on their way: tiles without room for
+            them come behind those that cost the same.
     """
     found = []
     narrow = (NARROW_COLUMNS,) if carries(target) else ()
@@ -106,7 +110,8 @@ def tilings(target: Target, dqk: int, dv: int, special_an_element: int, held: in
                 t = _tiling(target, rows, columns, warps, dqk, dv, special_an_element, held)
                 if t is not None:
                     found.append(t)
-    return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), t.crowded, -t.columns, t.warps))
+    most = target.max_registers_per_thread - on_their_way
+    return sorted(found, key=lambda t: (round(t.clocks_a_key, 3), t.crowded, t.registers > most, -t.columns, t.warps))
 
 
 def carries(target: Target) -> bool:

@@ -6,18 +6,20 @@ from __future__ import annotations
 from qimeng_attention.author.planner.lengths import skipping
 from qimeng_attention.author.planner.model import Tiling, carries, tilings
 from qimeng_attention.author.planner.reason import Reason, alternatives, no_tile
+from qimeng_attention.author.planner.recurrence import Recurrence
 from qimeng_attention.author.planner.sketch import held_registers
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.targets import Target
 
 
-def choose(spec: AttentionSpec, target: Target, special: int) -> tuple[Tiling, list[Reason], list[str]]:
+def choose(spec: AttentionSpec, target: Target, loop: Recurrence) -> tuple[Tiling, list[Reason], list[str]]:
     """Give the best tiling, the reasons (the tile's first) and the lines of the Schedule block.
 
     Raises:
         SpecError: no tiling fits.
     """
-    choices = tilings(target, spec.Dqk, spec.Dv, special, held_registers(spec))
+    special = loop.special()
+    choices = tilings(target, spec.Dqk, spec.Dv, special, held_registers(spec), loop.on_their_way)
     if not choices:
         raise no_tile(spec, target)
     reasons = _reasons(target, choices[0], choices, special)
