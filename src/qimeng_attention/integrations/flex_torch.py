@@ -60,7 +60,8 @@ class Tracing(TorchFunctionMode):  # type: ignore[misc]
 
 
 def _least(tensor: Any) -> int | None:
-    return int(tensor.min()) if tensor.numel() and tensor.device.type != "meta" else None
+    known = is_tensor(tensor) and tensor.numel() and tensor.device.type != "meta"
+    return int(tensor.min()) if known else None
 
 
 def _attribute(name: str, kind: str) -> Any:
