@@ -113,8 +113,11 @@ def test_a_plain_call_launches_all_and_one_with_lists_the_last(
         "<Lists of classify for B = 2, Sq = 40, Sk = 300>",
     )
 
+    memory = len(gpu.workspaces)
+    gpu.stream = 78  # a stream that has no workspace yet needs none
     bundle(*qkv, **named, lists=lists)
     assert len(gpu.driver.launches) == 6
+    assert len(gpu.workspaces) == memory
     assert gpu.driver.launches[-1].slots[0] == struct.pack("<q", lists.memory.pointer)
 
 

@@ -43,6 +43,9 @@ class Chain:
             Launcher(kernel, files[kernel_file(number, "cubin")], driver) for number, kernel in enumerate(self._kernels)
         ]
         self._listing, self._listed = listing_kernels(manifest), listed_tensors(manifest)
+        behind = {tensor.name for kernel in self._kernels[self._listing :] for tensor in kernel.tensors}
+        kept = {tensor.name for tensor in self._face.tensors}.union(self._listed)
+        self._alone = behind <= kept  # the kernels behind lists need no memory but these
         self._steps: dict[tuple[Plan, tuple[int, ...]], _Steps] = {}
         self._prepared: dict[tuple[_Steps, tuple[int, ...], tuple[float, ...]], list[Prepared]] = {}
         self._workspaces: dict[tuple[int, int], Any] = {}  # by device and stream
@@ -88,7 +91,11 @@ class Chain:
             if not self._listed:
                 raise no_lists(self._manifest)
             made = check_lists(lists, self._manifest, plan.device, steps.sizes).memory
-        whole = (*pointers, *self._between(steps, plan.device, where, allocate, made))
+        if made is not None and self._alone:  # the others, which write behind them, are not launched
+            between = tuple(int(made.data_ptr()) + offset for offset in steps.offsets)
+        else:
+            between = self._between(steps, plan.device, where, allocate, made)
+        whole = (*pointers, *between)
         prepared = self._prepared.get((steps, whole, scalars))
         if prepared is None:
             check_pointers(self._face, plan, pointers, labels)
@@ -130,8 +137,6 @@ class Chain:
         """Give the addresses of the tensors between kernels: in memory that holds lists, where there is one, or in
         the workspace."""
         count = len(self._listed)
-        if made is not None and count == len(steps.offsets):
-            return tuple(int(made.data_ptr()) + offset for offset in steps.offsets)
         workspace = self._workspace(device, where, steps.workspace, allocate)
         base = int(workspace.data_ptr()) if workspace is not None else 0
         first = base if made is None else int(made.data_ptr())

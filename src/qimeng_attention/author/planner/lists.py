@@ -28,7 +28,10 @@ from qimeng_attention.tl.traverse import map_blocks, names_in, num, substitute
 LIBRARY = "lists"
 ATTENTION = 2  # the kernel behind the two that list
 ROWS = 16  # of both small kernels' tiles: one warp, and many blocks
-PARTS = 4  # of a tile's keys, each counted by a block: enough of them to fill a GPU at 8,192 tokens
+# Of a tile's keys, each counted by a block: enough of them to fill a GPU at 8,192 tokens. Their counts meet without a
+# loop, so that those of the next tiles are under way too.
+_PARTS = ("seen", "second", "third", "fourth")
+PARTS = len(_PARTS)
 PLACES = 32  # of a list, made together
 _LENGTH = "ceildiv(max(Sk, 1), BN * BJ) * BJ"  # of a list
 UNROLLED = 8  # counts under way
@@ -224,7 +227,6 @@ def _list_frame(spec: AttentionSpec, target: Target, t: Tiled, shared: _Shared) 
         *shared.lets,
         "Schedule",
         "    copies sync",
-        f"    unroll loop part by {PARTS - 1}",
         f"    unroll loop i by {UNROLLED}  # so many tiles' counts are under way",
         "    warps 1 along block",
         "",
@@ -235,7 +237,7 @@ def _list_statement(n: s.Statement, shared: _Shared) -> s.Statement:
     whole = parse_expression("seen == BM * BN")  # rows past Sq count: they only cut a tile
     n = substitute(n, {"uncut": whole, "first": parse_expression("column == 0")})
     rows = "block = row * BR"
-    part = "part" if isinstance(n, s.Copy) and n.to_name == "more" else "0"
+    part = _PARTS.index(n.to_name) if isinstance(n, s.Copy) and n.to_name in _PARTS else 0
     places = {
         "Seen": ("BR", f"{shared.indices}{rows}, i, {part}"),
         "list": ("BR, BJ", f"{shared.indices}{rows}, place = column * BJ"),
@@ -245,8 +247,6 @@ def _list_statement(n: s.Statement, shared: _Shared) -> s.Statement:
     match n:
         case s.Copy():
             return _placed(n, *places[n.name])
-        case s.For("part"):
-            return replace(n, ranges=(s.Range(num(1), num(PARTS)),))
         case s.For():
             return replace(n, ranges=(s.Range(num(0), parse_expression("ceildiv(Sk, BN)")),))
     return n
