@@ -129,7 +129,7 @@ def test_every_way_of_packing_is_met() -> None:
     calls = [
         Call(b, sq, sk, 2, 2, 32, 32, 1.0)
         for b in (1, 2)
-        for sq, sk in ((1, 1), (17, 17), (16, 48), (5, 0), (3, 1), (2, 9))
+        for sq, sk in ((1, 1), (17, 17), (16, 48), (5, 0), (3, 1), (2, 9), (4, 4), (6, 2), (7, 1))
     ]
     plans = [arrange(call, (16, 16), None) for call in calls]
 

@@ -119,6 +119,7 @@ def test_a_manifest_says_which_maps_are_ragged_and_older_ones_say_nothing(packed
 
     assert from_json(written).maps == packed.maps
     assert b'"ragged": true' in written
+    assert b"ragged" not in to_json(replace(packed, maps=(TensorMap("Q", (128, 1, 64)),)))
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         ],
         "sizes": [{"name": name} for name in manifest.sizes],
         "scalars": [dataclasses.asdict(scalar) for scalar in manifest.scalars],
-        "maps": [{**dataclasses.asdict(m), "box": list(m.box)} for m in manifest.maps],
+        "maps": [_map_fields(m) for m in manifest.maps],
         "persistent": manifest.persistent,
         "counter": manifest.counter,
         "requires": [[plain(r.left), r.op, plain(r.right)] for r in manifest.requires],
@@ -113,6 +113,12 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         "chosen": {name: plain(e) for name, e in manifest.chosen.items()},
         "then": [_fields(kernel) for kernel in manifest.then],
     }
+
+
+def _map_fields(box: TensorMap) -> dict[str, Any]:
+    """Give a map's fields; one that is not ragged says nothing of it, as those made before there were any."""
+    fields = {**dataclasses.asdict(box), "box": list(box.box)}
+    return fields if box.ragged else {name: value for name, value in fields.items() if name != "ragged"}
 
 
 class _Fields:
@@ -213,7 +219,7 @@ def _map(fields: _Fields) -> TensorMap:
     name, box = fields.take("tensor", str), fields.take("box", list)
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in box):
         raise ValueError("maps.box: must hold integers")
-    ragged = fields.has("ragged") and fields.take("ragged", bool)  # bundles made before there were any say nothing
+    ragged = fields.has("ragged") and fields.take("ragged", bool)
     return TensorMap(name, tuple(box), fields.take("dimension", int), fields.take("group", int), ragged)
 
 

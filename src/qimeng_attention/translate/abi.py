@@ -8,7 +8,7 @@ counter where the grid has one. Expressions are JSON: an integer, a size's name,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from qimeng_attention.errors import DiagnosticError
@@ -75,7 +75,11 @@ def launch_facts(checked: Checked, maps: Sequence[TensorMap] = ()) -> dict[str, 
         }
         for d in checked.grid.dims
     ]
-    boxes = [{**asdict(m), "box": list(m.box)} for m in maps]
+    boxes = [
+        {"tensor": m.tensor, "box": list(m.box), "dimension": m.dimension, "group": m.group}
+        | ({"ragged": True} if m.ragged else {})
+        for m in maps
+    ]
     return {
         "grid": grid,
         "persistent": checked.grid.persistent,
