@@ -119,16 +119,16 @@ def test_as_many_key_heads_as_query_heads_are_one_size() -> None:
     assert "Bias[head, Hq - 1]" in text
 
 
-def test_the_part_of_a_mask_that_reads_no_tensor_bounds_the_loop() -> None:
+def test_the_part_of_a_mask_that_reads_no_tensor_bounds_what_is_looked_at() -> None:
     causal = "kv_idx <= q_idx + Sk - Sq"
     same = "doc[b, q_idx + Sk - Sq] == doc[b, kv_idx]"
 
-    def loop(mask: str) -> str:
-        return next(line for line in code(mask=mask, tensors=DOC).splitlines() if line.startswith("for i"))
+    def last(mask: str) -> str:
+        return next(line for line in code(mask=mask, tensors=DOC).splitlines() if line.startswith("Let last"))
 
-    bounded = "for i = 0 : min(ceildiv(Sk, BN), ceildiv(block * BM + BM + Sk - Sq, BN))"
-    assert loop(f"{causal} and {same}") == loop(f"{same} and {causal}") == bounded
-    assert loop(f"{causal} or {same}") == loop(same) == "for i = 0 : ceildiv(Sk, BN)"
+    bounded = "Let last = min(ceildiv(Sk, BN), ceildiv(block * BM + BM + Sk - Sq, BN))"
+    assert last(f"{causal} and {same}") == last(f"{same} and {causal}") == bounded
+    assert last(f"{causal} or {same}") == last(same) == "Let last = ceildiv(Sk, BN)"
 
 
 def test_the_form_of_the_command_line() -> None:
