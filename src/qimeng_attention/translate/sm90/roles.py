@@ -10,7 +10,7 @@ from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.functions import LANES_A_ROW
 from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.printer import head
-from qimeng_attention.tl.traverse import statements
+from qimeng_attention.tl.traverse import names_in, statements
 from qimeng_attention.translate import names
 from qimeng_attention.translate.sm80 import control
 from qimeng_attention.translate.sm80.context import Lowering, Lowerings, Refused
@@ -37,7 +37,7 @@ def emit_role(low: GroupLowering, instance: RoleGroups, first: bool) -> None:
         if role.var is not None and role.range is not None:
             start = integer(role.range.start, low.checked.fixed) - instance.first
             offset = "" if start == 0 else f" {'+' if start > 0 else '-'} {abs(start)}"
-            out.line(f"int const {names.variable(role.var)} = group{offset};")
+            out.line(f"int const {names.variable(role.var)} = {_group(low, role)}{offset};")
         _counters(low, role)
         if any(isinstance(n, s.PassTurn) for n in statements(role.body)):
             out.line(f"tl::open_turns<{instance.count}>({_number(instance)});")
@@ -50,6 +50,13 @@ def emit_role(low: GroupLowering, instance: RoleGroups, first: bool) -> None:
             low.body(role.body)
         low.declared = before
     low.role = None
+
+
+def _group(low: GroupLowering, role: s.Role) -> str:
+    """Write a warpgroup's index. Where a role loads its bounds it is worked out from the thread's at each use: held, it
+    was the value that ptxas kept in memory (documents, D = 128: 4 bytes), at the same speed."""
+    loads = any(isinstance(n, s.Let) and names_in(n.value) & low.checked.tensors.keys() for n in statements(role.body))
+    return f"int(threadIdx.x) / {GROUP_THREADS}" if loads else "group"
 
 
 def _number(instance: RoleGroups) -> str:
