@@ -165,7 +165,8 @@ def judge_varlen_specs() -> dict[str, dict[str, object]]:
     made: dict[str, dict[str, object]] = {}
     for number, ((dqk, dv), (mask, mods)) in enumerate(itertools.product(dims, MASKS.items())):
         name, (hq, hk) = heads[number % len(heads)]
-        made[f"{name}_{mask}_d{dqk}_{dv}"] = {"Hq": hq, "Hk": hk, "Dqk": dqk, "Dv": dv, "varlen": True, **mods}
+        fields = {"Hq": hq, "Hk": hk, "Dqk": dqk, "Dv": dv, "dtype": ("bf16", "fp16")[number % 2], "varlen": True}
+        made[f"{name}_{mask}_d{dqk}_{dv}"] = {**fields, **mods}
     tensors = {"slopes": {"dims": ["Hq"], "dtype": "f32"}, "bias": {"dims": ["B"], "dtype": "f32"}}
     score = "score - slopes[h] * (q_idx + Sk - Sq - kv_idx) + bias[b]"
     made["mha_tensors_d128"] = {

@@ -83,7 +83,7 @@ def test_roles_keep_the_meaning() -> None:
 
     scheduled = print_program(schedule(parse(plan(spec, targets.get("H200")).code)))
 
-    verdict = judge_program(check_text(scheduled), spec, seed=3, budget=SMALL)
+    verdict = judge_program(check_text(scheduled), spec, seed=3, budget=replace(SMALL, keys=300, scores=1 << 15))
     assert verdict.verdict == "accepted", verdict.reason
 
 
