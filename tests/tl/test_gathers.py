@@ -112,14 +112,3 @@ def test_columns_with_places_of_their_own_are_refused() -> None:
         translate(parse(text))
 
     assert [d.code for d in refused.value.diagnostics if d.severity == "error"] == ["TL701"]
-
-
-@pytest.mark.parametrize("coordinate", [COORDINATE, "[Table[0], k = i * BN : Length[0], 1]"])
-def test_one_warp_copies_too_few_rows_of_a_swizzled_tile_at_a_time(coordinate: str) -> None:
-    text = text_of(coordinate).replace("Warps 4", "Warps 1")
-
-    with pytest.raises(DiagnosticError) as refused:
-        translate(parse(text))
-
-    (found,) = [d for d in refused.value.diagnostics if d.severity == "error"]
-    assert (found.code, found.hint) == ("TL701", "take more warps")

@@ -92,7 +92,6 @@ def test_facts_name_every_argument_in_order() -> None:
     "name",
     [
         "mla_decode",
-        "paged_gather",
         "stick_breaking",
         "linear",
         "fp8",
@@ -114,6 +113,7 @@ def test_what_no_lowering_covers_is_refused_by_name(name: str) -> None:
     [
         "sigmoid",
         "differential",
+        "paged_gather",
         "nsa_selected",
         "block_list",
         "window_and_sinks",

@@ -23,7 +23,7 @@ template <int kThreads, int kColumns, class Tile, class Source, class Take>
 __device__ inline void for_each_gathered(Source const& source, Take const& take) {
   constexpr int kSpan = Tile::kSpan;
   constexpr int kPassRows = kThreads / kSpan;
-  static_assert(Tile::kRows % kPassRows == 0 && kPassRows % 8 == 0, "the threads must divide the tile");
+  static_assert(Tile::kRows % kPassRows == 0, "the threads must divide the tile");
   int const row = threadIdx.x / kSpan;
   int const chunk = threadIdx.x % kSpan;
 #pragma unroll

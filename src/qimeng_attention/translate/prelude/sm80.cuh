@@ -55,11 +55,12 @@ struct SharedTile {
     return row * kPitch + (chunk / kSpan) * (kSpan * kChunk) +
            ((chunk % kSpan) ^ turn(row)) * kChunk;
   }
-  /// Chunk (row0 + row, chunk0 + chunk). The compiler knows `row0`, a multiple of 8, and `chunk0`;
+  /// Chunk (row0 + row, chunk0 + chunk). The compiler knows `row0`, a multiple of 8 unless a single
+  /// warp copies (then of 4, and `row` is below 4), and `chunk0`;
   /// `row` and `chunk` (under kSpan, no bit shared with chunk0 % kSpan) differ lane by lane.
   /// Addresses of one lane pattern then differ by immediates, and take at most four registers.
   __device__ Vector16B& chunk(int row0, int chunk0, int row, int chunk) const {
-    Element* lane = data + row * kPitch + ((chunk0 % kSpan) ^ (chunk ^ turn(row))) * kChunk;
+    Element* lane = data + row * kPitch + ((chunk0 % kSpan) ^ (chunk ^ turn(row0 % 8 + row))) * kChunk;
     return *reinterpret_cast<Vector16B*>(lane + row0 * kPitch +
                                          chunk0 / kSpan * (kSpan * kChunk));
   }

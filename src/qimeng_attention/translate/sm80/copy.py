@@ -13,7 +13,6 @@ from qimeng_attention.tl.types import TensorType, TileType
 from qimeng_attention.translate import names
 from qimeng_attention.translate.sm80.context import CHUNK_BYTES, WIDEST_SWIZZLE, Lowering, Lowerings, Refused
 
-SWIZZLED_ROWS = 8  # after which the exchange of chunks begins anew
 UNIT = 8  # 16-bit elements in 16 bytes, which a thread copies or stores at a time
 
 
@@ -269,13 +268,6 @@ def refuse_uneven(n: s.Copy, tile: TileType, low: Lowering) -> None:
             n,
             f"{tile.axes[0].size} rows of {tile.name} do not divide among {low.threads} threads",
             "take fewer warps, or a taller tile",
-        )
-    if low.threads // lanes % SWIZZLED_ROWS:
-        raise Refused(
-            n,
-            f"{low.threads} threads copy {low.threads // lanes} rows of {tile.name} at a time, "
-            f"which are swizzled by {SWIZZLED_ROWS}",
-            "take more warps",
         )
 
 
