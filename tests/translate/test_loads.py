@@ -52,8 +52,8 @@ def test_rows_are_loaded_before_the_loop_and_columns_once_in_it() -> None:
 
 
 def test_columns_of_a_mask_are_loaded_above_the_wait_for_the_product() -> None:
-    """The mask needs the product, what it reads of tensors does not."""
-    source = translated("H200", **DOCUMENTS).source
+    """The mask needs the product, what it reads of tensors does not; at D = 128 a role has registers for it."""
+    source = translated("H200", Dqk=128, **DOCUMENTS).source
     waits = [m.start() for m in re.finditer(r"tl::wait_gemm<\d>\(\);\n *tl::landed\(rS\)", source)]
     loads = [m.start() for m in re.finditer(r"// Doc\[batch, k\]: once for each column", source)]
 
@@ -63,8 +63,15 @@ def test_columns_of_a_mask_are_loaded_above_the_wait_for_the_product() -> None:
     assert source.count("bool const kept = k < Sk;") == 2
 
 
+def test_columns_wait_for_the_product_where_a_role_has_no_room() -> None:
+    source = translated("H200", **DOCUMENTS).source  # three instances of 160 registers
+
+    assert "// Doc[batch, k]: once for each column" not in source
+    assert source.index("gDoc_stride_0 + k]") > source.index("tl::landed(rS)")
+
+
 def test_a_loop_within_a_list_asks_for_no_bound() -> None:
-    source = translated("H200", **DOCUMENTS).source
+    source = translated("H200", Dqk=128, **DOCUMENTS).source
     loop = source[source.index("for (int j = 1;") :]
 
     assert "tl::max(gList[" in loop[: loop.index("landed(rS)")]
@@ -130,3 +137,22 @@ def test_the_loop_loads_a_column_once_in_machine_code() -> None:
 
     (columns,) = re.findall(r"BN = (\d+)", t.source)
     assert [loop.counts["LDG"] for loop in loops] == [int(columns) // 4 + LISTED]
+
+
+def test_a_role_that_loads_its_bounds_holds_no_index_of_its_warpgroup() -> None:
+    listed, plain = translated("H200", Dqk=128, **DOCUMENTS).source, translated("H200", Dqk=128, mask="causal").source
+
+    assert "int const w = int(threadIdx.x) / 128 - 1;" in listed
+    assert "int const w = group - 1;" in plain
+
+
+@pytest.mark.cuda
+def test_documents_spill_nothing_on_an_h200() -> None:
+    made = translated("H200", Dqk=128, **DOCUMENTS)
+    target = targets.get("H200")
+
+    report = build(
+        made.source, name=made.name, arch="sm_90a", threads=made.threads, shared_bytes=made.shared_bytes, target=target
+    ).report
+
+    assert report.spill_store_bytes == report.spill_load_bytes == 0

@@ -62,7 +62,7 @@ def test_the_next_tile_is_asked_for_before_the_last_keys_arrive() -> None:
         ("H200", "Let at_k = clamp(StartK[batch], 0, Tk)", "Let at_k = StartK[batch]", "begin within the tensor"),
         ("H200", ": Sk at at_k + i * BN, head_k] from global to shared\n    Reshape",
          "at at_k + i * BN, head_k] from global to shared\n    Reshape", "end where the coordinate says"),
-        ("A100", "at at_k + i * BN", "at at_k + k + 0 * StartK[k]", "gathers rows"),
+        ("H200", "at at_k + i * BN", "at at_k + k + 0 * StartK[k]", "side by side"),
     ],
 )  # fmt: skip
 def test_places_that_have_no_lowering_are_refused_by_name(target: str, old: str, new: str, words: str) -> None:
