@@ -5,8 +5,9 @@
 
 Rows are 64 sequences with 64/8 heads: pages of 16, 64 and 256 keys in no order, lengths all 8,192 or mixed, and a
 dense cache with lengths (page 0). FlashAttention-3's wheel is built without pages: it gets the same keys in a dense
-cache, which is the easier task, and is called so. Both take turns as replayed graphs; outputs are checked against float64 before and
-after timing. What binds is memory, so each row names the bytes of the keys and values in use a second.
+cache, which is the easier task, and is called so. Both take turns as replayed graphs; outputs are checked against
+float64 before and after timing. What binds is memory, so each row names the bytes of the keys and values in use a
+second.
 """
 
 from __future__ import annotations
