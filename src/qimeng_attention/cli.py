@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from qimeng_attention import __version__, cli_machine, terminal
+from qimeng_attention import cli_options as options
 from qimeng_attention.cli_guard import Json, guarded
 from qimeng_attention.errors import SpecError
 
@@ -28,20 +29,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 refused by a gate, 2 a request that makes no sense, 3 this machine lacks something.",
 )
 
-TargetName = Annotated[
-    str,
-    typer.Option("--target", "-t", help="A GPU's name (see `qimeng targets`), or auto for the one present."),
-]
-Arch = Annotated[
-    str | None,
-    typer.Option("--arch", help="Build for another architecture, as sm_90 to run an A100 program on an H200."),
-]
-Framework = Annotated[
-    str,
-    typer.Option(
-        "--framework", help="What the reference takes: numpy, torch, or auto: tensors if its file uses PyTorch."
-    ),
-]
 Tl = Annotated[Path, typer.Argument(help="A TL file.", show_default=False)]
 
 
@@ -91,49 +78,28 @@ def _spec(path: Path | None, flags: dict[str, Any]) -> Any:
 @app.command(epilog="Example: qimeng generate --Hq 32 --Hk 8 --mask causal --target A100 --out gqa")
 @guarded
 def generate(
-    source: Annotated[
-        Path | None,
-        typer.Argument(help="A spec (YAML or JSON), or a TL file to begin with.", show_default=False),
-    ] = None,
+    source: options.Source = None,
     hq: Annotated[int | None, typer.Option("--Hq", help="Query heads.")] = None,
     hk: Annotated[int | None, typer.Option("--Hk", help="Key and value heads.")] = None,
     dqk: Annotated[int | None, typer.Option("--Dqk", help="Head dim of queries and keys.")] = None,
     dv: Annotated[int | None, typer.Option("--Dv", help="Head dim of values.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None,
-    mask: Annotated[
-        str | None, typer.Option(help="full, causal, window:LEFT, or a condition such as 'kv_idx <= q_idx'.")
-    ] = None,
+    mask: options.Mask = None,
     score: Annotated[str | None, typer.Option(help="An expression of the scaled score, b, h, q_idx, kv_idx.")] = None,
     softcap: Annotated[float | None, typer.Option(help="cap * tanh(score / cap).")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="What makes weights of scores: softmax, softmax+sink, sigmoid, relu, relu2, ...")
-    ] = None,
+    weights: options.Weights = None,
     scale: Annotated[float | None, typer.Option(help="The default scale; 1 / sqrt(Dqk) if none.")] = None,
-    tensor: Annotated[
-        list[str] | None,
-        typer.Option("--tensor", help="A named tensor, NAME:DIMS:TYPE, as slopes:Hq:f32; may be repeated."),
-    ] = None,
-    varlen: Annotated[
-        bool, typer.Option("--varlen", help="Packed sequences of different lengths, told by cu_seqlens_q and _k.")
-    ] = False,
-    seqused_k: Annotated[
-        bool | None, typer.Option("--seqused-k/--no-seqused-k", help="Calls say how many keys of each entry count.")
-    ] = None,
+    tensor: options.Tensors = None,
+    varlen: options.Varlen = False,
+    seqused_k: options.Lengths = None,
     page_size: Annotated[int | None, typer.Option(help="Keys of a page of a cache in pages: 1 to 256.")] = None,
-    spec_file: Annotated[
-        Path | None, typer.Option("--spec", help="What a given TL file should compute, for the judge.")
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option("--reference", help="FILE.py:FUNCTION of your own that computes the same, in PyTorch or NumPy."),
-    ] = None,
-    framework: Framework = "auto",
-    target: TargetName = "auto",
-    arch: Arch = None,
+    spec_file: options.SpecFile = None,
+    reference: options.Reference = None,
+    framework: options.Framework = "auto",
+    target: options.TargetName = "auto",
+    arch: options.Arch = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The bundle's folder.")] = None,
-    emit: Annotated[
-        str, typer.Option(help="Stop after: sketch, code, scheduled, cute, cubin, verdict or bundle.")
-    ] = "bundle",
+    emit: options.Emit = "bundle",
     judge: Annotated[bool, typer.Option(help="Judge the program before it is built into a bundle.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
@@ -422,8 +388,8 @@ def build(
     file: Annotated[
         Path, typer.Argument(help="A TL file or a CuTe C++ file that `translate` made.", show_default=False)
     ],
-    target: TargetName = "auto",
-    arch: Arch = None,
+    target: options.TargetName = "auto",
+    arch: options.Arch = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the cubin here.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -464,7 +430,7 @@ def judge(
     reference: Annotated[
         str | None, typer.Option("--reference", help="FILE.py:FUNCTION that computes the same, in PyTorch or NumPy.")
     ] = None,
-    framework: Framework = "auto",
+    framework: options.Framework = "auto",
     seed: Annotated[int | None, typer.Option(help="Repeat a judgement; drawn anew by default.")] = None,
     as_json: Json = False,
 ) -> None:

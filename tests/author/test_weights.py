@@ -146,7 +146,7 @@ def test_a_sigmoid_leaves_registers_for_results_on_their_way() -> None:
     def tile(word: str) -> str:
         return next(line for line in planned("A100", weights=word).code.splitlines() if line.startswith("Tile"))
 
-    assert "BN = 96" in tile("relu")
+    assert "BN = 128" in tile("relu")
     assert "BN = 64" in tile("sigmoid")
 
 

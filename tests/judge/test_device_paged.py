@@ -11,6 +11,7 @@ from qimeng_attention.errors import JudgeError
 from qimeng_attention.judge import judge_candidate
 from qimeng_attention.judge.device import Isolated
 from qimeng_attention.judge.inputs import Budget
+from qimeng_attention.judge.process import Process
 from qimeng_attention.runtime import GridAxis, Manifest, Scalar, Tensor
 from qimeng_attention.spec import AttentionSpec
 
@@ -81,7 +82,8 @@ FAULTS = {
 
 
 def verdict(fault: str) -> str:
-    with Isolated(MANIFEST, SPEC, [sys.executable, "-c", WORKER.replace("FAULT", fault)]) as candidate:
+    with Process([sys.executable, "-c", WORKER.replace("FAULT", fault)]) as process:
+        candidate = Isolated(MANIFEST, SPEC, process)
         return judge_candidate(candidate, SPEC, (1, 8), seed=1, budget=SMALL, where="gpu").verdict
 
 
@@ -97,5 +99,5 @@ def test_what_does_not_is_rejected(fault: str) -> None:
 def test_a_kernel_without_a_page_table_does_not_fit() -> None:
     tensors = tuple(t for t in MANIFEST.tensors if t.name != "PageTable")
 
-    with pytest.raises(JudgeError, match="PageTable"):
-        Isolated(replace(MANIFEST, tensors=tensors), SPEC, ["true"])
+    with Process() as process, pytest.raises(JudgeError, match="PageTable"):
+        Isolated(replace(MANIFEST, tensors=tensors), SPEC, process)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from qimeng_attention.judge.device import Isolated
 from qimeng_attention.judge.inputs import Budget
 from qimeng_attention.judge.meaning import Call
 from qimeng_attention.judge.packed import Packed, arrange
+from qimeng_attention.judge.process import Process
 from qimeng_attention.runtime import GridAxis, Manifest, Scalar, Tensor
 from qimeng_attention.spec import AttentionSpec
 
@@ -79,8 +82,10 @@ for line in sys.stdin:
 """
 
 
-def isolated(fault: str = "pass") -> Isolated:
-    return Isolated(MANIFEST, SPEC, [sys.executable, "-W", "ignore", "-c", WORKER.replace("FAULT", fault)])
+@contextmanager
+def isolated(fault: str = "pass") -> Iterator[Isolated]:
+    with Process([sys.executable, "-W", "ignore", "-c", WORKER.replace("FAULT", fault)]) as process:
+        yield Isolated(MANIFEST, SPEC, process)
 
 
 def test_a_kernel_that_is_right_is_accepted() -> None:
@@ -120,5 +125,5 @@ def test_rows_of_no_sequence_must_stay_as_they_were() -> None:
 def test_a_kernel_without_offsets_is_refused(missing: str) -> None:
     fewer = replace(MANIFEST, tensors=tuple(t for t in MANIFEST.tensors if t.name != missing))
 
-    with pytest.raises(JudgeError, match=f"{missing} of packed is missing"):
-        Isolated(fewer, SPEC, [])
+    with Process() as process, pytest.raises(JudgeError, match=f"{missing} of packed is missing"):
+        Isolated(fewer, SPEC, process)

@@ -29,8 +29,8 @@ TENSORS = (
 class OnTheCpu(Bundle):
     """A bundle whose launch says which sequence each row belongs to."""
 
-    def __call__(self, q: Any, k: Any, v: Any, *, return_lse: bool = False, **given: Any) -> Any:
-        lengths = given["cu_seqlens_q"].diff()
+    def __call__(self, q: Any, k: Any, v: Any, *, return_lse: bool = False, tensors: Any = None, **given: Any) -> Any:
+        lengths = tensors["cu_seqlens_q"].diff()
         rows = torch.arange(len(lengths)).repeat_interleave(lengths, output_size=q.shape[0])
         out = rows[:, None, None].to(q.dtype).expand(q.shape).contiguous()
         return (out, torch.zeros(q.shape[1], q.shape[0])) if return_lse else out

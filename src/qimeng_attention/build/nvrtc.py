@@ -30,6 +30,7 @@ _ALWAYS = (
     # own declaration; its include guard skips it, and nothing in CuTe misses it.
     "-D_CUDA_STD___TUPLE_STRUCTURED_BINDINGS_H",
     "--ptxas-options=-v",  # registers and spills go to the log
+    "--no-cache",  # what NVRTC keeps from 12.9 on, where there is a driver, comes without ptxas's words on it
 )
 
 
