@@ -19,7 +19,9 @@ import numpy as np
 from qimeng_attention.errors import Diagnostic, Span
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import Environment, TooLarge, Value, boolean, integer
+from qimeng_attention.tl.functions import REDUCTIONS
 from qimeng_attention.tl.numerics import Array, round_to
+from qimeng_attention.tl.traverse import expressions, names_in
 from qimeng_attention.tl.types import Axis, Checked, TileType
 
 V = TypeVar("V", int, bool)
@@ -271,6 +273,14 @@ class Strand:
         return slots[self.cursor.get((kind.view or name, end), 0) % len(slots)]
 
 
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a Compute reads: all names, and those inside of each reduction."""
+
+    names: frozenset[str]
+    reduced: tuple[tuple[str, frozenset[str]], ...]
+
+
 @dataclass
 class Machine:
     """A checked program with the values of one call."""
@@ -297,6 +307,16 @@ class Machine:
             if t.space == "register" and len(t.axes) == 2
         }
         self.named = {n: (a, self.checked.tensors[n].dtype) for n, a in self.tensors.items()}
+        self._reads: dict[int, Reads] = {}  # by statement: a loop runs one many times
+
+    def reads(self, n: s.Compute) -> Reads:
+        """Give what a Compute reads, worked out once."""
+        found = self._reads.get(id(n))
+        if found is None:
+            calls = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
+            reduced = tuple((e.function, frozenset(names_in(e.args))) for e in calls)
+            found = self._reads[id(n)] = Reads(frozenset(names_in(n.value)), reduced)
+        return found
 
     def spend(self, elements: int = 0) -> None:
         """Count a step, or as many as a statement takes that touches so many elements."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
 from qimeng_attention.errors import Span
@@ -23,17 +24,26 @@ def statements(body: tuple[s.Statement, ...]) -> Iterator[s.Statement]:
             yield from statements(n.orelse)
 
 
+@cache
+def _parts(kind: Any) -> tuple[str, ...] | None:
+    """Name what may hold expressions in a kind of node, last first; None for what is no node."""
+    if not is_dataclass(kind):
+        return None
+    return tuple(reversed([f.name for f in fields(kind) if f.name not in ("span", "body", "orelse")]))
+
+
 def expressions(node: Any) -> Iterator[s.Expr]:
     """Give every expression inside a node, outer before inner; bodies of blocks are left out."""
-    if isinstance(node, _EXPRESSIONS):
-        yield node
-    if isinstance(node, tuple):
-        for item in node:
-            yield from expressions(item)
-    elif is_dataclass(node):
-        for f in fields(node):
-            if f.name not in ("span", "body", "orelse"):
-                yield from expressions(getattr(node, f.name))
+    left = [node]
+    while left:  # NOTE: no recursion: the interpreter asks this of each statement that it runs
+        x = left.pop()
+        kind: Any = type(x)
+        if isinstance(x, tuple):
+            left.extend(reversed(x))
+        elif (parts := _parts(kind)) is not None:
+            if isinstance(x, _EXPRESSIONS):
+                yield x
+            left.extend([getattr(x, part) for part in parts])
 
 
 def depth(node: Any) -> int:

@@ -8,12 +8,11 @@ import numpy as np
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import align
-from qimeng_attention.tl.functions import REDUCTIONS
 from qimeng_attention.tl.machine import Strand
 from qimeng_attention.tl.scope import Scope
 from qimeng_attention.tl.statements.gemm import unmasked
 from qimeng_attention.tl.statements.rule import Rule
-from qimeng_attention.tl.traverse import expressions, names_in
+from qimeng_attention.tl.traverse import names_in
 from qimeng_attention.tl.types import TileType, same_sizes
 
 
@@ -72,7 +71,7 @@ def _check(n: s.Compute, scope: Scope) -> None:
 
 
 def _run(n: s.Compute, t: Strand) -> None:
-    names = names_in(n.value)
+    names = t.machine.reads(n).names
     kind = t.machine.checked.tiles[n.out]
     kept = {a.name for a in kind.axes}
     tiles = names & t.registers.keys()
@@ -86,19 +85,18 @@ def _run(n: s.Compute, t: Strand) -> None:
             t.read_register(name, n.span)
         t.write_register(n.out, None, origin, n.span, ends)
         return
-    context = names | ({n.out} & t.registers.keys() if n.new else set())
+    context = set(names) | ({n.out} & t.registers.keys() if n.new else set())
     value = t.evaluate(n.value, t.environment(context, n.span), n.span)
     shape = tuple(a.size for a in kind.axes)
     t.write_register(n.out, np.array(align(value, kind.axis_names, shape), np.float32), origin, n.span, ends)
 
 
 def _check_reductions(n: s.Compute, t: Strand) -> None:
-    for e in expressions(n.value):
-        if isinstance(e, s.Call) and e.function in REDUCTIONS:
-            for name in sorted(names_in(e.args) & t.registers.keys()):
-                axes = t.machine.checked.tiles[name].axis_names
-                if len(axes) == 2 and axes[1] in t.registers[name].ends:
-                    unmasked(name, axes[1], e.function, n.span, t)
+    for function, names in t.machine.reads(n).reduced:
+        for name in sorted(names & t.registers.keys()):
+            axes = t.machine.checked.tiles[name].axis_names
+            if len(axes) == 2 and axes[1] in t.registers[name].ends:
+                unmasked(name, axes[1], function, n.span, t)
 
 
 def _check_apply(n: s.Apply, scope: Scope) -> None:
