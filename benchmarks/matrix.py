@@ -248,11 +248,11 @@ def row(cell: Cell, work: Path, known: dict[str, MatrixRow]) -> MatrixRow:
     )
 
 
-def merge(work: Path, out: Path, commit: str, device: str) -> None:
+def merge(work: Path, out: Path, commit: str, device: str, note: str) -> None:
     known = earlier(out)
     rows = [row(cell, work, known) for cell in cells()]
     seconds = sorted({r.program: r.compile_s for r in rows if r.compile_s}.values())
-    summary = {
+    summary: dict[str, Any] = {
         "cells": len(rows),
         "accepted on the CPU": sum(r.verdict_cpu == "accepted" for r in rows),
         "accepted on the GPU": sum(r.verdict_gpu == "accepted" for r in rows),
@@ -262,6 +262,7 @@ def merge(work: Path, out: Path, commit: str, device: str) -> None:
         "compile_s, 95th percentile": seconds[int(0.95 * (len(seconds) - 1))] if seconds else 0.0,
         "checks on the GPU": sum({r.program: r.checks for r in rows}.values()),
     }
+    summary |= {"note": note} if note else {}
     results = Results(
         name="matrix", commit=commit, date=time.strftime("%Y-%m-%d"), device=device, driver="", packages={},
         command="python benchmarks/matrix.py --merge", rows=rows, summary=summary,
@@ -282,13 +283,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="compile the cells whose names match this expression")
     parser.add_argument("--commit", default="", help="of the tree that was judged")
     parser.add_argument("--device", default="NVIDIA H200", help="that judged")
+    parser.add_argument("--note", default="", help="what a reader of the results should know")
     args = parser.parse_args()
     if args.compile:
         compile_all(args.work, args.out, args.jobs, args.seconds, args.only)
     elif args.judge:
         judge_all(args.work, args.out, args.jobs, args.seconds)
     else:
-        merge(args.work, args.out, args.commit, args.device)
+        merge(args.work, args.out, args.commit, args.device, args.note)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qimeng_attention.bench.results import Results, SpeedRow
+from qimeng_attention.bench.results import MatrixRow, Results, SpeedRow
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "measured.md"
@@ -123,6 +123,14 @@ def packed() -> list[str]:
     return [table(head, rows)] if rows else []
 
 
+def caches() -> str:
+    """One query a sequence over caches with lengths of entries, in pages or not."""
+    rows = rows_of("serving_paged_h200")
+    peers = sorted({p for r in rows for p in r.peers_ms})
+    body = [[r.case.mods, r.ours_ms, *(r.peers_ms[p] for p in peers), r.ratio] for r in rows]
+    return table(["cache", "ours, ms", *(f"{p}, ms" for p in peers), "ratio"], body)
+
+
 def judged() -> str:
     """What the judge said of kernels that ran on a GPU."""
     rows = []
@@ -157,12 +165,39 @@ def flex_mods() -> str:
     return "\n\n".join([*parts, "Left out of the times:", "\n".join(left)] if left else parts)
 
 
+def matrix() -> str:
+    """Cells that the judge accepted, on the CPU and on the GPU; and what spills."""
+    cells = [r for r in results("matrix").rows if isinstance(r, MatrixRow)]
+    dims = sorted({(r.case.Dqk, r.case.Dv) for r in cells})
+    lines: dict[tuple[str, str], dict[tuple[int, int], list[MatrixRow]]] = {}
+    for r in cells:
+        lines.setdefault((r.case.target, r.case.dtype), {}).setdefault((r.case.Dqk, r.case.Dv), []).append(r)
+    body = [[*key, *(_accepted(found.get(d, [])) for d in dims)] for key, found in lines.items()]
+    head = ["target", "type", *(f"D = {a}" if a == b else f"{a}/{b}" for a, b in dims)]
+    spilling = {r.program: r for r in cells if r.spills > 0}.values()
+    spills = [f"{r.case.target} {r.case.dtype} D = {r.case.Dqk}, {r.case.mask}: {r.spills} bytes" for r in spilling]
+    listed = f"Programs with spills: {'; '.join(spills)}." if spills else "No program spills."
+    s = results("matrix").summary
+    counts = f"{s['programs']} programs, compiled in {s['compile_s, 95th percentile']:.1f} s at the 95th percentile."
+    note = f"\n{s['note'][0].upper()}{s['note'][1:]}." if s.get("note") else ""
+    return f"{table(head, body)}\n\n{listed}\n{counts}{note}"
+
+
+def _accepted(rows: list[MatrixRow]) -> str:
+    both = sum(r.verdict_cpu == r.verdict_gpu == "accepted" for r in rows)
+    return f"{both} of {len(rows)}"
+
+
 JUDGED = {
     "judge_hopper_h200": "for the H200, head dims 64, 128, 256",
     "judge_decode_h200": "for the H200, one or three queries",
     "judge_head_dims_h200": "for the H200, head dims that are no multiple of 64, or unequal",
     "judge_ampere_h200": "for the A100, built for sm_90",
     "judge_turing_h200": "for the T4, built for sm_90",
+    "judge_varlen_h200": "for the H200, packed sequences",
+    "judge_varlen_turing_h200": "for the T4, built for sm_90, packed sequences",
+    "judge_caches_h200": "for the H200, lengths of entries and pages",
+    "judge_caches_ampere_h200": "for the A100, built for sm_90, lengths of entries and pages",
 }
 TABLES: dict[str, tuple[Callable[[], str], str]] = {
     "processes": (processes, "hopper_forward_h200"),
@@ -171,7 +206,9 @@ TABLES: dict[str, tuple[Callable[[], str], str]] = {
     "ablation": (ablation, "ablation_hopper_h200"),
     "overhead": (overhead, "call_overhead_h200"),
     "serving": (serving, "serving_h200"),
+    "caches": (caches, "serving_paged_h200"),
     "judged": (judged, "judge_hopper_h200"),
+    "matrix": (matrix, "matrix"),
 }
 PAGES = {PAGE: TABLES, FLEX: {"flex_mods": (flex_mods, "flex_mods_h200")}}
 
