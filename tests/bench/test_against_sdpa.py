@@ -11,7 +11,7 @@ import pytest
 from qimeng_attention.bench import against_sdpa
 from qimeng_attention.bench.against_sdpa import bench_bundle, pairs_seen, save
 from qimeng_attention.bench.timing import Times
-from qimeng_attention.errors import EnvironmentMissing
+from qimeng_attention.errors import EnvironmentMissing, SpecError
 from qimeng_attention.judge import Call, Operator
 from qimeng_attention.report.page import page_of
 from qimeng_attention.runtime import GridAxis, Manifest, Scalar, Tensor, load, read_folder
@@ -77,6 +77,20 @@ def row(**changed: Any) -> dict[str, Any]:
     job = against_sdpa._Job(call, {}, changed.get("peer", "SDPA"), flops=1e12, bytes=10**8)
     times = {"ours": Times(2.0, 0.01, 100)} | ({"sdpa": Times(3.0, 0.02, 100)} if job.peer else {})
     return against_sdpa._row(job, times, {"ours": 2.1, "sdpa": 3.3})
+
+
+@pytest.mark.parametrize("field", ["varlen", "seqused_k"])
+def test_calls_with_lengths_of_their_own_are_refused_by_name(
+    bundle: Any, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(against_sdpa, "_torch", lambda: None)
+    described = {**bundle.files, "spec.json": json.dumps({field: True}).encode()}
+    path = write_bundle(bundle.path.parent, described, bundle.manifest, name="lengths")
+
+    with pytest.raises(SpecError, match="no one length") as refused:
+        bench_bundle(path, 2, 64)
+
+    assert refused.value.details["field"] == field
 
 
 def test_times_are_kept_in_the_bundle_and_shown(bundle: Any) -> None:

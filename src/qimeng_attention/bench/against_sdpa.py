@@ -65,13 +65,14 @@ def bench_bundle(
             field="bundle",
             value=str(path),
         )
-    if fields.get("varlen"):
-        raise SpecError(
-            "packed sequences have no one length to time them at",
-            hint="time a call on lengths of your own, as benchmarks/serving.py does",
-            field="varlen",
-            value=True,
-        )
+    for field in ("varlen", "seqused_k"):
+        if fields.get(field):
+            raise SpecError(
+                "each call says itself how long its sequences are: there is no one length to time it at",
+                hint="time calls on lengths of your own, as benchmarks/serving.py does",
+                field=field,
+                value=True,
+            )
     if not runs_on(bundle.manifest.built_arch, torch.cuda.get_device_capability()):
         raise LaunchError(
             f"the kernel is built for {bundle.manifest.built_arch}, which this GPU is not",
