@@ -24,8 +24,46 @@ from typing import Any
 
 TIMEOUT_S = 60.0  # of one launch, its transfers and, the first time, the start of CUDA
 WORKER = (sys.executable, "-m", "qimeng_attention.judge.worker")
+ERRORS = "errors.txt"  # in the shared folder: what the process says beside its answers
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "PYTHONPATH")  # of the environment; keys and tokens stay behind
 KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "LD_")
+
+
+def read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
+    """Read a line of a process; None if none came in time, an unfinished one if the process ended."""
+    assert process.stdout is not None
+    line, deadline = b"", time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while not line.endswith(b"\n"):
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                return None
+            piece = os.read(process.stdout.fileno(), 1 << 16)
+            if not piece:
+                return line
+            line += piece
+    return line
+
+
+def how_it_ended(process: subprocess.Popen[bytes], errors: Path) -> str:
+    """Say how a process ended, with the last line that it wrote to `errors`."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+    code = process.poll()
+    lines = errors.read_text("utf-8", "replace").strip().splitlines()
+    how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+    return how + (f": {lines[-1][:300]}" if lines else "")
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and whatever it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 class Hung(Exception):
@@ -62,7 +100,7 @@ class Process:
             self._process.stdin.flush()
         except OSError:
             return {"error": self._ended()}
-        line = self._line(time.monotonic() + self._timeout_s)
+        line = read_line(self._process, self._timeout_s)
         if line is None:
             self.stop()
             raise Hung(f"no answer within {self._timeout_s:g} s: the kernel hangs, its process was killed")
@@ -73,44 +111,17 @@ class Process:
     def stop(self) -> None:
         """End the other process and whatever it started."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            kill(self._process)
             self._process = None
-
-    def _line(self, deadline: float) -> bytes | None:
-        """Read one line; None if none came in time, an unfinished one if the process ended."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    return None
-                piece = os.read(self._process.stdout.fileno(), 1 << 16)
-                if not piece:
-                    return line
-                line += piece
-        return line
 
     def _ended(self) -> str:
         assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
-        code = self._process.poll()
-        errors = (self.folder / "errors.txt").read_text("utf-8", "replace").strip().splitlines()
-        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        return f"its process ended with {how}" + (f": {errors[-1][:300]}" if errors else "")
+        return f"its process ended with {how_it_ended(self._process, self.folder / ERRORS)}"
 
     def _started(self) -> subprocess.Popen[bytes]:
         kept = {n: v for n, v in os.environ.items() if n in KEPT or n.startswith(KEPT_PREFIXES)}
         kept["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        with (self.folder / "errors.txt").open("wb") as errors:
+        with (self.folder / ERRORS).open("wb") as errors:
             return subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,

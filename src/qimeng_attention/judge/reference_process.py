@@ -17,12 +17,9 @@ import hashlib
 import inspect
 import json
 import os
-import selectors
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,6 +28,7 @@ import numpy as np
 
 from qimeng_attention.errors import EnvironmentMissing, JudgeError, QimengError
 from qimeng_attention.judge.calling import FRAMEWORKS, Wrong, call, framework_of
+from qimeng_attention.judge.process import ERRORS, how_it_ended, kill, read_line
 from qimeng_attention.tl.numerics import Array
 
 TIMEOUT_S = 60.0  # of one call, and of the start, which may import PyTorch
@@ -158,15 +156,8 @@ class InItsOwnProcess(Reference):
 
     def _kill(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        if process is not None:
+            kill(process)
 
     # -------------------------------------------------------------- the other process
     def _answer(self, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -180,7 +171,7 @@ class InItsOwnProcess(Reference):
             with contextlib.suppress(OSError):  # a process that has ended is met below
                 self._process.stdin.write(json.dumps(request).encode() + b"\n")
                 self._process.stdin.flush()
-        line = self._line(time.monotonic() + self._timeout_s)
+        line = read_line(self._process, self._timeout_s)
         if line is None:
             self._kill()
             raise self.wrong(
@@ -197,37 +188,17 @@ class InItsOwnProcess(Reference):
             raise self.wrong(answer["wrong"], answer["hint"])
         return answer
 
-    def _line(self, deadline: float) -> bytes | None:
-        """Read one line; None if none came in time, an unfinished one if the process ended."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    return None
-                piece = os.read(self._process.stdout.fileno(), 1 << 16)
-                if not piece:
-                    return line
-                line += piece
-        return line
-
     def _ended(self) -> str:
         assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
-        code = self._process.poll()
+        how = how_it_ended(self._process, Path(self._folder.name) / ERRORS)
         self._kill()
-        errors = (Path(self._folder.name) / "errors.txt").read_text("utf-8", "replace").strip().splitlines()
-        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        return how + (f", {errors[-1][:200]}" if errors else "")
+        return how
 
     def _started(self) -> subprocess.Popen[bytes]:
         kept = {name: value for name, value in os.environ.items() if name in KEPT}
         kept["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         kept |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
-        with (Path(self._folder.name) / "errors.txt").open("wb") as errors:
+        with (Path(self._folder.name) / ERRORS).open("wb") as errors:
             return subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
