@@ -115,11 +115,11 @@ def serving() -> str:
 def packed() -> list[str]:
     """Packed sequences, where they were measured."""
     rows = [
-        [r.case.mods, f"{r.case.Hq}/{r.case.Hk}", r.ours_ms, r.peers_ms["FlashAttention-3"], r.ratio, r.bound]
+        [r.case.mods, f"{r.case.Hq}/{r.case.Hk}", r.ours_ms, r.peers_ms["FlashAttention-3"], r.ratio]
         for r in rows_of("serving_h200")
         if r.case.kind == "varlen"
     ]
-    head = ["packed sequences, causal", "heads", "ours, ms", "FlashAttention-3, ms", "ratio", "what binds"]
+    head = ["packed sequences, causal", "heads", "ours, ms", "FlashAttention-3, ms", "ratio"]
     return [table(head, rows)] if rows else []
 
 
