@@ -155,10 +155,13 @@ def make(item: tuple[Cell, str, Path]) -> str:
 
 
 def earlier(out: Path) -> dict[str, MatrixRow]:
-    """Give what a results file tells of programs that were compiled, interpreted and judged."""
+    """Give what a results file tells of programs that were compiled, interpreted and judged.
+
+    Not of those that spilled: the build may do better by now, with a cubin that nobody has judged.
+    """
     path = out / "matrix.json"
     rows = Results.load(path).rows if path.is_file() else []
-    return {r.program: r for r in rows if isinstance(r, MatrixRow) and r.program and r.verdict_cpu}
+    return {r.program: r for r in rows if isinstance(r, MatrixRow) and r.verdict_cpu and r.spills == 0}
 
 
 def compile_all(work: Path, out: Path, jobs: int, seconds: float, only: str) -> None:

@@ -10,7 +10,7 @@ Not here: making the source (translate), loading and launching the cubin (runtim
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -19,6 +19,7 @@ from qimeng_attention.build.disassembly import Loop
 from qimeng_attention.build.nvrtc import CompileError, CompileOptions, CompileResult, compile_cubin, diagnose
 from qimeng_attention.build.occupancy import Occupancy, occupancy
 from qimeng_attention.build.sass import ResourceReport, entries, report
+from qimeng_attention.build.spills import RULE, compile_without_spills
 from qimeng_attention.build.toolchain import Toolchain, find_toolchain
 from qimeng_attention.errors import BuildError
 from qimeng_attention.targets import Target
@@ -112,17 +113,22 @@ def build(
     _require_arch(source, arch, target)
 
     def compiled() -> CacheEntry:
-        result = compile_cubin(source, arch=arch, name=name, toolchain=tools, headers=headers, options=chosen)
+        fixed: dict[str, Any] = {"arch": arch, "name": name, "toolchain": tools, "headers": headers}
+        result, remark = compile_without_spills(lambda o: compile_cubin(source, options=o, **fixed), chosen)
         _require_kernel(name, result.log)
         facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}
+        facts |= {"remark": remark}
         return CacheEntry(source, result.cubin, facts)
 
-    key = cache_key(source, name=name, prelude=headers, arch=arch, options=chosen.flags(), toolchain=tools.key())
+    flags = (*chosen.flags(), RULE)
+    key = cache_key(source, name=name, prelude=headers, arch=arch, options=flags, toolchain=tools.key())
     entry, cached = kept.get_or_build(key, compiled)
     log = entry.facts["log"]
     launch: dict[str, Any] = {"threads": threads, "shared_dynamic_bytes": shared_bytes, "target": target}
     resources_used = report(entry.cubin, kernel=name, toolchain=tools, log=log, **launch)
     _require_overlap(resources_used.warnings, log)
+    if remark := entry.facts["remark"]:
+        resources_used = replace(resources_used, notes=(*resources_used.notes, remark))
     return Built(
         name=name,
         cubin=entry.cubin,

@@ -27,7 +27,8 @@ OTHER_REGISTERS = (
 )
 ROW_VECTORS = 4  # m, l, m_new, alpha
 CLOSE = 5  # where rows lie in 64-byte pieces, estimates this close to what a thread has (252 of 255, 164 of 168)
-# compile to 4 to 56 bytes of spills; so do those of 252 at D = 64 and 128 on an A100, whose tiles were timed and kept
+# compile to 4 to 56 bytes of spills; at D = 64 and 128 on an A100 such tiles are kept: nothing else is as fast, and the
+# build compiles what spills in another way (docs/design/0015-spills.md)
 MMA_SHARE_HOPPER = (
     0.62  # of the tensor rate that mma.sync reaches where wgmma exists (Luo et al. 2024, Dissecting Hopper)
 )
