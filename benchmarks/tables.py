@@ -195,9 +195,13 @@ JUDGED = {
     "judge_ampere_h200": "for the A100, built for sm_90",
     "judge_turing_h200": "for the T4, built for sm_90",
     "judge_varlen_h200": "for the H200, packed sequences",
+    "judge_varlen_ampere_h200": "for the A100, built for sm_90, packed sequences",
     "judge_varlen_turing_h200": "for the T4, built for sm_90, packed sequences",
     "judge_caches_h200": "for the H200, lengths of entries and pages",
     "judge_caches_ampere_h200": "for the A100, built for sm_90, lengths of entries and pages",
+    "judge_weights_hopper_h200": "for the H200, sinks and weights other than softmax",
+    "judge_weights_ampere_h200": "for the A100, built for sm_90, sinks and weights other than softmax",
+    "judge_weights_turing_h200": "for the T4, built for sm_90, sinks and weights other than softmax",
 }
 TABLES: dict[str, tuple[Callable[[], str], str]] = {
     "processes": (processes, "hopper_forward_h200"),
