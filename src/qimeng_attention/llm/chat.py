@@ -1,0 +1,188 @@
+"""What a client of a language model takes and gives: a request, a reply, and the ways in which none comes.
+
+A client is one method. Each fault has a class of its own, which says whether asking again may help, and how long to
+wait; the words of a provider stay in it for the ledger, and reach no prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+from qimeng_attention.errors import QimengError
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a model is asked: the whole conversation so far, its last turn the user's."""
+
+    messages: tuple[Message, ...]
+    stage: str  # what the answer is for: "sketch", "code", "repair 1"
+    sample: int = 0  # which of several answers to the same words
+    max_tokens: int = 16_000  # of the answer
+    temperature: float | None = None  # None leaves it to the provider
+    timeout_s: float = 600.0
+
+    @property
+    def digest(self) -> str:
+        """Name the conversation and the sample, not how patiently they are asked: what a recording is found by."""
+        said = [asdict(m) for m in self.messages]
+        return hashlib.sha256(json.dumps([said, self.sample], sort_keys=True).encode()).hexdigest()[:20]
+
+    def rendered(self) -> str:
+        """Give the conversation as one text, for programs and people that take one."""
+        if len(self.messages) == 1:
+            return self.messages[0].text
+        return "\n\n".join(f"[{m.role}]\n{m.text}" for m in self.messages) + "\n\n[assistant]\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and money of one call; None where nobody knows."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said, before anybody reads it."""
+
+    text: str
+    model: str  # as the provider names it
+    usage: Usage = Usage()
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)  # provider, id, date: never a secret
+
+
+class Client(Protocol):
+    """Something that answers: a provider, a program, a folder that a person writes to, a recording."""
+
+    name: str  # of the client and its model, as transcripts call it
+
+    def complete(self, request: Request) -> Reply:
+        """Answer a request.
+
+        Raises:
+            ClientFault: one of its classes below; nothing else.
+        """
+        ...
+
+
+class ClientFault(QimengError):
+    """No usable answer came; `retry` tells whether asking again may help."""
+
+    exit_code = 3
+    code = "LM000"
+    kind = "fault"
+    retry = False
+
+    def __init__(
+        self, message: str, *, hint: str = "", raw: str = "", wait_s: float | None = None, **more: Any
+    ) -> None:
+        """Keep the provider's words in `raw`, out of the message, and how long it asks to wait."""
+        super().__init__(message, hint=hint, kind=self.kind, **more)
+        self.raw, self.wait_s = raw, wait_s
+
+
+class RateLimited(ClientFault):
+    """The provider asks to wait."""
+
+    code, kind, retry = "LM429", "rate limited", True
+
+
+class ServerFault(ClientFault):
+    """The provider failed."""
+
+    code, kind, retry = "LM500", "server fault", True
+
+
+class Unreachable(ClientFault):
+    """No connection, or one that broke before an answer began."""
+
+    code, kind, retry = "LM501", "unreachable", True
+
+
+class TimedOut(ClientFault):
+    """No answer within the time."""
+
+    code, kind, retry = "LM408", "timed out", True
+
+
+class CutOff(ClientFault):
+    """The answer broke off in the middle of the transfer; what came is kept in `raw`."""
+
+    code, kind, retry = "LM502", "cut off", True
+
+
+class Truncated(ClientFault):
+    """The answer reached the most tokens that were allowed; what came is kept in `raw`."""
+
+    code, kind = "LM413", "truncated"
+
+
+class Refused(ClientFault):
+    """The model or its provider declines to answer."""
+
+    code, kind = "LM403", "refused"
+
+
+class Empty(ClientFault):
+    """An answer without text."""
+
+    code, kind, retry = "LM204", "empty", True
+
+
+class Garbled(ClientFault):
+    """An answer that is no UTF-8, or not of the form that the provider promises."""
+
+    code, kind, retry = "LM422", "garbled", True
+
+
+class Misconfigured(ClientFault):
+    """The provider says that the request or the key is wrong: asking again changes nothing."""
+
+    exit_code = 2
+    code, kind = "LM400", "misconfigured"
+
+
+class Waiting(ClientFault):
+    """The answer is to be given by somebody, and is not there yet: run again once it is."""
+
+    exit_code = 4
+    code, kind = "LM102", "waiting"
+
+
+class NoRecording(ClientFault):
+    """No transcript holds an answer to this conversation."""
+
+    exit_code = 2
+    code, kind = "LM404", "no recording"
+
+
+class BudgetReached(ClientFault):
+    """A call might exceed what the user allows; it was not made."""
+
+    exit_code = 5
+    code, kind = "LM402", "budget reached"
+
+
+def conversation(*texts: str, system: str = "") -> tuple[Message, ...]:
+    """Give turns that alternate between user and assistant, the user first."""
+    turns: Sequence[Role] = ("user", "assistant")
+    said = tuple(Message(turns[n % 2], text) for n, text in enumerate(texts))
+    return ((Message("system", system), *said)) if system else said
