@@ -1,0 +1,53 @@
+"""Methods of writing a kernel with a model, as data: which prompts, in which order, and what an answer holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qimeng_attention.errors import SpecError
+
+Stage = Literal["sketch", "code", "cuda", "cute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way from an operator to a kernel."""
+
+    name: str
+    stages: tuple[Stage, ...]  # an answer each; those after the first see the answer before
+    doc: str
+    think: str = ""  # what the prompt says of how to think
+
+    @property
+    def fence(self) -> str:
+        """Give the word behind the fence of the last answer."""
+        return "cuda" if self.stages[-1] in ("cuda", "cute") else "tl"
+
+
+METHODS = {
+    m.name: m
+    for m in (
+        Method("two-stage", ("sketch", "code"), "A sketch first, then every parameter: the paper's method."),
+        Method("one-stage", ("code",), "TL code at once, with the rules of both stages in one prompt."),
+        Method("cot", ("code",), "The same, step by step.", think="steps"),
+        Method("vanilla", ("cuda",), "CUDA against the launcher's signature, without TL."),
+    )
+}
+
+
+def method(name: str) -> Method:
+    """Find a method by name.
+
+    Raises:
+        SpecError: an unknown name.
+    """
+    if name not in METHODS:
+        raise SpecError(
+            f"unknown method '{name}'",
+            hint=f"take one of {', '.join(METHODS)}",
+            field="method",
+            value=name,
+            allowed=list(METHODS),
+        )
+    return METHODS[name]

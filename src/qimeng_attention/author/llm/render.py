@@ -1,0 +1,108 @@
+"""Prompts from their templates: files in prompts/, or in a folder of the user's that is looked at first.
+
+What a model is told of the language comes from the tables of statements, functions and rewritings: a prompt cannot say
+what the language does not. A prompt holds lines and rules, and no program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+
+from qimeng_attention.author.llm.wanted import Wanted
+from qimeng_attention.targets import Target
+from qimeng_attention.tl import functions
+from qimeng_attention.tl.statements import TABLE
+
+OWN_PROMPTS = "QIMENG_PROMPTS_DIR"
+_PLAIN = ("ring", "prefetch", "store", "copies", "guard", "split", "carry", "warps", "grid")
+_NOT_WRITTEN = {"exp2_fma", "tanh_approx", "LaneSum"}  # what rewritings put for others
+
+
+class Rewriting(Protocol):
+    """What a prompt says of one line of a schedule."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def example(self) -> str: ...  # noqa: D102
+    @property
+    def doc(self) -> str: ...  # noqa: D102
+
+
+@cache
+def _environment(folder: Path | None) -> Environment:
+    package = PackageLoader("qimeng_attention.author.llm", "prompts")
+    loader = ChoiceLoader([FileSystemLoader(folder), package]) if folder else package
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+
+
+def template(name: str, values: Mapping[str, Any], folder: Path | None = None) -> str:
+    """Fill in one template; a name that it uses and nobody gives is an error."""
+    return _environment(folder).get_template(f"{name}.j2").render(**values).strip() + "\n"
+
+
+def language(target: Target) -> str:
+    """Describe TL code: statements, rules, functions."""
+    known = [f for f in functions.FUNCTIONS if f not in _NOT_WRITTEN]
+    return template(
+        "language",
+        {
+            "target": target.name.lower(),
+            "statements": list(TABLE.values()),
+            "functions": known,
+            "constants": list(functions.CONSTANTS),
+        },
+    )
+
+
+def facts(target: Target) -> str:
+    """Describe the GPU, and which tiles fit it."""
+    small = target.shared_per_block_bytes < 100 << 10
+    return template("target", {"target": target, "rows": 64 if small else 128, "columns": 32 if small else 64})
+
+
+def schedule(target: Target, rewritings: Sequence[Rewriting]) -> str:
+    """Describe the lines of a schedule that programs without roles take on this GPU."""
+    carried = "async copy" not in target.capabilities
+    left_out = {"copies", "ring", "prefetch"} if carried else {"carry"}
+    names = [n for n in _PLAIN if n not in left_out]
+    chosen = [r for r in rewritings if r.name in names]
+    advice = (
+        "A good start: carry, store, guard, warps and grid as above."
+        if carried
+        else "A good start: ring with 1 stage each, prefetch, store, copies, guard, warps and grid as above."
+    )
+    advice += " `guard` needs a Mask in the loop. The names K, V, O, Q, i in them are those of your program."
+    return template("schedule", {"rewritings": chosen, "advice": advice})
+
+
+def sketch_prompt(wanted: Wanted) -> str:
+    """Ask for a sketch."""
+    known = [f for f in functions.FUNCTIONS if f not in _NOT_WRITTEN and not f.startswith("Row")]
+    return template("sketch", {"request": wanted.words, "functions": known, "dtype": wanted.dtype})
+
+
+def code_prompt(wanted: Wanted, target: Target, rewritings: Sequence[Rewriting], sketch: str, think: str = "") -> str:
+    """Ask for TL code; with a sketch to complete, or without one for all at once."""
+    return template(
+        "code",
+        {
+            "request": wanted.words,
+            "interface": wanted.interface(),
+            "sketch": sketch,
+            "language": language(target),
+            "facts": facts(target),
+            "schedule": schedule(target, rewritings),
+            "think": think,
+        },
+    )
+
+
+def repair_prompt(gate: str, findings: str, fence: str = "tl") -> str:
+    """Tell what a gate found, and ask for the whole again."""
+    return template("repair", {"gate": gate, "findings": findings, "fence": fence})
