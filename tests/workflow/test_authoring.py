@@ -17,7 +17,9 @@ from qimeng_attention.workflow.stages import Results, find_target
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRAM = (EXAMPLES / "squared_relu.tl").read_text().split("\nSchedule")[0].replace("squared_relu", "kernel")
-WANTED = Wanted("Causal attention whose weights are max(score, 0)^2 divided by their sum.", "kernel", (128, 128), "bf16")
+WANTED = Wanted(
+    "Causal attention whose weights are max(score, 0)^2 divided by their sum.", "kernel", (128, 128), "bf16"
+)
 
 
 class Answers:
