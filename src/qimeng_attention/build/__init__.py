@@ -117,30 +117,30 @@ def build(
         result, remark = compile_without_spills(lambda o: compile_cubin(source, options=o, **fixed), chosen)
         _require_kernel(name, result.log)
         facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}
-        facts |= {"remark": remark}
-        return CacheEntry(source, result.cubin, facts)
+        return CacheEntry(source, result.cubin, facts | {"remark": remark})
 
-    flags = (*chosen.flags(), RULE)
-    key = cache_key(source, name=name, prelude=headers, arch=arch, options=flags, toolchain=tools.key())
-    entry, cached = kept.get_or_build(key, compiled)
+    made_by = {"options": (*chosen.flags(), RULE), "toolchain": tools.key()}
+    entry, cached = kept.get_or_build(cache_key(source, name=name, prelude=headers, arch=arch, **made_by), compiled)
     log = entry.facts["log"]
     launch: dict[str, Any] = {"threads": threads, "shared_dynamic_bytes": shared_bytes, "target": target}
     resources_used = report(entry.cubin, kernel=name, toolchain=tools, log=log, **launch)
     _require_overlap(resources_used.warnings, log)
-    if remark := entry.facts["remark"]:
-        resources_used = replace(resources_used, notes=(*resources_used.notes, remark))
     return Built(
         name=name,
         cubin=entry.cubin,
         arch=arch,
         source=source,
-        report=resources_used,
+        report=_with_note(resources_used, entry.facts["remark"]),
         seconds=entry.facts["seconds"],
         cached=cached,
         versions=entry.facts["versions"],
         log=log,
         notes=(kept.note,) if kept.note else (),
     )
+
+
+def _with_note(found: ResourceReport, remark: str) -> ResourceReport:
+    return replace(found, notes=(*found.notes, remark)) if remark else found
 
 
 def _require_overlap(warnings: tuple[str, ...], log: str) -> None:
