@@ -119,7 +119,7 @@ def build(
         facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}
         return CacheEntry(source, result.cubin, facts | {"remark": remark})
 
-    made_by = {"options": (*chosen.flags(), RULE), "toolchain": tools.key()}
+    made_by: dict[str, Any] = {"options": (*chosen.flags(), RULE), "toolchain": tools.key()}
     entry, cached = kept.get_or_build(cache_key(source, name=name, prelude=headers, arch=arch, **made_by), compiled)
     log = entry.facts["log"]
     launch: dict[str, Any] = {"threads": threads, "shared_dynamic_bytes": shared_bytes, "target": target}
