@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import __version__, cli_machine, terminal
+from qimeng_attention import __version__, cli_author, cli_machine, terminal
 from qimeng_attention import cli_options as options
 from qimeng_attention.cli_guard import Json, guarded
 from qimeng_attention.errors import SpecError
@@ -98,6 +98,15 @@ def generate(
     framework: options.Framework = "auto",
     target: options.TargetName = "auto",
     arch: options.Arch = None,
+    author: cli_author.Author = cli_author.PLANNER,
+    method: cli_author.MethodName = "two-stage",
+    repairs: cli_author.Repairs = 3,
+    samples: cli_author.Samples = 1,
+    yes: cli_author.Yes = False,
+    run: cli_author.Run = None,
+    max_usd: cli_author.MostUsd = None,
+    max_tokens: cli_author.MostTokens = None,
+    max_calls: cli_author.MostCalls = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The bundle's folder.")] = None,
     emit: options.Emit = "bundle",
     judge: Annotated[bool, typer.Option(help="Judge the program before it is built into a bundle.")] = True,
@@ -105,27 +114,50 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a verified kernel: every stage, from a description to a bundle."""
+    """Make a verified kernel: every stage, from a description or words to a bundle."""
+    given = dict(locals())
+    code, spec = _asked_for(given)
+    if author != cli_author.PLANNER:
+        cli_author.generate(given, spec)
+    else:
+        _planned(given, code, spec)
+
+
+def _asked_for(given: dict[str, Any]) -> tuple[str | None, Any]:
+    """Read what a request begins with: TL and perhaps a spec, a spec, or nothing where words say it."""
+    names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "weights", "scale")
+    flags = {n: given[n.lower() if n[0] in "HD" else n] for n in names}
+    flags |= {"varlen": given["varlen"] or None, "seqused_k": given["seqused_k"], "page_size": given["page_size"]}
+    flags = {k: v for k, v in flags.items() if v is not None} | _tensors(given["tensor"])
+    if given["author"] == cli_author.PLANNER:
+        cli_author.refuse_words(given["source"])
+    elif cli_author.is_words(given["source"]):
+        return None, None
+    return _source(given["source"], given["spec_file"], flags)
+
+
+def _planned(given: dict[str, Any], code: str | None, spec: Any) -> None:
+    """Run every stage with the planner's program, or with TL that was given."""
     from qimeng_attention.workflow import run
 
-    names = ("Hq", "Hk", "Dqk", "Dv", "dtype", "mask", "score", "softcap", "weights", "scale")
-    given = zip(names, (hq, hk, dqk, dv, dtype, mask, score, softcap, weights, scale), strict=True)
-    lying = {"varlen": varlen or None, "seqused_k": seqused_k, "page_size": page_size}
-    flags = {k: v for k, v in (*given, *lying.items()) if v is not None} | _tensors(tensor)
-    code, spec = _source(source, spec_file, flags)
-    verbose = not quiet and not as_json
+    verbose = not given["quiet"] and not given["as_json"]
     if verbose and spec is not None:
         from qimeng_attention.report import show_understood, understand
 
         terminal.heading("what is asked for")
         show_understood(terminal.page_console(), understand(spec))
-    where: dict[str, Any] = {"target": target, "arch": arch, "out": out, "overwrite": force, "until": emit}
-    with _compared(reference, spec, framework, verbose) as own, terminal.progress_bar("judging", verbose) as progress:
+    emit = given["emit"]
+    where = {"target": given["target"], "arch": given["arch"], "out": given["out"], "overwrite": given["force"]}
+    with (
+        _compared(given["reference"], spec, given["framework"], verbose) as own,
+        terminal.progress_bar("judging", verbose) as progress,
+    ):
         report = _report if verbose else None
-        outcome = run(spec, code=code, judge=judge, report=report, progress=progress, own=own, **where)
+        judge: dict[str, Any] = {"judge": given["judge"], "progress": progress, "own": own}
+        outcome = run(spec, code=code, report=report, until=emit, **judge, **where)
     for line in outcome.notes:
         terminal.note(line)
-    _finish_generate(outcome, emit, as_json, quiet)
+    _finish_generate(outcome, emit, given["as_json"], given["quiet"])
 
 
 @contextmanager

@@ -25,7 +25,11 @@ Framework = Annotated[
     ),
 ]
 Source = Annotated[
-    Path | None, typer.Argument(help="A spec (YAML or JSON), or a TL file to begin with.", show_default=False)
+    Path | None,
+    typer.Argument(
+        help="A spec (YAML or JSON), a TL file to begin with, or, with --author, a request in words.",
+        show_default=False,
+    ),
 ]
 Mask = Annotated[str | None, typer.Option(help="full, causal, window:LEFT, or a condition such as 'kv_idx <= q_idx'.")]
 Weights = Annotated[

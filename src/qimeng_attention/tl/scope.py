@@ -78,6 +78,8 @@ class Scope:
             return  # one declaration mends them all
         self.undeclared.add((what, name))
         hint = f"did you mean '{near[0]}'?" if near else f"declare '{name}' before this line"
+        if what == "name" and any(axis.name == name for tile in self.tiles.values() for axis in tile.axes):
+            hint = f"'{name}' is an axis: write it in an expression with a register tile that has this axis"
         self.report("TL101", span, f"unknown {what} '{name}'", hint)
 
     def require(self, capability: str, span: Span, what: str, hint: str) -> None:

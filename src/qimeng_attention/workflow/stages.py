@@ -84,6 +84,11 @@ def author(results: Results, spec: AttentionSpec) -> Results:
     return replace(results, spec=spec, sketch=made.sketch, code=made.code, reasons=made.to_json())
 
 
+def with_author(results: Results, spec: AttentionSpec | None, sketch: str, reasons: dict[str, Any]) -> Results:
+    """Add what is kept of a program that did not come from the planner."""
+    return replace(results, spec=spec, sketch=sketch, reasons=reasons)
+
+
 def check_code(results: Results) -> Results:
     """Check the code; only a checked program goes on."""
     return replace(results, kernels=tuple(check_text(results.code, target=results.target.name, file="code.tl")))
