@@ -1,7 +1,7 @@
 """What a client of a language model takes and gives: a request, a reply, and the ways in which none comes.
 
-A client is one method. Each fault has a class of its own, which says whether asking again may help, and how long to
-wait; the words of a provider stay in it for the ledger, and reach no prompt.
+A client is one method. Each fault has a class of its own, which says whether asking again may help, how long to wait,
+and whether the try may have cost something; the words of a provider stay in it for the ledger, and reach no prompt.
 """
 
 from __future__ import annotations
@@ -58,13 +58,16 @@ class Usage:
     usd: float | None = None
 
 
+NO_USAGE = Usage()
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a model said, before anybody reads it."""
 
     text: str
     model: str  # as the provider names it
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     seconds: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)  # provider, id, date: never a secret
 
@@ -84,25 +87,41 @@ class Client(Protocol):
 
 
 class ClientFault(QimengError):
-    """No usable answer came; `retry` tells whether asking again may help."""
+    """No usable answer came; `retry` tells whether asking again may help, `may_cost` whether the try may be charged."""
 
     exit_code = 3
     code = "LM000"
     kind = "fault"
     retry = False
+    may_cost = True
+    recorded = False  # told again from a transcript: nothing was asked
 
     def __init__(
-        self, message: str, *, hint: str = "", raw: str = "", wait_s: float | None = None, **more: Any
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        raw: str = "",
+        wait_s: float | None = None,
+        usage: Usage = NO_USAGE,
+        retry: bool | None = None,
+        may_cost: bool | None = None,
+        **more: Any,
     ) -> None:
-        """Keep the provider's words in `raw`, out of the message, and how long it asks to wait."""
+        """Keep the provider's words in `raw`, out of the message, and how long it asks to wait.
+
+        `retry` and `may_cost` are for a try of which more is known than its class says.
+        """
         super().__init__(message, hint=hint, kind=self.kind, **more)
-        self.raw, self.wait_s = raw, wait_s
+        self.raw, self.wait_s, self.usage = raw, wait_s, usage
+        self.retry = self.retry if retry is None else retry
+        self.may_cost = self.may_cost if may_cost is None else may_cost
 
 
 class RateLimited(ClientFault):
     """The provider asks to wait."""
 
-    code, kind, retry = "LM429", "rate limited", True
+    code, kind, retry, may_cost = "LM429", "rate limited", True, False
 
 
 class ServerFault(ClientFault):
@@ -114,7 +133,7 @@ class ServerFault(ClientFault):
 class Unreachable(ClientFault):
     """No connection, or one that broke before an answer began."""
 
-    code, kind, retry = "LM501", "unreachable", True
+    code, kind, retry, may_cost = "LM501", "unreachable", True, False
 
 
 class TimedOut(ClientFault):
@@ -157,28 +176,57 @@ class Misconfigured(ClientFault):
     """The provider says that the request or the key is wrong: asking again changes nothing."""
 
     exit_code = 2
-    code, kind = "LM400", "misconfigured"
+    code, kind, may_cost = "LM400", "misconfigured", False
 
 
 class Waiting(ClientFault):
     """The answer is to be given by somebody, and is not there yet: run again once it is."""
 
     exit_code = 4
-    code, kind = "LM102", "waiting"
+    code, kind, may_cost = "LM102", "waiting", False
+
+
+class Stale(ClientFault):
+    """An answer is there, but to another prompt than the one that is asked."""
+
+    exit_code = 2
+    code, kind, may_cost = "LM409", "stale", False
 
 
 class NoRecording(ClientFault):
     """No transcript holds an answer to this conversation."""
 
     exit_code = 2
-    code, kind = "LM404", "no recording"
+    code, kind, may_cost = "LM404", "no recording", False
 
 
 class BudgetReached(ClientFault):
     """A call might exceed what the user allows; it was not made."""
 
     exit_code = 5
-    code, kind = "LM402", "budget reached"
+    code, kind, may_cost = "LM402", "budget reached", False
+
+
+FAULTS: dict[str, type[ClientFault]] = {
+    c.kind: c
+    for c in (
+        ClientFault,
+        RateLimited,
+        ServerFault,
+        Unreachable,
+        TimedOut,
+        CutOff,
+        Truncated,
+        Refused,
+        Empty,
+        Garbled,
+        Misconfigured,
+        Waiting,
+        Stale,
+        NoRecording,
+        BudgetReached,
+    )
+}  # by the name that transcripts keep
 
 
 def conversation(*texts: str, system: str = "") -> tuple[Message, ...]:
