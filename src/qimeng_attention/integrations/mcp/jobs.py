@@ -151,9 +151,7 @@ class Jobs:
         job = self.get(name)
         with self._lock:
             worker = self._workers.get(name)
-            if job.running:
-                stopped = JobError(f"job {name} was cancelled", hint="start it again if it is wanted", job=name)
-                job.end("cancelled", failure(stopped))
+            _stop(job, f"job {name} was cancelled")
         if worker is not None and job.state == "cancelled":
             worker.end()
         return job
@@ -163,17 +161,23 @@ class Jobs:
         with self._lock:
             workers = [*self._workers.values(), *self._idle]
             self._idle.clear()
+            for job in self._jobs.values():
+                _stop(job, f"job {job.name} ended with the server")
         for worker in workers:
             worker.ask_to_end()
         for worker in workers:
             worker.end()
 
 
+def _stop(job: Job, why: str) -> None:
+    job.end("cancelled", failure(JobError(why, hint="start it again if it is wanted", job=job.name)))
+
+
 class _Worker:
     """One process, and the thread that reads what it says."""
 
     def __init__(self, command: Sequence[str], folder: Path, free: Free) -> None:
-        self._free, self._gone = free, False
+        self._free, self._gone, self._over = free, False, False
         self._job: Job | None = None
         self._turn, self._ending = threading.Lock(), threading.Lock()
         self._temporary = tempfile.TemporaryDirectory(prefix="qimeng-mcp-", ignore_cleanup_errors=True)
@@ -210,9 +214,11 @@ class _Worker:
                 self._hear(line)
         with self._turn:
             job, self._gone = self._job, True
-        if job is not None:
+        if job is None:
+            return
+        if job.running:  # nobody ended it on purpose
             job.end("died", died(job, how_it_ended(self.process, self._errors)))
-            self._free(self, job, False)
+        self._free(self, job, False)
 
     def _hear(self, line: bytes) -> None:
         job = self._job
@@ -234,6 +240,9 @@ class _Worker:
     def end(self) -> None:
         """End the process, and kill it if it does not hear."""
         with self._ending:
+            if self._over:
+                return
+            self._over = True
             self.ask_to_end()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE_S)

@@ -23,7 +23,8 @@ from qimeng_attention.integrations.mcp.jobs import Job, Jobs
 from qimeng_attention.integrations.mcp.root import Root
 from qimeng_attention.spec import AttentionSpec
 
-WAIT_S = 20.0  # a call answers after at most so long, and a little
+WAIT_S = 20.0  # that a quick stage is waited for; then its call answers with a job
+MOST_POLL_S = 20.0  # that a poll may wait: clients give a call 30 seconds or more
 _LOOK_S = 0.05
 Answer = dict[str, Any]
 Stage = Literal["sketch", "code", "scheduled", "cute", "cubin", "verdict", "bundle"]
@@ -119,16 +120,10 @@ class Tools:
         return await self._now("translate", {"program": program, "target": target or None})
 
     # -------------------------------------------------------------- stages that take long
-    async def start_build(
-        self,
-        program: Annotated[str, Field(description="A TL program, or CuTe C++ that `translate` made.")],
-        target: Target = "",
-        arch: Arch = "",
-        language: Annotated[Literal["tl", "cute"], Field(description="What `program` is written in.")] = "tl",
-    ) -> Answer:
-        """Compile to cubins, without a GPU; the result reports registers, spills, shared memory and occupancy."""
-        given = {"program": program, "target": target or None, "arch": arch or None, "language": language}
-        return await self._start("build", given)
+    async def start_build(self, program: Program, target: Target = "", arch: Arch = "") -> Answer:
+        """Compile each kernel of a TL program to a cubin, without a GPU; the result reports registers, spills, shared
+        memory and occupancy."""
+        return await self._start("build", {"program": program, "target": target or None, "arch": arch or None})
 
     async def start_judge(
         self,
@@ -209,7 +204,7 @@ class Tools:
     async def poll(
         self,
         job: JobName,
-        wait_s: Annotated[float, Field(ge=0, le=WAIT_S, description="Wait so long for it to end.")] = 15,
+        wait_s: Annotated[float, Field(ge=0, le=MOST_POLL_S, description="Wait so long for it to end.")] = 15,
     ) -> Answer:
         """Say how far a job is, or give its result; waits until it ends, at most wait_s seconds."""
         found = self._jobs.get(job)

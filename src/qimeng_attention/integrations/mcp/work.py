@@ -17,6 +17,7 @@ from typing import Any
 from qimeng_attention.build import Built, build
 from qimeng_attention.errors import Diagnostic, SpecError
 from qimeng_attention.judge import Verdict, judge_function, judge_program, open_reference
+from qimeng_attention.judge.rule import without_values
 from qimeng_attention.report import understand
 from qimeng_attention.report.page import page_of
 from qimeng_attention.report.understood import Understood
@@ -28,7 +29,7 @@ from qimeng_attention.workflow import run
 from qimeng_attention.workflow.generate import Outcome
 from qimeng_attention.workflow.interpretation import interpret_file
 from qimeng_attention.workflow.judgement import Against, agreeing, judge_path
-from qimeng_attention.workflow.scheduling import build_file, schedule_file, translate_file
+from qimeng_attention.workflow.scheduling import schedule_file, translate_file
 from qimeng_attention.workflow.stages import STAGES, find_target
 
 Say = Callable[[int, int, str], None]  # done, of how many, what
@@ -75,8 +76,7 @@ def _translate(a: dict[str, Any], say: Say) -> dict[str, Any]:
 
 
 def _build(a: dict[str, Any], say: Say) -> dict[str, Any]:
-    if a["language"] == "cute":
-        return {"kernels": [_built(build_file(a["program"], Path("kernel.cu"), a["target"] or "auto", a["arch"]))]}
+    # SAFETY: TL alone: a C++ source could include any file that the compiler can read.
     named = next((k.target for k in parse(a["program"], FILE).kernels if k.target), None)
     target, arch = find_target(a["target"] or named or "auto", a["arch"])
     translations, kernels = translate_file(a["program"], FILE, target.name), []
@@ -112,7 +112,7 @@ def verdict_of(v: Verdict) -> dict[str, Any]:
     worst = v.worst
     return {
         "verdict": v.verdict,
-        "reason": v.reason,
+        "reason": without_values(v.reason),
         "where": v.where,
         "seed": v.entropy,
         "seconds": round(v.seconds, 1),
@@ -120,8 +120,11 @@ def verdict_of(v: Verdict) -> dict[str, Any]:
         "failed": len(failed) + len(broken),
         "worst": worst
         and {"case": worst.case, "output": worst.output, "error": worst.worst_error, "bound": worst.bound},
-        "failures": [{"case": c.case, "reason": c.reason, "diagnostics": c.diagnostics} for c in failed[:_MOST_SHOWN]],
-        "properties": [{"name": p.name, "reason": p.reason} for p in broken],
+        "failures": [
+            {"case": c.case, "reason": without_values(c.reason), "diagnostics": c.diagnostics}
+            for c in failed[:_MOST_SHOWN]
+        ],
+        "properties": [{"name": p.name, "reason": without_values(p.reason)} for p in broken],
         "clauses": [{"name": c.name, "caught_by": c.caught_by, "implied": c.implied} for c in v.clauses],
         "reference": v.reference,
     }
