@@ -16,7 +16,7 @@ help:  ## Print this list
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or later is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[build,dev,llm,report]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[build,dev,llm,mcp,report]'
 	@touch $@
 
 setup: $(VENV)/installed  ## Make a private environment in .venv and install everything that needs no GPU

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import __version__, cli_author, cli_machine, terminal
+from qimeng_attention import __version__, cli_author, cli_machine, cli_mcp, terminal
 from qimeng_attention import cli_options as options
 from qimeng_attention.cli_guard import Json, guarded
 from qimeng_attention.errors import SpecError
@@ -524,12 +524,13 @@ def show(
         show_page(terminal.page_console(), page_of(contents), program=program)
 
 
-# ------------------------------------------------------------------ the machine
+# ------------------------------------------------------------------ the machine, and agents
 
 for command, example in (
     (cli_machine.targets, "targets --json"),
     (cli_machine.doctor, "doctor"),
     (cli_machine.cache, "cache --clear"),
+    (cli_mcp.mcp, "mcp --root out"),
 ):
     app.command(epilog=f"Example: qimeng {example}")(command)
 

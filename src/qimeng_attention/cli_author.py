@@ -142,7 +142,7 @@ def _show_understood(understood: Any, target: str) -> None:
         from qimeng_attention.report import show_understood, understand
 
         show_understood(terminal.page_console(), understand(understood.spec))
-    terminal.listing(f"  for {target}" + (f"; assumed: {understood.why}" if understood.why else ""))
+    terminal.listing(f"  for {target}" + (f"\n  assumed: {understood.why}" if understood.why else ""))
 
 
 def _indented(text: str) -> str:

@@ -7,7 +7,8 @@
     ├── JudgeError       the judge could not reach a verdict                 exit code 3
     ├── LaunchError      a call that must not be launched                    exit code 2
     ├── BundleError      a bundle that is damaged or of another version      exit code 2
-    └── EnvironmentMissing  a library, GPU or folder that is not there       exit code 3
+    ├── EnvironmentMissing  a library, GPU or folder that is not there       exit code 3
+    └── JobError         a job of the MCP server that died or is not known   exit code 3
 
 Each is one sentence of what is wrong and one of what to do. A verdict "rejected" is no error: it is exit code 1.
 
@@ -140,3 +141,9 @@ class EnvironmentMissing(QimengError):
     """A library, GPU or writable folder that is not there."""
 
     exit_code, code = 3, "Q700"
+
+
+class JobError(QimengError):
+    """A job of the MCP server that died, was cancelled, or is not known."""
+
+    exit_code, code = 3, "Q800"
