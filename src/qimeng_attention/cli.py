@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import __version__, cli_machine, terminal
+from qimeng_attention import __version__, cli_machine, cli_study, terminal
 from qimeng_attention import cli_options as options
 from qimeng_attention.cli_guard import Json, guarded
 from qimeng_attention.errors import SpecError
@@ -500,6 +500,7 @@ for command, example in (
     (cli_machine.cache, "cache --clear"),
 ):
     app.command(epilog=f"Example: qimeng {example}")(command)
+app.add_typer(cli_study.app, name="study")
 
 
 def main() -> None:
