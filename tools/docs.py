@@ -490,7 +490,10 @@ def typer_commands() -> dict[str, Any]:
 
     from qimeng_attention.cli import app
 
-    found: dict[str, Any] = getattr(get_command(app), "commands", {})
+    found: dict[str, Any] = {}
+    for name, command in getattr(get_command(app), "commands", {}).items():
+        below = getattr(command, "commands", None)  # a group: its commands stand under its name
+        found |= {name: command} if below is None else {f"{name} {n}": c for n, c in below.items()}
     return found
 
 

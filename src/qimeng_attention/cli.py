@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import __version__, cli_author, cli_machine, cli_mcp, terminal
+from qimeng_attention import __version__, cli_author, cli_machine, cli_mcp, cli_study, terminal
 from qimeng_attention import cli_options as options
 from qimeng_attention.cli_guard import Json, guarded
 from qimeng_attention.errors import SpecError
@@ -533,6 +533,7 @@ for command, example in (
     (cli_mcp.mcp, "mcp --root out"),
 ):
     app.command(epilog=f"Example: qimeng {example}")(command)
+app.add_typer(cli_study.app, name="study")
 
 
 def main() -> None:

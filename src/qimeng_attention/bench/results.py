@@ -77,6 +77,31 @@ class MatrixRow(BaseModel):
     checks: int = 0  # on the GPU
 
 
+class StudyRow(BaseModel):
+    """A sample of a study: a request answered once, with its repairs; the lists have an entry for each attempt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request: str
+    stratum: str
+    method: str
+    sample: int
+    target: str
+    judged_on: str
+    accepted_before: bool  # any repair
+    accepted: bool
+    repairs: int
+    gates: list[dict[str, str]]
+    codes: list[list[str]]
+    kinds: list[list[str]]
+    causes: list[list[str]]
+    input_tokens: int | None  # None: unknown
+    output_tokens: int | None
+    usd: float | None
+    minutes: float
+    transcript: str = ""
+
+
 class Results(BaseModel):
     """A results file with its provenance."""
 
@@ -89,7 +114,7 @@ class Results(BaseModel):
     driver: str
     packages: dict[str, str]
     command: str
-    rows: list[SpeedRow] | list[CorrectnessRow] | list[MatrixRow] = Field(default_factory=list)
+    rows: list[SpeedRow] | list[CorrectnessRow] | list[MatrixRow] | list[StudyRow] = Field(default_factory=list)
     summary: dict[str, Any] = Field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:

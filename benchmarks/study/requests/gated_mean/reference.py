@@ -1,0 +1,25 @@
+"""Softmax attention blended with the mean of what is visible, by one number a head."""
+
+import numpy as np
+
+
+def attention(Q, K, V, Gate, scale):
+    group = Q.shape[2] // K.shape[2]
+    keys, values = np.repeat(K, group, axis=2), np.repeat(V, group, axis=2)
+    scores = scale * np.einsum("bqhd,bkhd->bhqk", Q, keys)
+    at_q, at_k = np.arange(Q.shape[1])[:, None] + K.shape[1] - Q.shape[1], np.arange(K.shape[1])
+    visible = at_k <= at_q
+    top = scores.max(axis=-1, keepdims=True, where=visible, initial=-np.inf)
+    top = np.where(np.isfinite(top), top, 0)  # a row that sees no key
+    weights = np.exp(np.where(visible, scores - top, -np.inf))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    seen = np.broadcast_to(visible, scores.shape).astype(np.float64)
+    mean = seen / np.maximum(seen.sum(axis=-1, keepdims=True), 1)
+    gate = Gate[:, None, None]
+    size = np.abs(gate) * weights + np.abs(1 - gate) * mean
+    weights = gate * weights + (1 - gate) * mean
+    return {
+        "Out": np.einsum("bhqk,bkhd->bqhd", weights, values),
+        "Out_magnitude": np.einsum("bhqk,bkhd->bqhd", size, np.abs(values)),
+    }
