@@ -28,7 +28,7 @@ Author = Annotated[
     ),
 ]
 MethodName = Annotated[
-    str, typer.Option("--method", help="How a model is asked: two-stage (sketch, then code), one-stage or cot.")
+    str, typer.Option("--method", help="How a model is asked: two-stage (a sketch, then code) or one-stage.")
 ]
 Repairs = Annotated[int, typer.Option(min=0, max=20, help="How often a model may mend a refused program.")]
 Samples = Annotated[int, typer.Option(min=1, max=64, help="Programs to ask for; the best one is kept.")]

@@ -58,7 +58,7 @@ def test_a_right_answer_passes_every_gate_and_a_schedule_left_out_is_the_plaines
     assert made.solved
     assert made.repairs == 0
     assert made.attempts[0].plain_schedule
-    assert made.attempts[0].passed == ("answer", "parse", "check", "schedule", "judge", "translate", "build")
+    assert made.attempts[0].passed == ("answer", "parse", "check", "schedule", "translate", "build", "judge")
     assert made.results is not None
     assert "# the author left the schedule out" in made.results.code
     assert made.results.built is not None
@@ -91,6 +91,7 @@ def test_repairs_end_and_the_last_findings_stay(truth: Truth) -> None:
     assert made.results.built is None
 
 
+@pytest.mark.cuda
 def test_no_expected_value_and_no_source_of_the_reference_is_told(truth: Truth) -> None:
     client = Answers(tl(PROGRAM.replace("S * S", "S * S * 1.1 + 0.001")), "stop")
     sample(truth, client, repairs=1)

@@ -18,7 +18,7 @@ from qimeng_attention.author.llm.answers import NoProgram, program_of
 from qimeng_attention.author.llm.methods import Method
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.build import Cache
-from qimeng_attention.errors import QimengError
+from qimeng_attention.errors import EnvironmentMissing, QimengError
 from qimeng_attention.judge import OwnFunction, Verdict, judge_function, judge_program
 from qimeng_attention.judge.reference_process import Reference
 from qimeng_attention.llm.chat import Client, Message, Reply, Request
@@ -29,7 +29,7 @@ from qimeng_attention.workflow import feedback, stages
 from qimeng_attention.workflow.stages import Results
 
 REPAIRS = 3
-GATES = ("answer", "parse", "check", "schedule", "judge", "translate", "build")
+GATES = ("answer", "parse", "check", "schedule", "translate", "build", "judge")
 _PLAINEST = "\nSchedule\n    warps 4 along q  # the author left the schedule out\n"
 
 
@@ -111,7 +111,7 @@ def write_sample(
         reply = _ask(sample, client, render.sketch_prompt(wanted), before, number)
         sample.sketch = _sketch_of(reply.text)
     stage: str = method.stages[-1]
-    prompt = _last_prompt(wanted, results, method, sample)
+    prompt = _last_prompt(wanted, results, sample)
     for left in range(repairs, -1, -1):
         reply = _ask(sample, client, prompt, stage, number)
         attempt, found = try_answer(reply.text, results, truth, stage, cache)
@@ -142,8 +142,8 @@ def _sketch_of(text: str) -> str:
         return ""
 
 
-def _last_prompt(wanted: Wanted, results: Results, method: Method, sample: Sample) -> str:
-    return render.code_prompt(wanted, results.target, list(REWRITINGS.values()), sample.sketch, method.think)
+def _last_prompt(wanted: Wanted, results: Results, sample: Sample) -> str:
+    return render.code_prompt(wanted, results.target, list(REWRITINGS.values()), sample.sketch)
 
 
 # ------------------------------------------------------------------ gates
@@ -176,6 +176,8 @@ def try_answer(
                     return ended(gate, (f"judge: {found.verdict.verdict}",), feedback.of_verdict(found.verdict))
             else:
                 found = _STEPS[gate](found, cache)
+        except EnvironmentMissing:
+            raise  # what this machine lacks is no fault of the answer
         except QimengError as error:
             return ended(gate, feedback.codes_of(error), feedback.of_error(error, found.code or attempt.program))
         passed.append(gate)

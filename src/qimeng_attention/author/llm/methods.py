@@ -7,7 +7,7 @@ from typing import Literal
 
 from qimeng_attention.errors import SpecError
 
-Stage = Literal["sketch", "code", "cuda", "cute"]
+Stage = Literal["sketch", "code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +17,6 @@ class Method:
     name: str
     stages: tuple[Stage, ...]  # an answer each; those after the first see the answer before
     doc: str
-    think: str = ""  # what the prompt says of how to think
-
-    @property
-    def fence(self) -> str:
-        """Give the word behind the fence of the last answer."""
-        return "cuda" if self.stages[-1] in ("cuda", "cute") else "tl"
 
 
 METHODS = {
@@ -30,8 +24,6 @@ METHODS = {
     for m in (
         Method("two-stage", ("sketch", "code"), "A sketch first, then every parameter: the paper's method."),
         Method("one-stage", ("code",), "TL code at once, with the rules of both stages in one prompt."),
-        Method("cot", ("code",), "The same, step by step.", think="steps"),
-        Method("vanilla", ("cuda",), "CUDA against the launcher's signature, without TL."),
     )
 }
 

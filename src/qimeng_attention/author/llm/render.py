@@ -87,7 +87,7 @@ def sketch_prompt(wanted: Wanted) -> str:
     return template("sketch", {"request": wanted.words, "functions": known, "dtype": wanted.dtype})
 
 
-def code_prompt(wanted: Wanted, target: Target, rewritings: Sequence[Rewriting], sketch: str, think: str = "") -> str:
+def code_prompt(wanted: Wanted, target: Target, rewritings: Sequence[Rewriting], sketch: str) -> str:
     """Ask for TL code; with a sketch to complete, or without one for all at once."""
     return template(
         "code",
@@ -98,11 +98,10 @@ def code_prompt(wanted: Wanted, target: Target, rewritings: Sequence[Rewriting],
             "language": language(target),
             "facts": facts(target),
             "schedule": schedule(target, rewritings),
-            "think": think,
         },
     )
 
 
-def repair_prompt(gate: str, findings: str, fence: str = "tl") -> str:
+def repair_prompt(gate: str, findings: str) -> str:
     """Tell what a gate found, and ask for the whole again."""
-    return template("repair", {"gate": gate, "findings": findings, "fence": fence})
+    return template("repair", {"gate": gate, "findings": findings})
