@@ -6,7 +6,7 @@ Not here: the stages (cli.py), the numbers (study/).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,57 @@ app = typer.Typer(no_args_is_help=True, help="Compare methods and models: reques
 @app.callback()
 def study() -> None:
     """Compare methods and models: requests in words, answered and judged."""
+
+
+@app.command(
+    epilog="Example: qimeng study run benchmarks/study/requests --author file:answers --samples 2 --out samples.jsonl"
+)
+@guarded
+def run(
+    folder: Annotated[Path, typer.Argument(help="Requests: folders with request.yaml and reference.py.")],
+    author: Annotated[str, typer.Option("--author", help="Who answers, as in `qimeng generate --author`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of samples; what it holds is not done again.")],
+    model: Annotated[str, typer.Option("--model", help="What samples call the model; the author's name if none.")] = "",
+    methods: Annotated[list[str] | None, typer.Option("--method", help="May be repeated; two-stage if none.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Of each request and method.")] = 1,
+    round_: Annotated[int, typer.Option("--round", min=1, max=2, help="Take the requests of this round.")] = 1,
+    stratum: Annotated[str | None, typer.Option("--stratum", help="known or unseen; both if none.")] = None,
+    max_usd: Annotated[
+        float | None, typer.Option("--max-usd", min=0, help="Make no call that might cost more.")
+    ] = None,
+    max_calls: Annotated[int | None, typer.Option("--max-calls", min=1, help="Make no more calls than this.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model for every request, pass each answer through the gates, and record what came of it."""
+    from qimeng_attention.author.llm.methods import method
+    from qimeng_attention.llm.budget import Budget
+    from qimeng_attention.study.record import plan
+    from qimeng_attention.study.requests import load_requests
+    from qimeng_attention.study.run import Trial, recorded_client, requests_by_name, run_study
+    from qimeng_attention.study.samples import SampleStore
+
+    requests = load_requests(folder, stratum=stratum, rounds=(round_,))  # type: ignore[arg-type]
+    names = tuple(method(m).name for m in methods or ["two-stage"])
+    planned = plan(requests_by_name(requests), names, model or author, samples, round_)  # type: ignore[arg-type]
+    budget = Budget(max_usd, None, max_calls)
+    client_of = recorded_client(author, out.parent / "transcripts", budget)
+    trial = Trial(requests_by_name(requests), SampleStore(out), client_of)
+    waiting = run_study(trial, planned, lambda key, sample: None if as_json else _told(key, sample))
+    facts = {"planned": len(planned), "waiting": len(waiting), "samples": str(out), "spent": budget.line()}
+    terminal.print_json(facts) if as_json else terminal.facts(facts)
+    if waiting:
+        raise typer.Exit(4)
+
+
+def _told(key: tuple[str, str, str, int, int], sample: Any) -> None:
+    request, method, _, _, number = key
+    if sample is None:
+        outcome = "waits for an answer"
+    else:
+        last = sample.attempts[-1]
+        outcome = "accepted" if sample.accepted else f"failed ({last.refused_by or last.fault})"
+        outcome += f" after {sample.repairs} repairs" if sample.repairs else ""
+    terminal.listing(f"  {request:24} {method:10} sample {number}  {outcome}")
 
 
 @app.command(epilog="Example: qimeng study summary samples.jsonl --figure study.svg --results benchmarks/results")

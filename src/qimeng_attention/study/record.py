@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from qimeng_attention.study.requests import Stratum
 
 Method = Literal["two-stage", "one-stage", "cot", "vanilla", "translated"]
-Gate = Literal["parses", "checks", "schedules", "interprets", "compiles", "judged"]
+Gate = Literal["parses", "checks", "schedules", "compiles", "interprets", "judged"]
 Outcome = Literal["passed", "failed", "not run", "not asked"]
 METHODS: tuple[Method, ...] = get_args(Method)
 GATES: tuple[Gate, ...] = get_args(Gate)  # in the order in which an answer meets them

@@ -60,7 +60,7 @@ class Attempt:
 class Sample:
     """One conversation: what was said, what came of each answer, and the stages' results where one passed."""
 
-    messages: tuple[Message, ...] = ()
+    messages: tuple[Message, ...] = ()  # of the last stage and its repairs
     attempts: list[Attempt] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     sketch: str = ""
@@ -110,6 +110,7 @@ def write_sample(
     for before in method.stages[:-1]:
         reply = _ask(sample, client, render.sketch_prompt(wanted), before, number)
         sample.sketch = _sketch_of(reply.text)
+        sample.messages = ()  # the next prompt holds the sketch: what led to it need not be paid for again
     stage: str = method.stages[-1]
     prompt = _last_prompt(wanted, results, sample)
     for left in range(repairs, -1, -1):

@@ -26,8 +26,7 @@ class Wanted:
         named = tuple(
             f"{kernel_name(n)} in global ({', '.join(map(str, t.dims))}) {t.dtype}" for n, t in spec.tensors.items()
         )
-        name = spec.name or "attention"
-        return cls(words, name, (spec.Dqk, spec.Dv), spec.dtype, named, "LSE" in spec.outputs)
+        return cls(words, spec.kernel_name, (spec.Dqk, spec.Dv), spec.dtype, named, "LSE" in spec.outputs)
 
     def interface(self) -> str:
         """Name every tensor, size and scalar of the kernel, one a line."""

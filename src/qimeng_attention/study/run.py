@@ -1,0 +1,199 @@
+"""A study that runs: each sample of a plan is asked for, passed through the gates, repaired, and recorded.
+
+One sample is one conversation with at most three repairs, without a beam. A client that waits for somebody's answer
+leaves its sample for the next run; every other sample is asked first, so that one round of answers serves all.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from qimeng_attention.author.llm.methods import METHODS
+from qimeng_attention.author.llm.wanted import Wanted
+from qimeng_attention.build import Cache
+from qimeng_attention.judge import open_reference
+from qimeng_attention.llm.budget import Budget
+from qimeng_attention.llm.chat import Client, ClientFault, Reply, Request, Waiting
+from qimeng_attention.llm.clients import careful, open_client
+from qimeng_attention.llm.transcript import Transcript
+from qimeng_attention.named_tensors import kernel_name
+from qimeng_attention.study.record import GATES, Attempt, Gate, Key, Outcome, Sample, outcomes_up_to
+from qimeng_attention.study.requests import StudyRequest
+from qimeng_attention.study.samples import SampleStore
+from qimeng_attention.workflow import authoring
+from qimeng_attention.workflow.authoring import Truth
+from qimeng_attention.workflow.stages import Results, find_target
+
+T = TypeVar("T", int, float)
+_GATE_OF: dict[str, Gate] = {
+    "answer": "parses",
+    "parse": "parses",
+    "check": "checks",
+    "schedule": "schedules",
+    "translate": "compiles",
+    "build": "compiles",
+    "judge": "judged",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What all samples of a study share."""
+
+    requests: dict[str, StudyRequest]
+    store: SampleStore
+    client_of: Callable[[Key], Client]  # a client of its own for each sample: its transcript, its folder
+    judged_on: str = "cpu"
+    cache: Cache | None = None
+
+
+def run_study(trial: Trial, planned: Iterable[Key], report: Callable[[Key, Sample | None], None]) -> list[Key]:
+    """Run what of a plan has no sample yet; give the samples that wait for an answer.
+
+    Args:
+        trial: requests, where samples go, who answers.
+        planned: the samples' keys, in order.
+        report: called after each, with None for a sample that waits.
+
+    Raises:
+        SpecError: a request or a method is unknown.
+        EnvironmentMissing: this machine cannot compile or run references.
+    """
+    waiting = []
+    for key in trial.store.missing(planned):
+        sample = run_sample(trial, key)
+        if sample is None:
+            waiting.append(key)
+        else:
+            trial.store.record(sample)
+        report(key, sample)
+    return waiting
+
+
+def run_sample(trial: Trial, key: Key) -> Sample | None:
+    """Run one sample; None where its next answer is not there yet."""
+    name, method, model, round_, number = key
+    request = trial.requests[name]
+    results = Results(*find_target(request.target))
+    attempts: list[authoring.Attempt] = []
+    replies: list[Reply] = []
+    fault = ""
+    with open_reference(request.reference) as function:
+        try:
+            authoring.write_sample(
+                wanted_of(request),
+                Truth(function=function),
+                _Listening(trial.client_of(key), replies),
+                results,
+                METHODS[method],
+                number=number,
+                cache=trial.cache,
+                report=attempts.append,
+            )
+        except Waiting:
+            return None
+        except ClientFault as caught:
+            fault = caught.kind
+    return Sample(
+        request=name,
+        stratum=request.stratum,
+        method=method,  # type: ignore[arg-type]
+        model=model,
+        sample=number,
+        round=round_,
+        attempts=_attempts(attempts, replies, fault),
+        target=request.target,
+        judged_on=trial.judged_on,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+
+
+def wanted_of(request: StudyRequest) -> Wanted:
+    """Give what the author is asked to write: the words as they stand, and the kernel's face."""
+    dims = (request.head_dims["Dqk"], request.head_dims["Dv"])
+    tensors = tuple(f"{kernel_name(n)} in global ({', '.join(t.dims)}) {t.dtype}" for n, t in request.tensors.items())
+    return Wanted(request.words.strip(), request.name, dims, request.dtype, tensors, "LSE" in request.outputs)
+
+
+class _Listening:
+    """A client that keeps the replies that came, whatever becomes of the sample."""
+
+    def __init__(self, client: Client, replies: list[Reply]) -> None:
+        self.name, self._client, self._replies = client.name, client, replies
+
+    def complete(self, request: Request) -> Reply:
+        reply = self._client.complete(request)
+        self._replies.append(reply)
+        return reply
+
+
+def _attempts(made: list[authoring.Attempt], replies: list[Reply], fault: str) -> list[Attempt]:
+    """Write attempts as a study keeps them; answers before the first program count to the first attempt."""
+    before = max(0, len(replies) - len(made)) if not fault else len(replies) - len(made)
+    shares = [replies[: before + 1], *([r] for r in replies[before + 1 :])]
+    found = [_attempt(one, said) for one, said in zip(made, shares, strict=False)]
+    return [*found, Attempt(outcomes=_not_run(), fault=fault)] if fault else found
+
+
+def _attempt(one: authoring.Attempt, said: list[Reply]) -> Attempt:
+    refused = _GATE_OF[one.failed] if one.failed else None
+    if refused == "judged" and "the interpreter stopped" in one.findings:
+        refused = "interprets"
+    return Attempt(
+        outcomes=outcomes_up_to(refused),
+        codes=[_code(one, code) for code in one.codes],
+        input_tokens=_sum([r.usage.input_tokens for r in said]),
+        output_tokens=_sum([r.usage.output_tokens for r in said]),
+        usd=_sum([r.usage.usd for r in said]),
+        seconds=one.seconds + sum(r.seconds for r in said),
+    )
+
+
+def _code(one: authoring.Attempt, code: str) -> str:
+    """Name a rejection by what the judge saw."""
+    if code != "judge: rejected":
+        return code.removeprefix("judge: ")
+    if "which is nan" in one.findings:
+        return "rejected: NaN"
+    return "rejected: infinity" if "which is inf" in one.findings or "which is -inf" in one.findings else "rejected"
+
+
+def _sum(values: list[T | None]) -> T | None:
+    known = [v for v in values if v is not None]
+    return sum(known) if values and len(known) == len(values) else None
+
+
+def _not_run() -> dict[Gate, Outcome]:
+    return dict.fromkeys(GATES, "not run")
+
+
+def requests_by_name(requests: Iterable[StudyRequest]) -> dict[str, StudyRequest]:
+    """Give requests by their names."""
+    return {r.name: r for r in requests}
+
+
+def recorded_client(author: str, folder: Path, budget: Budget) -> Callable[[Key], Client]:
+    """Give each sample a client that writes its own transcript; a folder for answers has one of its own below it too.
+
+    Raises:
+        SpecError: there is no such client.
+        EnvironmentMissing: a provider's library or key is missing.
+    """
+
+    def client_of(key: Key) -> Client:
+        path = transcript_of(folder, key)
+        kind, _, place = author.partition(":")
+        name = f"file:{Path(place) / path.parent.name / path.stem}" if kind == "file" else author
+        return careful(open_client(name), Transcript(path, words=" ".join(map(str, key))), budget)
+
+    return client_of
+
+
+def transcript_of(folder: Path, key: Key) -> Path:
+    """Say where a sample's transcript lies."""
+    request, method, _, round_, number = key
+    return folder / f"round{round_}" / method / f"{request}-s{number}.jsonl"
