@@ -1,4 +1,4 @@
-"""Write the tables of docs/measured.md and docs/flex.md from the results files; nothing is typed by hand.
+"""Write the tables of docs/measured.md, docs/flex.md and docs/study.md from the results files; none is typed by hand.
 
 python benchmarks/tables.py            # write them
 python benchmarks/tables.py --check    # write nothing, fail if a table is stale
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from qimeng_attention.bench.results import MatrixRow, Results, SpeedRow
+from qimeng_attention.study.tables import markdown
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "measured.md"
 FLEX = ROOT / "docs" / "flex.md"
+STUDY = ROOT / "docs" / "study.md"
 RESULTS = ROOT / "benchmarks" / "results"
 PROCESSES = ("hopper_forward_h200_process1", "hopper_forward_h200_process2", "hopper_forward_h200")
 GOOD = 1.02
@@ -165,6 +167,16 @@ def flex_mods() -> str:
     return "\n\n".join([*parts, "Left out of the times:", "\n".join(left)] if left else parts)
 
 
+def study(name: str = "study") -> str:
+    """What came of a round of the study: pass@k, gates, kinds of failure, what it took."""
+    found = results(name).summary
+    return f"{markdown(found)}\n\nModel: {found['facts']['model']}."
+
+
+def study_round1() -> str:
+    return study("study_round1")
+
+
 def matrix() -> str:
     """Cells that the judge accepted, on the CPU and on the GPU; and what spills."""
     cells = [r for r in results("matrix").rows if isinstance(r, MatrixRow)]
@@ -214,7 +226,11 @@ TABLES: dict[str, tuple[Callable[[], str], str]] = {
     "judged": (judged, "judge_hopper_h200"),
     "matrix": (matrix, "matrix"),
 }
-PAGES = {PAGE: TABLES, FLEX: {"flex_mods": (flex_mods, "flex_mods_h200")}}
+PAGES = {
+    PAGE: TABLES,
+    FLEX: {"flex_mods": (flex_mods, "flex_mods_h200")},
+    STUDY: {"study_round1": (study_round1, "study_round1"), "study": (study, "study")},
+}
 
 
 def with_tables(text: str, page: Path = PAGE) -> str:

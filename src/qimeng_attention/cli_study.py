@@ -110,6 +110,7 @@ def summary(
     terminal.table(
         "samples that pass each gate", ["method", "stratum", "samples", *GATES], tables.gate_rows(made.summary)
     )
+    terminal.table("what it took", tables.COST_HEAD, tables.cost_rows(made.summary))
     if failures := tables.kind_rows(made.summary):
         methods = [m for m in made.summary if m != "facts"]
         terminal.table(

@@ -25,6 +25,7 @@ COMMANDS = (
     "targets",
     "doctor",
     "cache",
+    "study summary",
 )
 
 
@@ -42,7 +43,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help_with_an_example(command: str) -> None:
-    result = _run(command, "--help")
+    result = _run(*command.split(), "--help")
 
     assert result.exit_code == 0
     assert "Example" in result.output

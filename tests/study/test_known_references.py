@@ -1,4 +1,4 @@
-"""The references of known requests agree with the planner's programs for them: two hands, one operator."""
+"""The references of known requests agree with the planner's programs: two hands, one operator."""
 
 from __future__ import annotations
 

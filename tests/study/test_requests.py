@@ -17,7 +17,7 @@ from qimeng_attention.study.requests import StudyRequest, load_request, load_req
 ROOT = Path(__file__).parents[2]
 REQUESTS = load_requests(ROOT / "benchmarks" / "study" / "requests")
 UNSEEN = [r for r in REQUESTS if r.stratum == "unseen"]
-WRITTEN = ("src", "docs", "examples")
+WRITTEN = ("src", "docs", "examples", "tests", "benchmarks")
 TOLD = ("transcripts", "study")  # what was said in a trial, and the pages and results that tell of it
 TEXTS = (".py", ".tl", ".md", ".yaml", ".txt", ".jinja", ".j2", ".json")
 
@@ -84,6 +84,16 @@ def test_a_row_without_a_key_gives_0_and_every_input_matters(request_: StudyRequ
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: r.name)
+def test_nothing_is_rounded_on_the_way(request_: StudyRequest) -> None:
+    given = inputs(request_, 9, 9)
+    found = called(request_, given)
+
+    for name in given:  # a change that float32 cannot hold
+        other = called(request_, {**given, name: np.asarray(given[name]) * (1 + 2.0**-40)})
+        assert not np.array_equal(other["Out"], found["Out"]), name
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: r.name)
 def test_large_scores_of_either_sign_do_not_overflow(request_: StudyRequest) -> None:
     for factor in (300.0, -300.0):
         given = inputs(request_, 9, 9)
@@ -101,7 +111,7 @@ def told(path: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def written() -> dict[str, str]:
-    """Give every text of the product, its documents and examples."""
+    """Give every text of the product, its documents, examples, tests and benchmarks."""
     paths = [p for folder in WRITTEN for p in sorted((ROOT / folder).rglob("*")) if p.suffix in TEXTS and not told(p)]
     return {str(p.relative_to(ROOT)): normal(p.read_text("utf-8")) for p in [*paths, ROOT / "README.md"]}
 

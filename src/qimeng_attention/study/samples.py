@@ -13,6 +13,7 @@ Not here: what a sample is (record.py).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -127,8 +128,6 @@ def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
     """Open a file for one writer at a time; the lock goes with the process."""
-    import fcntl
-
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)

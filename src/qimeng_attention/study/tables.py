@@ -11,8 +11,8 @@ from typing import Any
 from qimeng_attention.study.record import GATES, METHODS
 from qimeng_attention.study.summary import STRATA
 
-HEAD = ["method", "stratum", "requests", "samples", "pass@1 before repair", "pass@1", "pass@k"]
-HEAD += ["repairs, median", "tokens out", "minutes"]
+HEAD = ["method", "stratum", "requests", "samples", "pass@1 before", "pass@1", "pass@k", "k", "repairs"]
+COST_HEAD = ["method", "stratum", "tokens in", "tokens out", "USD", "minutes", "minutes a sample, median"]
 
 
 def cells(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -21,16 +21,36 @@ def cells(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]
 
 
 def rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Give the rows of the main table; intervals stand in brackets."""
-    found = []
-    for method, stratum, c in cells(summary):
-        found.append([
-            method, stratum, str(c["requests"]), str(c["n"]),
-            _share(c["pass1_before"], c["pass1_before_interval"]), _share(c["pass1"], c["pass1_interval"]),
-            f"{_share(c['passk'], c['passk_interval'])}, k = {c['k']}", f"{c['repairs_median']:g}",
-            _amount(c["output_tokens"], c["output_tokens_unknown"], c["n"]), f"{c['minutes_median']:.1f}",
-        ])  # fmt: skip
-    return found
+    """Give the rows of the main table, with intervals; `repairs` is the median of all samples."""
+    return [
+        [
+            method,
+            stratum,
+            str(c["requests"]),
+            str(c["n"]),
+            _share(c["pass1_before"], c["pass1_before_interval"]),
+            _share(c["pass1"], c["pass1_interval"]),
+            _share(c["passk"], c["passk_interval"]),
+            str(c["k"]),
+            f"{c['repairs_median']:g}",
+        ]
+        for method, stratum, c in cells(summary)
+    ]
+
+
+def cost_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Give what the samples took; where some are unknown, of how many the number is."""
+    fields = (("input_tokens", ",.0f"), ("output_tokens", ",.0f"), ("usd", ".2f"))
+    return [
+        [
+            method,
+            stratum,
+            *(_amount(c[name], c[f"{name}_unknown"], c["n"], form) for name, form in fields),
+            f"{c['minutes']:.1f}",
+            f"{c['minutes_median']:.1f}",
+        ]
+        for method, stratum, c in cells(summary)
+    ]
 
 
 def gate_rows(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -58,7 +78,7 @@ def kind_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """Give the three tables for a page."""
+    """Give the tables for a page."""
     methods = [m for m in METHODS if m in summary]
     parts = [
         _table(HEAD, rows(summary)),
@@ -70,6 +90,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             "Kinds of failure: attempts that show it / samples that ended with it.",
             _table(["kind", *methods], failures),
         ]
+    parts += ["What it took; minutes are of the model and of the gates.", _table(COST_HEAD, cost_rows(summary))]
     return "\n\n".join(parts)
 
 
@@ -79,13 +100,13 @@ def _table(head: list[str], body: list[list[str]]) -> str:
 
 
 def _share(value: float, interval: list[float]) -> str:
-    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return f"{value:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
 
 
-def _amount(value: float | None, unknown: int, of: int) -> str:
+def _amount(value: float | None, unknown: int, of: int, form: str) -> str:
     if value is None:
         return "unknown"
-    return f"{value:,.0f}" + (f" ({of - unknown} of {of})" if unknown else "")
+    return format(value, form) + (f" ({of - unknown} of {of})" if unknown else "")
 
 
 def _pair(counts: list[int] | None) -> str:
