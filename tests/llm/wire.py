@@ -46,16 +46,17 @@ def anthropic(text: str, *, stop: str = "end_turn", tokens: tuple[int, int] = (1
     }
 
 
-class Broken(httpx2.AsyncByteStream):
-    """A body that breaks off."""
+class Body(httpx2.AsyncByteStream):
+    """A body that comes in pieces, as over a wire, and may break off."""
 
-    def __init__(self, data: bytes, error: Exception) -> None:
+    def __init__(self, data: bytes, error: Exception | None) -> None:
         self._data, self._error = data, error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for begin in range(0, len(self._data), 64):
             yield self._data[begin : begin + 64]
-        raise self._error
+        if self._error:
+            raise self._error
 
 
 def body(data: bytes, kind: str = "application/json") -> httpx2.Response:
@@ -83,14 +84,14 @@ def _cut_off(rng: random.Random) -> httpx2.Response:
     data = json.dumps(openai(PROGRAM)).encode()
     error = rng.choice([httpx2.ReadError, httpx2.RemoteProtocolError])("peer closed connection")
     return httpx2.Response(
-        200, headers={"content-type": "application/json"}, stream=Broken(data[: rng.randrange(len(data))], error)
+        200, headers={"content-type": "application/json"}, stream=Body(data[: rng.randrange(len(data))], error)
     )
 
 
 def _late_cut(rng: random.Random) -> httpx2.Response:
     data = json.dumps(openai(PROGRAM)).encode()[: rng.randrange(1, 300)]
     return httpx2.Response(
-        200, headers={"content-type": "application/json"}, stream=Broken(data, httpx2.ReadTimeout("silence"))
+        200, headers={"content-type": "application/json"}, stream=Body(data, httpx2.ReadTimeout("silence"))
     )
 
 
@@ -200,4 +201,7 @@ class Server:
         made = self.plan(len(self.asked) - 1)
         if isinstance(made, Exception):
             raise made
-        return made if isinstance(made, httpx2.Response) else httpx2.Response(200, json=made)
+        response = made if isinstance(made, httpx2.Response) else httpx2.Response(200, json=made)
+        if isinstance(response.stream, Body):
+            return response
+        return httpx2.Response(response.status_code, headers=response.headers, stream=Body(response.content, None))
