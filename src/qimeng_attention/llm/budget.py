@@ -104,7 +104,7 @@ class Budget:
         return worst
 
     def settle(self, worst: Reservation, name: str, usage: Usage, *, charged: bool = True, counts: bool = True) -> None:
-        """Put what was used in the reservation's place: nothing if nobody is `charged`, no call unless it `counts`."""
+        """Put what was used in the reservation's place: nothing unless it is `charged`, no call unless it `counts`."""
         with self._lock:
             self._held.remove(worst)
             self._add(worst, name, usage, charged=charged, counts=counts)

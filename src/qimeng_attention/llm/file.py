@@ -106,7 +106,7 @@ class FileClient:
             raise Waiting(f"no answer to {prompt} yet", hint=f"write it to {path}, its last line {END}, and run again")
         raw = path.read_bytes()
         try:
-            text = raw.decode("utf-8-sig")
+            text = raw.decode("utf-8-sig").replace("\r\n", "\n")
         except UnicodeDecodeError as e:
             raise Garbled(
                 f"{path} is no UTF-8",
@@ -123,7 +123,7 @@ class FileClient:
             )
         if not body.strip():
             raise Empty(f"{path} holds no answer", hint="write one, or remove it", retry=False, may_cost=False)
-        return Reply(body.strip("\r\n") + "\n", self.name, facts={"answer": path.name, "prompt": prompt.name})
+        return Reply(body.rstrip().lstrip("\n") + "\n", self.name, facts={"answer": path.name, "prompt": prompt.name})
 
 
 def _answer_of(prompt: Path) -> Path:
