@@ -45,6 +45,10 @@ async def _mended(call: Caller) -> str:
     raise AssertionError(text)
 
 
+def _registers(built: dict) -> int:
+    return built["result"]["kernels"][0]["report"]["registers"]
+
+
 @pytest.mark.cuda
 def test_an_agent_goes_from_a_description_to_a_judged_bundle(tmp_path: Path) -> None:
     pytest.importorskip("cuda.bindings", reason="needs the build extra")
@@ -82,6 +86,9 @@ def test_an_agent_goes_from_a_description_to_a_judged_bundle(tmp_path: Path) -> 
             shown = await call("show", bundle="bundles/mine", programs=True)
             assert shown["kernel"] == "mine"
             assert "GEMM P, V" in shown["programs"]["code.tl"]
+            assert {"what": "registers", "found": f"{_registers(built)} a thread"} in shown["resources"]
+            timed = await call.ended(await call("start_bench", bundle="bundles/mine", batch=1, length=256))
+            assert timed["state"] == "done" or timed["error"]["code"] == "Q700"  # no GPU here
             rejudged = await call.ended(await call("start_judge", bundle="bundles/mine"))
             assert rejudged["result"]["verdict"] == "accepted"
 
