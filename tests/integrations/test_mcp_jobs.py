@@ -80,7 +80,7 @@ def test_a_job_that_is_killed_from_outside_is_told_of_by_name(tmp_path: Path) ->
             assert "SIGKILL" in found["error"]["message"]
             assert [j["state"] for j in (await call("jobs"))["jobs"]] == ["died"]
             assert (await call("check", program=PROGRAM))["ok"]
-            os.kill(reference, signal.SIGKILL)
+            await within(5, lambda: not alive(reference))
 
     anyio.run(ask)
 
