@@ -251,6 +251,14 @@ def test_a_long_text_is_refused() -> None:
         hidden.refuse_hidden("x" * (hidden.MOST_CHARACTERS + 1), "program")
 
 
+def test_line_ends_of_any_system_are_taken_and_a_lone_return_is_not() -> None:
+    hidden.refuse_hidden("a\r\nb\n", "program")
+
+    with pytest.raises(SpecError, match=r"x0d, in line 2, column 2"):
+        hidden.refuse_hidden("a\r\nb\rc", "program")
+    assert hidden.visible("a\r\nb\rc") == "a\nb\\x0dc"
+
+
 def test_half_a_character_is_refused() -> None:
     with pytest.raises(SpecError, match=r"ud800, in line 2, column 2"):
         hidden.refuse_hidden(["fine", "a\nb\ud800"], "program")
