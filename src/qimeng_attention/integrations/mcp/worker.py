@@ -39,6 +39,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
     while True:
         request = json.loads(waiting.get())
+        _tell(answers, {"taken": request["tool"]})
         _tell(answers, {"answer": _done(request, answers)})
 
 
