@@ -90,6 +90,15 @@ def test_interpret_describes_outputs() -> None:
     assert tensors["Out"]["finite"] == "5120 of 5120"
 
 
+def test_interpret_refuses_sizes_that_no_memory_holds() -> None:
+    sizes = f"B={10**12},Sq=20,Sk=30,Hq={10**12},Hk=1"
+
+    result = _run("interpret", GQA, "--sizes", sizes, "--scalars", "scale=0.1", "--json")
+
+    assert result.exit_code == 2
+    assert "elements" in json.loads(result.stdout)["message"]
+
+
 @pytest.mark.cuda
 def test_generate_writes_a_bundle_that_show_reads(tmp_path: Path) -> None:
     pytest.importorskip("cuda.bindings", reason="needs the build extra")

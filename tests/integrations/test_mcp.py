@@ -11,11 +11,13 @@ import pytest
 pytest.importorskip("mcp", reason="needs the extra mcp")
 
 from integrations.mcp_client import PROGRAM, SCHEDULE, SPEC, Caller, connected
+from qimeng_attention.errors import EnvironmentMissing
 from qimeng_attention.integrations.mcp import reference, skill
 from qimeng_attention.runtime import load
 from qimeng_attention.schedule import REWRITINGS
 from qimeng_attention.tl.functions import FUNCTIONS
 from qimeng_attention.tl.statements import TABLE
+from qimeng_attention.workflow.present import detect
 
 FAULTY = PROGRAM.replace("K.T", "K").replace("Reshape S from", "# S from").replace("GEMM P, V", "GEMM S, V")
 
@@ -34,7 +36,8 @@ async def _mended(call: Caller) -> str:
             return text
         for finding in answer["error"]["diagnostics"]:
             line = text.splitlines()[finding["line"] - 1]
-            assert finding["column"] > 0
+            assert finding["text"] == line
+            assert line[finding["column"] - 1 :].strip()
             if "K.T" in finding["hint"]:
                 assert line.strip() == "Compute GEMM Q, K and get S"
                 text = text.replace("GEMM Q, K and", "GEMM Q, K.T and")
@@ -43,6 +46,18 @@ async def _mended(call: Caller) -> str:
                 text = text.replace("    # S from", "    Reshape S from").replace("GEMM S, V", "GEMM P, V")
                 assert entry["example"] in text
     raise AssertionError(text)
+
+
+def _arch() -> str:
+    """Give the architecture of the GPU that is present, on which the bundle will be judged; "" where there is none."""
+    try:
+        return detect().arch
+    except EnvironmentMissing:
+        return ""
+
+
+def _registers(built: dict) -> int:
+    return built["result"]["kernels"][0]["report"]["registers"]
 
 
 @pytest.mark.cuda
@@ -74,14 +89,16 @@ def test_an_agent_goes_from_a_description_to_a_judged_bundle(tmp_path: Path) -> 
             assert built["result"]["kernels"][0]["report"]["spill_store_bytes"] == 0
             judged = await call.ended(await call("start_judge", program=program, spec=SPEC))
             assert judged["result"]["verdict"] == "accepted"
-            made = await call.ended(
-                await call("start_generate", program=program, spec=SPEC, target="A100", out="bundles/mine")
-            )
+            whole = {"program": program, "spec": SPEC, "target": "A100", "arch": _arch(), "out": "bundles/mine"}
+            made = await call.ended(await call("start_generate", **whole))
             assert made["result"]["bundle"] == "bundles/mine"
             assert made["result"]["verdict"]["verdict"] == "accepted"
             shown = await call("show", bundle="bundles/mine", programs=True)
             assert shown["kernel"] == "mine"
             assert "GEMM P, V" in shown["programs"]["code.tl"]
+            assert {"what": "registers", "found": f"{_registers(made)} a thread"} in shown["resources"]
+            timed = await call.ended(await call("start_bench", bundle="bundles/mine", batch=1, length=256))
+            assert timed["state"] == "done" or timed["error"]["code"] == "Q700"  # no GPU, or no PyTorch
             rejudged = await call.ended(await call("start_judge", bundle="bundles/mine"))
             assert rejudged["result"]["verdict"] == "accepted"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 
 pytest.importorskip("mcp", reason="needs the extra mcp")
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 from integrations.mcp_client import PROGRAM, SPEC, Caller, connected
 from qimeng_attention.cli import app
 from qimeng_attention.errors import BuildError, DiagnosticError, EnvironmentMissing, QimengError, SpecError
-from qimeng_attention.integrations.mcp import answers, hidden, skill, work
+from qimeng_attention.integrations.mcp import answers, hidden, skill, work, worker
 from qimeng_attention.integrations.mcp.root import Root
 from qimeng_attention.judge import rule
 
@@ -249,9 +251,39 @@ def test_a_long_text_is_refused() -> None:
         hidden.refuse_hidden("x" * (hidden.MOST_CHARACTERS + 1), "program")
 
 
+def test_line_ends_of_any_system_are_taken_and_a_lone_return_is_not() -> None:
+    hidden.refuse_hidden("a\r\nb\n", "program")
+
+    with pytest.raises(SpecError, match=r"x0d, in line 2, column 2"):
+        hidden.refuse_hidden("a\r\nb\rc", "program")
+    assert hidden.visible("a\r\nb\rc") == "a\nb\\x0dc"
+
+
 def test_half_a_character_is_refused() -> None:
     with pytest.raises(SpecError, match=r"ud800, in line 2, column 2"):
         hidden.refuse_hidden(["fine", "a\nb\ud800"], "program")
+
+
+@pytest.mark.parametrize("size", [10**4, 10**9, 10**30])
+def test_sizes_that_no_memory_holds_are_refused(size: int, tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with connected(tmp_path) as call:
+            sizes = dict.fromkeys(("B", "Sq", "Sk", "Hq", "Hk"), size)
+            refused = await call("interpret", program=PROGRAM, sizes=sizes)
+            assert refused["error"]["code"] == "Q100"
+            assert refused["error"]["details"]["field"] == "sizes"
+
+    anyio.run(ask)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bounds data as Linux counts it")
+def test_a_quick_stage_may_allocate_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MEMORY_BYTES", 4 << 30)
+
+    with pytest.raises(MemoryError), worker._limited():
+        np.ones(1 << 30)
+
+    np.ones(1 << 10)
 
 
 # ------------------------------------------------------------------ the command

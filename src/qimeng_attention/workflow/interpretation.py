@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from qimeng_attention.tl.interpreter import interpret
 from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
 from qimeng_attention.tl.small_model import starts
 from qimeng_attention.tl.types import Checked
+
+MOST_ELEMENTS = 1 << 27  # of one tensor: 1 GB as they are drawn
 
 
 def interpret_file(
@@ -42,6 +45,7 @@ def interpret_file(
                 field="sizes",
                 value=sizes[name],
             )
+    _refuse_large(checked, sizes)
     values = {name: scalars.get(name, 1.0) for name in checked.scalars}
     inputs = _inputs(checked, sizes, seed)
     outputs = interpret(checked, sizes, inputs, values, seed=seed, source=text, file=file)
@@ -55,13 +59,28 @@ def interpret_file(
     }
 
 
+def _shape(checked: Checked, name: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(integer(d, {**checked.fixed, **sizes}) for d in checked.tensors[name].dims)
+
+
+def _refuse_large(checked: Checked, sizes: dict[str, int]) -> None:
+    for name in (*checked.inputs, *checked.outputs):
+        if (elements := prod(_shape(checked, name, sizes))) > MOST_ELEMENTS:
+            raise SpecError(
+                f"{name} would have {elements:.3g} elements, more than {MOST_ELEMENTS:,}",
+                hint="take sizes of a few tiles: the interpreter is for meaning, not for speed",
+                field="sizes",
+                value=name,
+            )
+
+
 def _inputs(checked: Checked, sizes: dict[str, int], seed: int) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     made: dict[str, Array] = {}
     rising = starts(checked, sizes)
     for name in checked.inputs:
         tensor = checked.tensors[name]
-        shape = tuple(integer(d, {**checked.fixed, **sizes}) for d in tensor.dims)
+        shape = _shape(checked, name, sizes)
         integers = tensor.dtype in INTEGER_TYPES
         zeros = rising.get(name, np.zeros(shape, np.int64)) if integers else None
         made[name] = zeros if zeros is not None else rng.standard_normal(shape).astype(np.float32)

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from qimeng_attention.errors import EnvironmentMissing, QimengError
+from qimeng_attention.errors import DiagnosticError, EnvironmentMissing, QimengError
 from qimeng_attention.integrations.mcp.hidden import cleaned
 
 _MOST_LOG = 6_000  # characters of a compiler's words
@@ -38,9 +38,17 @@ def explained(error: BaseException) -> dict[str, Any]:
     code, message, hint = (str(fields.pop(name)) for name in ("error", "message", "hint"))
     fields = {n: v[-_MOST_LOG:] if isinstance(v, str) else v for n, v in fields.items()}
     found = [d if isinstance(d, dict) else {"message": str(d)} for d in found]
+    if isinstance(known, DiagnosticError):
+        found = [{**d, "text": _line(known.source, d["line"])} for d in found]
     answer = {"code": code, "message": message, "hint": hint or _HINTS.get(code, ""), "diagnostics": found}
     plain: dict[str, Any] = _plain({**answer, "details": fields})
     return plain
+
+
+def _line(source: str, number: int) -> str:
+    """Give a line as the parser counts them: an agent may not have the text, where a stage wrote it."""
+    lines = source.expandtabs(4).split("\n")
+    return lines[number - 1] if 1 <= number <= len(lines) else ""
 
 
 def _known(error: BaseException) -> QimengError:

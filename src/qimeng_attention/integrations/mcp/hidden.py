@@ -11,7 +11,7 @@ from typing import Any
 from qimeng_attention.errors import SpecError
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, format, surrogates, private use, separators of lines
-_ALLOWED = "\n\t\r"
+_ALLOWED = "\n\t"
 MOST_CHARACTERS = 400_000  # of one text
 _MOST_DEPTH = 32
 
@@ -30,7 +30,7 @@ def visible(text: str) -> str:
     """Give a text with every hidden character written out."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_written(c) if is_hidden(c) else c for c in text)
+    return "".join(_written(c) if is_hidden(c) else c for c in text.replace("\r\n", "\n"))
 
 
 def cleaned(value: Any) -> Any:
@@ -68,6 +68,7 @@ def _refuse_in_text(text: str, field: str) -> None:
             hint=f"a text has at most {MOST_CHARACTERS:,}",
             field=field,
         )
+    text = text.replace("\r\n", "\n")  # a lone return moves the cursor, as escapes do
     place = next((n for n, c in enumerate(text) if is_hidden(c)), None)
     if place is None:
         return

@@ -107,10 +107,18 @@ class Jobs:
             if worker.take(job, request):
                 return worker
             worker.end()
-        worker = _Worker(self._command, self._folder, self._free)
+        worker = _Worker(self._command, self._folder, self._free, self._again)
         if not worker.take(job, request):
             job.end("died", died(job, "no sign of life"))
         return worker
+
+    def _again(self, worker: _Worker, job: Job, request: dict[str, Any]) -> None:
+        """Give a job to another process where one died while it waited, before it knew of the job."""
+        with self._lock:
+            self._workers.pop(job.name, None)
+            if job.running:
+                self._workers[job.name] = self._given(job, request)
+        worker.end()
 
     def _free(self, worker: _Worker, job: Job, alive: bool) -> None:
         """Keep a process whose job has ended for the next one."""
@@ -176,9 +184,11 @@ def _stop(job: Job, why: str) -> None:
 class _Worker:
     """One process, and the thread that reads what it says."""
 
-    def __init__(self, command: Sequence[str], folder: Path, free: Free) -> None:
-        self._free, self._gone, self._over = free, False, False
+    def __init__(self, command: Sequence[str], folder: Path, free: Free, again: Again) -> None:
+        self._free, self._again = free, again
+        self._gone, self._over, self._served = False, False, False
         self._job: Job | None = None
+        self._untaken: dict[str, Any] | None = None  # a request, until the process says that it has it
         self._turn, self._ending = threading.Lock(), threading.Lock()
         self._temporary = tempfile.TemporaryDirectory(prefix="qimeng-mcp-", ignore_cleanup_errors=True)
         self._errors = Path(self._temporary.name) / "errors.txt"
@@ -199,7 +209,7 @@ class _Worker:
         with self._turn:
             if self._gone:
                 return False
-            self._job = job
+            self._job, self._untaken = job, request
             try:
                 self.process.stdin.write(json.dumps(request).encode() + b"\n")
                 self.process.stdin.flush()
@@ -216,6 +226,9 @@ class _Worker:
             job, self._gone = self._job, True
         if job is None:
             return
+        if self._served and self._untaken is not None:
+            self._again(self, job, self._untaken)
+            return
         if job.running:  # nobody ended it on purpose
             job.end("died", died(job, how_it_ended(self.process, self._errors)))
         self._free(self, job, False)
@@ -225,6 +238,9 @@ class _Worker:
         if job is None or not line.endswith(b"\n"):
             return
         said = json.loads(line)
+        if "taken" in said:
+            self._untaken, self._served = None, True
+            return
         if "progress" in said:
             job.progress = said["progress"]
             return
@@ -261,3 +277,4 @@ def died(job: Job, how: str) -> dict[str, Any]:
 
 
 Free = Callable[[_Worker, Job, bool], None]
+Again = Callable[[_Worker, Job, dict[str, Any]], None]

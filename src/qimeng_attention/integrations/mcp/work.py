@@ -179,17 +179,19 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 
 def _show(a: dict[str, Any], say: Say) -> dict[str, Any]:
     page = page_of(read_folder(Path(a["bundle"])))
-    fields = {name: dict(getattr(page, name)) for name in ("resources", "judged", "speed", "made_by")}
+    parts = ("launch", "resources", "judged", "speed", "made_by")
+    facts = {
+        part: [{"what": what, "found": without_values(found)} for what, found in getattr(page, part)] for part in parts
+    }
     programs = {"scheduled": "\n".join(page.tl), "cute": "\n".join(page.cpp), **dict(page.levels)}
     return {
         "kernel": page.kernel,
         "target": page.target,
         "understood": understood_as_json(page.understood) if page.understood else None,
-        "launch": [list(fact) for fact in page.launch],
         "reasons": [asdict(reason) for reason in page.reasons],
         "verdict": page.verdict,
         "predicted_speed": page.predicted,
-        **fields,
+        **facts,
         "programs": programs if a["programs"] else None,
     }
 

@@ -9,18 +9,22 @@ Not here: who asks (jobs.py), what is done (work.py).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, TextIO
 
 from qimeng_attention.integrations.mcp.answers import failure, success
 
 GRACE_S = 3.0  # for a job to end what it started
+MEMORY_BYTES = 8 << 30  # that a quick stage may allocate: sizes are a client's, and the machine is not its alone
+QUICK = ("understand", "check", "interpret", "schedule", "translate", "show")
 _EVERY_S = 0.2  # at most so often it is said how far a job is
 
 
@@ -35,6 +39,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
     while True:
         request = json.loads(waiting.get())
+        _tell(answers, {"taken": request["tool"]})
         _tell(answers, {"answer": _done(request, answers)})
 
 
@@ -69,9 +74,27 @@ def _done(request: dict[str, Any], answers: TextIO) -> dict[str, Any]:
     try:
         from qimeng_attention.integrations.mcp.work import do
 
-        return success(do(request["tool"], request["arguments"], say))
+        with _limited() if request["tool"] in QUICK else contextlib.nullcontext():
+            return success(do(request["tool"], request["arguments"], say))
     except Exception as error:  # a job may fail in any way, and the answer must say how
         return failure(error)
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Bound what is allocated meanwhile, where the system knows such a limit."""
+    try:
+        import resource
+    except ImportError:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bounds = [limit for limit in (MEMORY_BYTES, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _tell(answers: TextIO, fields: dict[str, Any]) -> None:
