@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("pydantic_ai", reason="the extra llm is not installed")
 
-from llm.wire import KINDS, Kind, Server, good, openai
+from llm.wire import KEY, KINDS, Kind, Server, good, openai
 from qimeng_attention.llm import chat
 from qimeng_attention.llm.budget import Budget
 from qimeng_attention.llm.provider import ProviderClient
@@ -25,7 +25,10 @@ from qimeng_attention.llm.transcript import Transcript, load
 
 SEEDS = range(100)
 NAME = "openai:gpt-4o"
-KEY = "sk-test-0123456789abcdef"
+FINAL = {  # what no second try would change
+    *("no credit", "truncated", "all tokens thought", "refused"),
+    *("400", "401", "403", "404", "413", "too long"),
+}
 PROMPT = "Write causal attention in TL."
 
 
@@ -146,8 +149,10 @@ def test_every_fault_has_a_typed_end_within_the_budget_and_each_try_in_the_ledge
         assert [c.attempt for c in calls] == list(range(1, len(calls) + 1))
         assert all(c.end is not None for c in calls)
         assert [type(c.end) for c in calls] == [type(c.end) for c in transcript.calls]
-        if kind.ends and not kind.ends[0].retry:
-            assert len(server.asked) == 1, "asked again, though it cannot help"
+        if name in FINAL:
+            assert len(server.asked) <= 1, "asked again, though it cannot help"
+        elif kind.ends and not isinstance(end, chat.BudgetReached):
+            assert len(server.asked) == min(faults + 1, 4)
         assert all(0 <= wait <= 132 for wait in time.waits)
         assert KEY not in path.read_text("utf-8")
 
@@ -168,7 +173,7 @@ class Stopped(BaseException):
 def test_a_run_stopped_after_any_call_goes_on_and_pays_nothing_twice(name: str, tmp_path: Path) -> None:
     for seed in SEEDS:
         rng = random.Random(seed)
-        faults, stop = rng.randrange(1, 4), rng.randrange(1, 4)
+        faults, stop = rng.randrange(1, 7), rng.randrange(1, 5)
         plan = [end_of(name, rng.randrange(8)) for _ in range(faults)]
         whole = Canned(lambda n, plan=plan: plan[n] if n < len(plan) else end_of("", 0))
         expected, _ = run(whole, tmp_path / f"{seed}-whole.jsonl", Budget(), seed, Time())

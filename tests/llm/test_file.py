@@ -65,6 +65,16 @@ def test_the_last_line_is_no_part_of_the_answer(end: str, tmp_path: Path) -> Non
     assert FileClient(tmp_path).complete(request()).text == f"a\n{END}\nKernel k\n"
 
 
+def test_who_answers_is_said_in_the_folder(tmp_path: Path) -> None:
+    _, answer = waiting(tmp_path, request())
+    answer.write_text(f"{ANSWER}{END}", "utf-8")
+    assert FileClient(tmp_path).complete(request()).model == f"file:{tmp_path}"
+    (tmp_path / "model.txt").write_text("some-model-5\n", "utf-8")
+
+    assert FileClient(tmp_path).complete(request()).model == "some-model-5"
+    assert FileClient(tmp_path, model="other").complete(request()).model == "other"
+
+
 def test_an_answer_to_another_prompt_is_refused_with_what_to_remove(tmp_path: Path) -> None:
     prompt, answer = waiting(tmp_path, request())
     answer.write_text(f"{ANSWER}{END}", "utf-8")

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-httpx2 = pytest.importorskip("httpx2", reason="the extra llm is not installed")
+pytest.importorskip("pydantic_ai", reason="the extra llm is not installed")
 
-from llm.wire import Server, anthropic, openai  # noqa: E402
-from qimeng_attention.llm import chat  # noqa: E402
-from qimeng_attention.llm.provider import PROVIDERS, ProviderClient, SamplingDropped  # noqa: E402
+import httpx2
+
+from llm.wire import Server, anthropic, openai
+from qimeng_attention.llm import chat
+from qimeng_attention.llm.provider import PROVIDERS, ProviderClient, SamplingDropped
 
 ASKED = chat.Request(chat.conversation("hi", "first", "again", system="sys"), "code", max_tokens=500)
 

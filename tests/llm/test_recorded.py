@@ -61,12 +61,17 @@ def test_what_earlier_runs_spent_counts_once_however_many_clients_share_it(tmp_p
 def test_waiting_for_somebody_is_no_call(tmp_path: Path) -> None:
     budget = Budget(max_calls=1)
     with Transcript(tmp_path / "t.jsonl") as transcript:
-        client = Recorded(Scripted([chat.Waiting("not yet"), reply()], name="file:f"), transcript, budget)
-        with pytest.raises(chat.Waiting):
-            client.complete(request())
+        client = Recorded(Scripted([*[chat.Waiting("not yet")] * 3, reply()], name="file:f"), transcript, budget)
+        sizes = set()
+        for _ in range(3):
+            with pytest.raises(chat.Waiting):
+                client.complete(request())
+            sizes.add((tmp_path / "t.jsonl").stat().st_size)
 
+        assert len(sizes) == 1
         assert client.complete(request()).text == "Kernel k"
     assert budget.spent.calls == 1
+    assert len(load(tmp_path / "t.jsonl").calls) == 1
 
 
 def test_the_cost_is_worked_out_where_tokens_and_a_price_are_known(tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def test_without_a_word_of_the_provider_waits_double() -> None:
     assert all(low <= wait <= 2 * low for wait, low in zip(waits, (1.0, 2.0, 4.0), strict=True))
 
 
-@pytest.mark.parametrize("fault", [c for c in chat.FAULTS.values() if not c.retry], ids=lambda c: c.kind)
+FINAL = [chat.ClientFault, chat.Truncated, chat.Refused, chat.Misconfigured, chat.Waiting, chat.Stale]
+
+
+@pytest.mark.parametrize("fault", [*FINAL, chat.NoRecording, chat.BudgetReached], ids=lambda c: c.kind)
 def test_what_cannot_be_helped_is_not_asked_again(fault: type[chat.ClientFault]) -> None:
     client = Scripted([fault("no"), reply()])
     with pytest.raises(fault):

@@ -63,7 +63,7 @@ def test_lines_are_only_ever_added(tmp_path: Path) -> None:
 
 def test_secrets_are_not_stored_wherever_they_turn_up(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
-    clean = redactor({"MY_API_KEY": SECRET, "EDITOR": "vim-of-mine"})
+    clean = redactor({"MY_API_KEY": SECRET, "EDITOR": "vim-of-mine", "GIT_AUTHOR_NAME": "vim-of-mine"})
     shaped = "sk-ant-0123456789abcdefghij"
     fault = chat.Misconfigured(f"key {SECRET}", hint=SECRET, raw=f"Bearer {shaped} {SECRET}")
     said = chat.Reply(f"{SECRET} {shaped}", "m", facts={"a": [{"b": f"x{SECRET}x"}], SECRET: 1})
@@ -81,6 +81,12 @@ def test_secrets_are_not_stored_wherever_they_turn_up(tmp_path: Path) -> None:
     assert shaped not in text
     assert "[MY_API_KEY]" in text
     assert "vim-of-mine" in text
+
+
+def test_a_secret_is_found_in_raw_json_too() -> None:
+    clean = redactor({"SOME_TOKEN": 'quote"and\\slash', "ANOTHER_TOKEN": 'quote"and\\slash-longer'})
+
+    assert clean({"raw": json.dumps({"said": 'quote"and\\slash-longer'})}) == {"raw": '{"said": "[ANOTHER_TOKEN]"}'}
 
 
 def test_a_line_that_was_cut_off_is_passed_over_and_marked(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import httpx2
 from qimeng_attention.llm import chat
 
 Handler = Callable[[httpx2.Request], httpx2.Response]
+KEY = "sk-test-0123456789abcdef"
 PROGRAM = "```tl\nKernel k\n```\n"
 
 
@@ -173,7 +174,7 @@ KINDS = {
     "malformed JSON": Kind(_malformed, (chat.Garbled,)),
     "another form": Kind(_other_form, (chat.Garbled,)),
     "400": Kind(_status(400), (chat.Misconfigured,)),
-    "401": Kind(_status(401), (chat.Misconfigured,)),
+    "401": Kind(_status(401, f"incorrect key {KEY}"), (chat.Misconfigured,)),
     "403": Kind(_status(403), (chat.Misconfigured,)),
     "404": Kind(_status(404), (chat.Misconfigured,)),
     "413": Kind(_status(413), (chat.Misconfigured,)),

@@ -38,8 +38,10 @@ FORMS = {
 EXTRA = "pip install 'qimeng-attention[llm]'"
 
 
-def open_client(name: str, *, patience_s: float = 0.0) -> Client:
-    """Give the client that a name asks for; `patience_s` is how long a folder waits for an answer.
+def open_client(name: str, *, model: str = "", patience_s: float = 0.0) -> Client:
+    """Give the client that a name asks for.
+
+    `model` is who answers through a program or in a folder, for transcripts; `patience_s` how long a folder waits.
 
     Raises:
         SpecError: there is no such client.
@@ -53,10 +55,10 @@ def open_client(name: str, *, patience_s: float = 0.0) -> Client:
     if kind not in FORMS or not rest:
         raise _unknown(name, kind)
     if kind == "file":
-        return FileClient(Path(rest).expanduser(), patience_s=patience_s)
+        return FileClient(Path(rest).expanduser(), model=model, patience_s=patience_s)
     if kind == "command":
         try:
-            return CommandClient(shlex.split(rest))
+            return CommandClient(shlex.split(rest), model=model)
         except ValueError as e:
             raise SpecError(f"the command cannot be read: {e}", hint="close its quotes", field="author") from e
     try:

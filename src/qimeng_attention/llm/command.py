@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -23,10 +24,11 @@ KEPT_OF_STDERR = 4000  # bytes of its end
 
 
 class CommandClient:
-    """A program and its arguments; no shell reads them."""
+    """A program and its arguments, which no shell reads; `model` is who answers through it, where that is known."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
-        self.argv, self.name = tuple(argv), f"command:{argv[0]}"
+    def __init__(self, argv: Sequence[str], *, model: str = "") -> None:
+        self.argv, self.name = tuple(argv), f"command:{shlex.join(argv)}"
+        self._model = model or self.name
 
     def complete(self, request: Request) -> Reply:
         """Run the program.
@@ -44,13 +46,13 @@ class CommandClient:
             text = out.decode("utf-8")
         except UnicodeDecodeError as e:
             raise Garbled(
-                f"{self.name} answered something that is no UTF-8",
+                f"{self.argv[0]} answered something that is no UTF-8",
                 hint="let it print UTF-8",
                 raw=out.decode("utf-8", "backslashreplace"),
             ) from e
         if not text.strip():
-            raise Empty(f"{self.name} answered nothing", hint="let it print its answer on standard output")
-        return Reply(text, self.name, seconds=time.monotonic() - began)
+            raise Empty(f"{self.argv[0]} answered nothing", hint="let it print its answer on standard output")
+        return Reply(text, self._model, seconds=time.monotonic() - began)
 
     def _run(self, request: Request, deadline: float, errors: IO[bytes]) -> bytes:
         try:
@@ -70,17 +72,17 @@ class CommandClient:
         try:
             if not _talk(process, request.rendered().encode("utf-8", "backslashreplace"), out, deadline):
                 raise TimedOut(
-                    f"{self.name} did not end within {request.timeout_s:g} s", hint="allow more time", raw=_text(out)
+                    f"{self.argv[0]} did not end within {request.timeout_s:g} s", hint="allow more time", raw=_text(out)
                 )
             if len(out) > LONGEST_ANSWER:
                 raise Garbled(
-                    f"{self.name} answered more than {LONGEST_ANSWER >> 20} MiB",
+                    f"{self.argv[0]} answered more than {LONGEST_ANSWER >> 20} MiB",
                     hint="let it print its answer alone",
                     raw=_text(out[:KEPT_OF_STDERR]),
                 )
             if not _ended(process.pid, deadline):
                 raise TimedOut(
-                    f"{self.name} answered, but did not end within {request.timeout_s:g} s",
+                    f"{self.argv[0]} answered, but did not end within {request.timeout_s:g} s",
                     hint="let it end after its answer",
                     raw=_text(out),
                 )
@@ -89,7 +91,7 @@ class CommandClient:
         if code:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise ServerFault(
-                f"{self.name} {how}",
+                f"{self.argv[0]} {how}",
                 hint="run it by hand with a prompt on its standard input",
                 raw=_text(out) + _tail(errors),
                 returned=code,

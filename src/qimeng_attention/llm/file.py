@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qimeng_attention.llm.chat import Empty, Garbled, Misconfigured, Reply, Request, Stale, Waiting
 
-PROMPT, ANSWER = ".prompt.md", ".answer.md"
+PROMPT, ANSWER, MODEL = ".prompt.md", ".answer.md", "model.txt"
 END = "<!-- end -->"
 POLL_S = 1.0
 
@@ -32,21 +32,28 @@ The line itself is no part of the answer.
 Then run the same command again: it finds the answer and goes on to the next prompt.
 Prompts are not edited: an answer beside an edited prompt is refused.
 To answer a prompt afresh, remove both of its files.
+Who answers is said in `{MODEL}`, in one line: transcripts name it.
 """
 
 
 class FileClient:
-    """A folder of prompts and answers; `patience_s` is how long a call waits for an answer before it gives up."""
+    """A folder of prompts and answers.
+
+    `model` is who answers, else what the folder's `model.txt` says; `patience_s` is how long a call waits for an answer
+    before it gives up.
+    """
 
     def __init__(
         self,
         folder: Path,
         *,
+        model: str = "",
         patience_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.folder, self.name = folder, f"file:{folder}"
+        self._model = model
         self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
 
     def complete(self, request: Request) -> Reply:
@@ -123,7 +130,9 @@ class FileClient:
             )
         if not body.strip():
             raise Empty(f"{path} holds no answer", hint="write one, or remove it", retry=False, may_cost=False)
-        return Reply(body.rstrip().lstrip("\n") + "\n", self.name, facts={"answer": path.name, "prompt": prompt.name})
+        who = self.folder / MODEL
+        model = self._model or (who.read_text("utf-8", "replace").strip() if who.is_file() else "") or self.name
+        return Reply(body.rstrip().lstrip("\n") + "\n", model, facts={"answer": path.name, "prompt": prompt.name})
 
 
 def _answer_of(prompt: Path) -> Path:

@@ -199,7 +199,7 @@ class ProviderClient:
                 "request_timeout": request.timeout_s,  # for the whole
                 "max_retries": 0,
             }
-            if self.kind == "ollama":  # NOTE: its endpoint knows the older name of the limit alone
+            if self.kind in ("deepseek", "ollama"):  # NOTE: they know the older name of the limit alone
                 settings["extra_body"] = {"max_tokens": request.max_tokens}
             profile: Any = model.profile  # a dictionary of what the model can
             if not profile.get("anthropic_disallows_sampling_settings"):

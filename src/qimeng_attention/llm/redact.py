@@ -8,12 +8,13 @@ Not here: what is kept (transcript.py).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH)", re.IGNORECASE)
+NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(_|$)|(^|_)AUTH(_|$)", re.IGNORECASE)
 LEAST_LENGTH = 8  # a shorter value ("1", "true") is a setting, and would be found everywhere
 SHAPES = (
     re.compile(r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"),  # OpenAI, Anthropic, DeepSeek
@@ -24,14 +25,9 @@ SHAPES = (
 def redactor(environ: Mapping[str, str] | None = None) -> Callable[[Any], Any]:
     """Give a function that takes secrets out of strings, however deep in lists and dictionaries they are."""
     found = os.environ if environ is None else environ
-    secrets = sorted(
-        (
-            (value.strip(), name)
-            for name, value in found.items()
-            if NAMES.search(name) and len(value.strip()) >= LEAST_LENGTH
-        ),
-        key=lambda pair: -len(pair[0]),  # a longer one first: another may be a part of it
-    )
+    values = [(v.strip(), name) for name, v in found.items() if NAMES.search(name) and len(v.strip()) >= LEAST_LENGTH]
+    escaped = [(json.dumps(value)[1:-1], name) for value, name in values]  # as it stands in a provider's raw answer
+    secrets = sorted({*values, *escaped}, key=lambda pair: (-len(pair[0]), pair))  # one may be a part of another
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):

@@ -48,6 +48,7 @@ class Retried:
             try:
                 return self._client.complete(request)
             except ClientFault as fault:
+                fault.details["tries"] = attempt
                 if not fault.retry or attempt >= self._tries:
                     raise
                 if not fault.recorded:
