@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,10 @@ import httpx2
 
 from llm.wire import Server, anthropic, openai
 from qimeng_attention.llm import chat
+from qimeng_attention.llm.budget import Budget
 from qimeng_attention.llm.provider import PROVIDERS, ProviderClient, SamplingDropped
+from qimeng_attention.llm.recorded import Recorded
+from qimeng_attention.llm.transcript import Transcript, load
 
 ASKED = chat.Request(chat.conversation("hi", "first", "again", system="sys"), "code", max_tokens=500)
 
@@ -152,6 +157,25 @@ def test_a_caller_inside_a_loop_of_its_own_is_answered() -> None:
         return ProviderClient("openai:gpt-4o", transport=server.transport()).complete(ASKED).text
 
     assert asyncio.run(caller()) == "Kernel k"
+
+
+def test_threads_that_share_a_client_stay_within_the_budget(tmp_path: Path) -> None:
+    server, budget = Server(lambda _: openai("Kernel k")), Budget(max_calls=5)
+    with Transcript(tmp_path / "t.jsonl") as transcript:
+        client = Recorded(ProviderClient("openai:gpt-4o", transport=server.transport()), transcript, budget)
+
+        def ask(sample: int) -> str:
+            try:
+                return client.complete(replace(ASKED, sample=sample)).text
+            except chat.BudgetReached as fault:
+                return fault.kind
+
+        with ThreadPoolExecutor(8) as pool:
+            ends = list(pool.map(ask, range(12)))
+
+    assert sorted(ends) == ["Kernel k"] * 5 + ["budget reached"] * 7
+    assert len(server.asked) == 5
+    assert len(load(tmp_path / "t.jsonl").calls) == 12
 
 
 def test_an_answer_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

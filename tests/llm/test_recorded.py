@@ -41,6 +41,18 @@ def test_a_refusal_is_told_again_not_asked_again(tmp_path: Path) -> None:
     assert (e.value.raw, e.value.recorded) == ("words", True)
 
 
+def test_a_truncated_answer_is_asked_again_with_more_room_only(tmp_path: Path) -> None:
+    client = Scripted([chat.Truncated("too long"), reply()])
+    with Transcript(tmp_path / "t.jsonl") as transcript:
+        recorded = Recorded(client, transcript)
+        for _ in range(2):
+            with pytest.raises(chat.Truncated):
+                recorded.complete(request(max_tokens=1000))
+        assert len(client.asked) == 1
+
+        assert recorded.complete(request(max_tokens=2000)).text == "Kernel k"
+
+
 def test_what_earlier_runs_spent_counts_once_however_many_clients_share_it(tmp_path: Path) -> None:
     with Transcript(tmp_path / "t.jsonl") as transcript:
         Recorded(Scripted([reply()]), transcript).complete(request())

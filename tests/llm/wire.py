@@ -181,6 +181,7 @@ KINDS = {
     "too long": Kind(_status(400, "context_length_exceeded"), (chat.Misconfigured,)),
     "wrong fence": Kind(_fences, parser=True),
     "two fences": Kind(lambda _: openai(PROGRAM + "or\n" + PROGRAM), parser=True),
+    "fewer tokens than none": Kind(lambda _: openai(PROGRAM, tokens=(-5000, 300))),
     "tokens not reported": Kind(lambda _: openai(PROGRAM, tokens=None)),
 }
 

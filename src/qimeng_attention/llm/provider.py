@@ -265,7 +265,9 @@ def fault_of(e: Exception, wire: Wire, name: str, request: Request) -> ClientFau
     if isinstance(e, x.ModelRateLimitError) or status == 429:
         return RateLimited(f"{name} asks to wait", hint="ask again later", wait_s=_wait(e), **more)
     if isinstance(e, x.ModelUnavailableError):
-        return ServerFault(f"{name} is overloaded or down", hint="later", wait_s=_wait(e), may_cost=False, **more)
+        return ServerFault(
+            f"{name} is overloaded or down", hint="ask again later", wait_s=_wait(e), may_cost=False, **more
+        )
     if isinstance(e, x.ModelServerError) or (status or 0) >= 500:
         return ServerFault(f"{name} failed ({status})", hint="ask again", wait_s=_wait(e), **more)
     if isinstance(e, x.ContentFilterError) or getattr(e, "provider_error_code", None) in _FILTERS:
@@ -294,9 +296,9 @@ def _wait(e: Exception) -> float | None:
 
 
 def _usage(response: Any) -> Usage:
-    """Give the tokens that the provider reports; none reported is unknown, not nothing."""
+    """Give the tokens that the provider reports; none reported, or fewer than none, is unknown, not nothing."""
     used = response.usage
-    if not used.input_tokens and not used.output_tokens:
+    if used.input_tokens < 0 or used.output_tokens < 0 or not (used.input_tokens or used.output_tokens):
         return Usage()
     return Usage(used.input_tokens, used.output_tokens)
 

@@ -25,6 +25,7 @@ from qimeng_attention.llm.chat import (
     Reply,
     Request,
     Stale,
+    Truncated,
     Waiting,
 )
 from qimeng_attention.llm.transcript import Call, Transcript
@@ -88,15 +89,14 @@ class Recorded:
     def _earlier(self, request: Request) -> Reply | ClientFault | None:
         """Give what was said to the conversation before: an answer, else the next fault that may have been charged."""
         digest = request.digest
-        ends = [c.end for c in list(self._transcript.calls) if c.digest == digest and c.client == self.name]
-        reply = next((e for e in ends if isinstance(e, Reply)), None)
+        calls = [c for c in self._calls(digest) if _stands(c, request)]
+        reply = next((c.end for c in calls if isinstance(c.end, Reply)), None)
         if reply is not None:
             return reply
-        last = next((e for e in reversed(ends) if isinstance(e, ClientFault) and e.may_cost), None)
-        if last is not None and not last.retry:
+        if calls and isinstance(last := calls[-1].end, ClientFault) and not last.retry:
             return _again(last)
-        before = [c.end for c in self._transcript.earlier if c.digest == digest and c.client == self.name]
-        paid = [e for e in before if isinstance(e, ClientFault) and e.may_cost]
+        earlier = len(self._transcript.earlier)
+        paid = [c.end for c in calls if c.number <= earlier and isinstance(c.end, ClientFault)]
         with self._lock:
             told = self._told.get(digest, 0)
             self._told[digest] = told + 1
@@ -104,9 +104,11 @@ class Recorded:
 
     def _waiting(self, request: Request) -> Call | None:
         """Give the call that waits for this answer: a run that looks again and again writes it down once."""
-        digest = request.digest
-        calls = [c for c in list(self._transcript.calls) if c.digest == digest and c.client == self.name]
+        calls = self._calls(request.digest)
         return calls[-1] if calls and isinstance(calls[-1].end, Waiting) else None
+
+    def _calls(self, digest: str) -> list[Call]:
+        return [c for c in list(self._transcript.calls) if c.digest == digest and c.client == self.name]
 
     def _restore(self, call: Call) -> None:
         if call.reserved is None:
@@ -118,6 +120,13 @@ class Recorded:
             charged=call.may_cost,
             counts=not isinstance(call.end, NOT_MADE),
         )
+
+
+def _stands(call: Call, request: Request) -> bool:
+    """Tell whether a call's end may have been charged, and would be the same for what is asked now."""
+    if isinstance(call.end, Truncated) and request.max_tokens > call.request.max_tokens:
+        return False  # the answer has more room
+    return isinstance(call.end, Reply) or (call.end is not None and call.end.may_cost)
 
 
 def _again(fault: ClientFault) -> ClientFault:
