@@ -94,6 +94,18 @@ def test_a_folder_of_answers_waits_and_goes_on(here: Path) -> None:
     assert "it asks for dropout" in second.output
 
 
+def test_all_samples_ask_before_the_run_waits(here: Path) -> None:
+    spec = ("--Hq", "2", "--Dqk", "64", "--target", "A100", "--samples", "3")
+    result = run(*spec, "--author", "file:answers", "--yes", "--run", "run", "--out", "out")
+
+    assert result.exit_code == 4
+    assert sorted(p.name[4:13] for p in (here / "answers").glob("*.prompt.md")) == [
+        "sketch-s0",
+        "sketch-s1",
+        "sketch-s2",
+    ]
+
+
 @pytest.mark.usefixtures("here")
 def test_no_call_is_made_beyond_the_budget() -> None:
     result = run(WORDS, "--author", "command:cat", "--yes", "--run", "run", "--max-calls", "0")

@@ -16,7 +16,7 @@ from qimeng_attention.author.llm.understanding import Understood
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import SpecError
 from qimeng_attention.judge import Place, open_reference
-from qimeng_attention.llm.chat import Client
+from qimeng_attention.llm.chat import Client, Waiting
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import refuse_existing
 from qimeng_attention.workflow import stages
@@ -135,14 +135,18 @@ def _write_samples(
     cache: Cache | None,
     report: Callable[[int, Attempt], None] | None,
 ) -> None:
+    """Write every sample; where answers are awaited, every prompt is written before the run stops."""
     wanted = wanted_of(made.understood)
+    waiting: list[Waiting] = []
     for number in range(asked.samples):
         told = (lambda a, n=number: report(n, a)) if report is not None else None
-        made.samples.append(
-            write_sample(
-                wanted, truth, client, results, way, number=number, repairs=asked.repairs, cache=cache, report=told
-            )
-        )
+        settings = {"number": number, "repairs": asked.repairs, "cache": cache, "report": told}
+        try:
+            made.samples.append(write_sample(wanted, truth, client, results, way, **settings))  # type: ignore[arg-type]
+        except Waiting as fault:
+            waiting.append(fault)
+    if waiting:
+        raise waiting[0]
 
 
 def _keep(made: Made, truth: Truth, out: str | Path | None, overwrite: bool) -> None:
