@@ -1,0 +1,164 @@
+"""The kernels that models wrote in a trial, on a GPU: the judge's verdicts, and times beside FlexAttention.
+
+    python benchmarks/study_kernels.py --bundles out/kernels --out benchmarks/results     # on an H200
+
+`--bundles` holds a bundle a request, built for the GPU (sm_90), under the request's name. Each is judged on the GPU
+against the request's own reference. Those that FlexAttention can say are timed beside it, compiled and with its block
+mask made beforehand, as replayed graphs that take turns; its output and ours must agree before and after. TFLOP/s
+count the products of visible pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from qimeng_attention.bench.results import provenance
+from qimeng_attention.bench.timing import time_graphs
+from qimeng_attention.errors import QimengError
+from qimeng_attention.judge import judge_bundle_by_function
+from qimeng_attention.runtime import load
+from qimeng_attention.study.requests import StudyRequest, load_requests
+
+TOKENS, LENGTH = 16384, 4096
+MOST_DIFFERENCE = 2e-2  # relative, of two 16-bit results
+WINDOWS = {"window": 72, "tanh_window": 80}  # keys that a query sees; others here are causal, or full
+FULL = ("softplus_share",)
+Score = Callable[..., torch.Tensor]
+
+
+def scores(heads: int, named: dict[str, torch.Tensor]) -> dict[str, Score | None]:
+    """Give what FlexAttention can say: a score modifier for each request, None for plain scores."""
+
+    def alibi(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+        return score - torch.exp2(-8.0 * (h + 1) / heads) * (q - k)
+
+    def power_law(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+        return score - named["Power"][h] * torch.log(1.0 + torch.clamp(q - k, min=0))
+
+    def signed_square(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+        return score * torch.abs(score)
+
+    def soft_cap(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+        return 20.0 * torch.tanh(score / 20.0)
+
+    return {
+        "alibi": alibi,
+        "power_law": power_law,
+        "signed_square": signed_square,
+        "soft_cap": soft_cap,
+        "causal_gqa": None,
+        "window": None,
+    }
+
+
+def seen(name: str) -> Score:
+    """Give the mask of a request, for Sq = Sk."""
+    wide = WINDOWS.get(name, 1 << 30)
+    return lambda b, h, q, k: (k <= q) & (q - k < wide)
+
+
+def pairs(name: str) -> float:
+    """Count the pairs of query and key that are visible, of one head."""
+    if name in FULL:
+        return float(LENGTH * LENGTH)
+    wide = min(WINDOWS.get(name, LENGTH), LENGTH)
+    return wide * (wide + 1) / 2 + (LENGTH - wide) * wide
+
+
+def ours(folder: Path, request: StudyRequest, x: dict[str, torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    """Give a call of the bundle, and what it writes."""
+    bundle = load(folder)
+    out = {"Out": torch.full((*x["Q"].shape[:3], request.head_dims["Dv"]), math.nan, device="cuda", dtype=x["Q"].dtype)}
+    if "LSE" in request.outputs:
+        batch, length, heads = x["Q"].shape[:3]
+        out["Lse"] = torch.empty((batch, heads, length), device="cuda")
+    scale = {"scale": request.head_dims["Dqk"] ** -0.5}
+    known = {"B": TOKENS // LENGTH, "Sq": LENGTH, "Sk": LENGTH, **request.heads}
+    sizes = {name: known[name] for name in bundle.manifest.sizes}
+    return lambda: bundle.launch({**x, **out}, sizes, scale), out["Out"]
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.float() - b.float()).norm() / b.float().norm()).item()
+
+
+def inputs(request: StudyRequest) -> dict[str, torch.Tensor]:
+    hq, hk, batch = request.heads["Hq"], request.heads["Hk"], TOKENS // LENGTH
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[request.dtype]
+    dims = {
+        "Q": (hq, request.head_dims["Dqk"]),
+        "K": (hk, request.head_dims["Dqk"]),
+        "V": (hk, request.head_dims["Dv"]),
+    }
+    found = {n: torch.randn((batch, LENGTH, *d), device="cuda", dtype=dtype) for n, d in dims.items()}
+    return found | {n: torch.randn(hq, device="cuda") for n in request.tensors}
+
+
+def timed(folder: Path, request: StudyRequest, rounds: int) -> dict[str, Any]:
+    """Time a bundle, beside FlexAttention where that can say the operator."""
+    x = inputs(request)
+    call, out = ours(folder, request, x)
+    call()
+    calls: dict[str, list[Callable[[], Any]]] = {"ours": [call]}
+    said = scores(request.heads["Hq"], x)
+    if request.name in said:
+        q, k, v = (x[n].transpose(1, 2) for n in "QKV")
+        mask = create_block_mask(seen(request.name), None, None, LENGTH, LENGTH, device="cuda")
+        compiled = torch.compile(flex_attention)
+        grouped = request.heads["Hq"] != request.heads["Hk"]
+
+        def flex() -> Any:
+            return compiled(q, k, v, score_mod=said[request.name], block_mask=mask, enable_gqa=grouped)
+
+        assert difference(out, flex().transpose(1, 2)) < MOST_DIFFERENCE, request.name
+        calls["FlexAttention"] = [flex]
+    times = time_graphs(calls, rounds)
+    if "FlexAttention" in calls:
+        assert difference(out, calls["FlexAttention"][0]().transpose(1, 2)) < MOST_DIFFERENCE, request.name
+    flops = 2 * (TOKENS // LENGTH) * request.heads["Hq"] * pairs(request.name) * sum(request.head_dims.values())
+    rates = {name: round(flops / t.median_ms / 1e9, 1) for name, t in times.items()}
+    found: dict[str, Any] = {"tflops": rates, "ms": {n: t.median_ms for n, t in times.items()}}
+    return found | (
+        {"ratio": round(times["FlexAttention"].median_ms / times["ours"].median_ms, 3)} if len(rates) > 1 else {}
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundles", type=Path, required=True)
+    parser.add_argument("--requests", type=Path, default=Path("benchmarks/study/requests"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="study_kernels_h200")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--commit")
+    args = parser.parse_args()
+    results = provenance(args.name, args.commit)
+    rows = []
+    for request in load_requests(args.requests):
+        folder = args.bundles / request.name
+        if not (folder / "manifest.json").is_file():
+            continue
+        row: dict[str, Any] = {"request": request.name, "stratum": request.stratum, "target": request.target}
+        try:
+            verdict = judge_bundle_by_function(folder, request.reference, seed=1)
+            row |= {"verdict": verdict.verdict, "checks": len(verdict.checks), "reason": verdict.reason}
+            row |= timed(folder, request, args.rounds)
+        except (QimengError, AssertionError) as error:
+            row |= {"error": str(error)}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    accepted = sum(r.get("verdict") == "accepted" for r in rows)
+    summary = {"kernels": len(rows), "accepted": accepted, "rows": rows, "length": LENGTH, "tokens": TOKENS}
+    print(results.model_copy(update={"summary": summary}).save(args.out))
+
+
+if __name__ == "__main__":
+    main()
