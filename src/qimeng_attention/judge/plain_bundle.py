@@ -123,13 +123,15 @@ class Built:
     def sizes_to_try(self) -> list[dict[str, int]]:
         """Choose lengths around the tiles: those of the program beside the kernel, or those that its grid tells.
 
-        Sizes that its launcher refuses are left out.
+        Rows of some tensors must begin at multiples of 16 bytes: their sizes are rounded up. Sizes that the launcher
+        refuses all the same are left out.
 
         Raises:
             JudgeError: none are left.
         """
         tried = self._program.sizes_to_try() if self._program is not None else self._sizes_around()
-        taken = [sizes for sizes in tried if self._takes(sizes)]
+        mended = [dict(t) for t in dict.fromkeys(tuple(self._rounded_up(sizes).items()) for sizes in tried)]
+        taken = [sizes for sizes in mended if self._takes(sizes)]
         if not taken:
             raise JudgeError(
                 f"{self.name} takes none of the sizes that the judge would try, such as {tried[0]}",
@@ -145,8 +147,16 @@ class Built:
                     tiles[name] = tile
         return sizes_around(self._face.sizes, tiles)
 
+    def _rounded_up(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        found = dict(sizes)
+        for t in self._face.tensors:
+            step, last = t.align // t.item_bytes, t.dims[-1]
+            if isinstance(last, str) and len(t.dims) > 1:
+                found[last] = -(-found[last] // step) * step
+        return found
+
     def _takes(self, sizes: Mapping[str, int]) -> bool:
-        """Tell whether the manifest admits sizes: what must hold between them, and rows that begin where they must."""
+        """Tell whether the manifest admits sizes: what must hold between them, and where rows begin."""
         for r in self._manifest.requires:
             if not COMPARE[r.op](evaluate(r.left, sizes), evaluate(r.right, sizes)):
                 return False
