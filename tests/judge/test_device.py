@@ -16,8 +16,9 @@ import pytest
 from qimeng_attention.errors import EnvironmentMissing, JudgeError
 from qimeng_attention.judge import Call, Operator, judge_candidate, truth
 from qimeng_attention.judge.candidate import Stopped
-from qimeng_attention.judge.device import Isolated, from_bits, judge_bundle, to_bits
+from qimeng_attention.judge.device import Isolated, judge_bundle
 from qimeng_attention.judge.inputs import CPU
+from qimeng_attention.judge.launches import from_bits, to_bits
 from qimeng_attention.judge.process import Process
 from qimeng_attention.judge.worker import CANARY, GUARD, launched
 from qimeng_attention.runtime import GridAxis, Manifest, Scalar, Tensor
@@ -50,7 +51,7 @@ import json, os, sys, time
 from pathlib import Path
 import numpy as np
 from qimeng_attention.judge import Call, Operator, truth
-from qimeng_attention.judge.device import from_bits, to_bits
+from qimeng_attention.judge.launches import from_bits, to_bits
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.numerics import round_to
 folder = Path(sys.argv[-1])

@@ -48,7 +48,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from qimeng_attention.judge import Call, Operator, truth
-from qimeng_attention.judge.device import from_bits, to_bits
+from qimeng_attention.judge.launches import from_bits, to_bits
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.numerics import round_to
 folder = Path(sys.argv[-1])

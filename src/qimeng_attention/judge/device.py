@@ -2,7 +2,8 @@
 
 A crash, a hang, a damaged guard band, a changed input, or two runs that differ: each is a rejection.
 
-Not here: what happens in the other process (worker.py), the verdict's course (judge.py).
+Not here: asking the other process (launches.py), what happens in it (worker.py), the verdict's course (judge.py),
+bundles without a description (plain_bundle.py).
 """
 
 from __future__ import annotations
@@ -12,16 +13,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from qimeng_attention import runtime
 from qimeng_attention.errors import DiagnosticError, EnvironmentMissing, JudgeError
 from qimeng_attention.judge.candidate import (
     INPUTS,
     SCALE,
-    Stopped,
     approximated_in,
     chosen_sizes,
     given_besides,
@@ -31,20 +28,19 @@ from qimeng_attention.judge.candidate import (
 )
 from qimeng_attention.judge.inputs import GPU, Budget
 from qimeng_attention.judge.judge import Progress, Reference, judge_candidate
+from qimeng_attention.judge.launches import Launches
 from qimeng_attention.judge.meaning import Call, Operator, own_sizes_of
 from qimeng_attention.judge.own_function import OwnFunction
 from qimeng_attention.judge.packed_call import as_packed
-from qimeng_attention.judge.process import TIMEOUT_S, Hung, Process
+from qimeng_attention.judge.process import TIMEOUT_S, Process
 from qimeng_attention.judge.storage import sizes_for, stored
 from qimeng_attention.judge.verdict import Verdict
-from qimeng_attention.judge.worker import CANARY, POISONS
 from qimeng_attention.runtime.expressions import names
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
 from qimeng_attention.tl.numerics import Array
 from qimeng_attention.tl.types import Checked
 
-EXACT = {"i32": np.int32, "i64": np.int64, "bool": np.bool_}  # types whose values are their bits
 DEFAULT_TILES = (128, 64)
 
 
@@ -79,7 +75,7 @@ def judge_bundle(
     bundle = runtime.load(path)
     Operator.of(spec)
     reference = _reference()
-    kernels = _kernels(bundle.files)
+    kernels = program_beside(bundle.files)
     with contextlib.ExitStack() as stack:
         place = process or stack.enter_context(Process(timeout_s=timeout_s))
         candidate = Isolated(bundle.manifest, spec, place, kernels, path)
@@ -96,26 +92,38 @@ def judge_bundle(
         )
 
 
-def _reference() -> Reference:
+def need_gpu(hint: str = "judge its TL on the CPU: qimeng judge code.tl") -> None:
+    """Refuse to judge a kernel where none can run.
+
+    Raises:
+        EnvironmentMissing: no PyTorch or no GPU.
+    """
     try:
         import torch
     except ImportError:
         raise EnvironmentMissing("judging a kernel needs PyTorch", hint="pip install 'qimeng-attention[gpu]'") from None
     if not torch.cuda.is_available():
-        raise EnvironmentMissing(
-            "judging a kernel needs an NVIDIA GPU", hint="judge its TL on the CPU: qimeng judge code.tl"
-        )
+        raise EnvironmentMissing("judging a kernel needs an NVIDIA GPU", hint=hint)
+
+
+def _reference() -> Reference:
+    need_gpu()
     from qimeng_attention.judge import reference_torch
 
     return Reference(reference_torch.truth, reference_torch.baseline)
 
 
-def _kernels(files: Mapping[str, bytes]) -> list[Checked]:
+def program_beside(files: Mapping[str, bytes]) -> list[Checked]:
     """Read the program beside the kernel, for what the judge asks of a text; nothing if it does not pass."""
     try:
         return check_text(files["code.tl"].decode(), model=False)
     except (KeyError, DiagnosticError, UnicodeDecodeError):
         return []
+
+
+def digest_of_bundle(manifest: runtime.Manifest) -> str:
+    """Give the digest of all files of a bundle."""
+    return hashlib.sha256(json.dumps(dict(manifest.files), sort_keys=True).encode()).hexdigest()
 
 
 class Isolated:
@@ -137,71 +145,21 @@ class Isolated:
         _check_manifest(face, spec)
         self.name = manifest.kernel
         self.numbers, self.approximated = numbers_in(kernels), approximated_in(kernels)
-        self.digest = hashlib.sha256(json.dumps(dict(manifest.files), sort_keys=True).encode()).hexdigest()
+        self.digest = digest_of_bundle(manifest)
         heads = {"Hq", "Hk"}
         self.any_heads = heads <= set(face.sizes) and not any(heads & set(names(r.left)) for r in manifest.requires)
         self._chosen = list(manifest.chosen)
-        self._manifest, self._spec, self._process, self._path = face, spec, process, str(Path(path).absolute())
+        self._manifest, self._spec, self._launches = face, spec, Launches(face, process, path)
 
     def run(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Array]:
         """Launch twice in the other process; elements never written come back as NaN."""
-        try:
-            answer = self._process.ask(self._request(call, tensors, layout))
-        except Hung as hung:
-            raise Stopped(str(hung)) from None
-        if error := answer.get("error"):
-            self._process.stop()  # after an error a CUDA context is of no use
-            raise Stopped(f"the launch failed: {error}")
-        if answer["damaged"]:
-            self._process.stop()  # what else it wrote to nobody knows
-            raise Stopped(f"writes outside of {', '.join(answer['damaged'])}")
-        if answer["changed"]:
-            raise Stopped(f"changes its input {', '.join(answer['changed'])}")
-        shapes = call.shapes()
-        return {name: self._output(name, files, shapes[name]) for name, files in answer["outputs"].items()}
-
-    # -------------------------------------------------------------- files
-    def _request(self, call: Call, tensors: Mapping[str, Array], layout: str) -> dict[str, Any]:
-        shapes, types = call.shapes(), {t.name: t.dtype for t in self._manifest.tensors}
         cache = stored(self._spec, call, tensors)
-        tensors, given = cache.tensors, [*INPUTS, *given_besides(self._spec)]
-        for name in given:
-            (self._process.folder / f"{name}.in").write_bytes(to_bits(tensors[name], types[name]).tobytes())
-        inputs = {n: {"file": f"{n}.in", "dtype": types[n], "shape": tensors[n].shape} for n in given}
-        outputs = {
-            t.name: {"dtype": t.dtype, "shape": shapes[t.name]} for t in self._manifest.tensors if t.role == "output"
-        }
+        given = {name: cache.tensors[name] for name in (*INPUTS, *given_besides(self._spec))}
         known = sizes_of(call) | cache.sizes
         sizes = {n: value for n, value in known.items() if n in self._manifest.sizes}
         sizes |= chosen_sizes(self._chosen, call)
         scalars = {x.name: call.scale for x in self._manifest.scalars}
-        return {
-            "bundle": self._path,
-            "inputs": inputs,
-            "outputs": outputs,
-            "layout": layout,
-            "sizes": sizes,
-            "scalars": scalars,
-        }
-
-    def _output(self, name: str, files: Sequence[str], shape: tuple[int, ...]) -> Array:
-        """Read both runs: they agree but for elements that nobody wrote, which hold each run's poison."""
-        dtype = self._manifest.tensor(name).dtype
-        if len(files) != len(POISONS):
-            raise Stopped(f"the process gave {len(files)} runs of {name}")
-        runs = [from_bits((self._process.folder / Path(f).name).read_bytes(), dtype) for f in files]
-        if any(r.size != int(np.prod(shape)) for r in runs):
-            raise Stopped(f"the process gave {name} in another size")
-        first, second = runs
-        never = np.isnan(first) & (second == np.float32(CANARY[dtype]))
-        same = (first == second) | (np.isnan(first) & np.isnan(second)) | never
-        if not same.all():
-            place = [int(i) for i in np.unravel_index(int(np.argmin(same)), shape)]
-            raise Stopped(
-                f"{name}{place} differs between two runs on the same inputs "
-                f"({int((~same).sum())} of {same.size} elements)"
-            )
-        return first.reshape(shape)
+        return self._launches.run(given, call.shapes(), sizes, scalars, layout)
 
 
 def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
@@ -230,24 +188,3 @@ def _check_manifest(manifest: runtime.Manifest, spec: AttentionSpec) -> None:
             f"{manifest.kernel} takes no scale, which each call gives",
             hint="build it from a program with `Scalar scale f32 > 0`",
         )
-
-
-def to_bits(a: Array, dtype: str) -> Array:
-    """Give the bits of values that are of a type already."""
-    if dtype in EXACT:
-        return np.ascontiguousarray(a, EXACT[dtype])
-    x = np.ascontiguousarray(a, np.float32)
-    if dtype == "fp16":
-        return x.astype(np.float16).view(np.uint16)
-    if dtype == "bf16":
-        return (x.view(np.uint32) >> 16).astype(np.uint16)
-    return x.view(np.uint32)
-
-
-def from_bits(data: bytes, dtype: str) -> Array:
-    """Give the values of bits, flat."""
-    if dtype == "fp16":
-        return np.frombuffer(data, np.float16).astype(np.float32)
-    if dtype == "bf16":
-        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, np.float32)

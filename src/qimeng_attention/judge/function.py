@@ -3,8 +3,8 @@
 How much the function's outputs move when its inputs are rounded once more stands for the same-precision
 baseline of the rule. Each input must matter in some case, or the verdict is inconclusive.
 
-Not here: calling the function (user_function.py), values and sizes (plain_families.py), operators with a
-spec (judge.py).
+Not here: running the candidate (plain.py, plain_bundle.py), calling the function (user_function.py), values and
+sizes (plain_families.py), operators with a spec (judge.py).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 
 from qimeng_attention.errors import JudgeError
 from qimeng_attention.judge import rule
-from qimeng_attention.judge.candidate import Stopped, digest_of, run_kernels
+from qimeng_attention.judge.candidate import Stopped
 from qimeng_attention.judge.inputs import draw_seed
 from qimeng_attention.judge.judge import Progress
-from qimeng_attention.judge.plain_families import FAMILIES, scalar_values, sizes_to_try
+from qimeng_attention.judge.plain import Plain, Program
+from qimeng_attention.judge.plain_families import FAMILIES
 from qimeng_attention.judge.reference_process import Place, Reference, open_reference
 from qimeng_attention.judge.threads import one_thread
 from qimeng_attention.judge.user_function import MAGNITUDE, Asked
 from qimeng_attention.judge.verdict import Check, ClauseResult, Verdict
-from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.numerics import FLOAT_TYPES, INTEGER_TYPES, Array, round_to, unit_roundoff
-from qimeng_attention.tl.types import Checked, TensorType
+from qimeng_attention.tl.types import Checked
 
 DRAWS = 4  # roundings of the inputs that stand for the baseline
 
@@ -53,15 +53,28 @@ def judge_function(
     Raises:
         JudgeError: something the function does wrong.
     """
-    start = time.monotonic()
     kernels = (program,) if isinstance(program, Checked) else tuple(program)
-    digest = digest_of(kernels)
+    return judge_plain(Program(kernels), reference, seed=seed, sizes=sizes, progress=progress)
+
+
+def judge_plain(
+    candidate: Plain,
+    reference: Place | Reference,
+    *,
+    seed: int = 0,
+    sizes: Sequence[Mapping[str, int]] | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Judge anything that runs; arguments as of `judge_function`."""
+    start = time.monotonic()
     if not isinstance(reference, Reference):
         with open_reference(reference) as opened:
-            return judge_function(kernels, opened, seed=seed, sizes=sizes, progress=progress)
-    trial = _Trial(kernels, Asked(reference), draw_seed(digest, seed))
-    planned = [(dict(s), family) for s in sizes or sizes_to_try(kernels) for family in FAMILIES]
+            return judge_plain(candidate, opened, seed=seed, sizes=sizes, progress=progress)
+    trial = _Trial(candidate, Asked(reference), draw_seed(candidate.digest, seed))
+    planned = [(dict(s), family) for s in sizes or candidate.sizes_to_try() for family in FAMILIES]
     for done, (chosen, family) in enumerate(planned):
+        if trial.hopeless:
+            break
         if progress is not None:
             progress(done, len(planned), _name(chosen, family))
         with one_thread():
@@ -72,9 +85,9 @@ def judge_function(
     return Verdict(
         verdict=verdict,
         reason=reason,
-        subject=kernels[0].kernel.name,
-        where="cpu",
-        digest=digest,
+        subject=candidate.name,
+        where=candidate.where,
+        digest=candidate.digest,
         entropy=seed,
         seed=trial.seed,
         checks=tuple(trial.checks),
@@ -92,33 +105,31 @@ def _name(sizes: Mapping[str, int], family: str) -> str:
 
 @dataclass
 class _Trial:
-    kernels: tuple[Checked, ...]
+    candidate: Plain
     asked: Asked
     seed: int
     checks: list[Check] = field(default_factory=list)
     matters: dict[str, str] = field(default_factory=dict)  # input: the case in which it changes an output
 
     def __post_init__(self) -> None:
-        made = [n for k in self.kernels for n in k.outputs]
-        read = {n for k in self.kernels for n in k.inputs}
-        self.tensors = {n: t for k in self.kernels for n, t in k.tensors.items()}
-        self.inputs = [n for n in dict.fromkeys(n for k in self.kernels for n in k.inputs) if n not in made]
-        self.outputs = [n for n in dict.fromkeys(made) if n not in read or len(self.kernels) == 1]
-        types = [t.dtype for n, t in self.tensors.items() if t.dtype in FLOAT_TYPES]
-        types += [t.dtype for k in self.kernels for t in k.tiles.values() if t.dtype in FLOAT_TYPES]
-        self.narrowest = max(types, key=unit_roundoff, default="f32")
+        self.types = {**self.candidate.inputs, **self.candidate.outputs}
+
+    @property
+    def hopeless(self) -> bool:
+        """Tell whether enough cases have failed."""
+        failed = len({c.case for c in self.checks if not c.passed})
+        return self.candidate.failures is not None and failed >= self.candidate.failures
 
     def try_case(self, number: int, sizes: Mapping[str, int], family: str) -> None:
         """Compare one case with the reference."""
         place = _name(sizes, family)
         digest = np.random.default_rng([self.seed, number])
-        known = {**self.kernels[0].fixed, **sizes}
-        shapes = {n: _shape(t, known) for n, t in self.tensors.items()}
-        drawn = {n: FAMILIES[family](digest, n, shapes[n], self.tensors[n].dtype) for n in self.inputs}
-        tensors = {n: round_to(a, self.tensors[n].dtype) for n, a in drawn.items()}
-        scalars = scalar_values(digest, self.kernels, sizes)
+        shapes, types = self.candidate.shapes(sizes), self.candidate.inputs
+        drawn = {n: FAMILIES[family](digest, n, shapes[n], dtype) for n, dtype in types.items()}
+        tensors = {n: round_to(a, types[n]) for n, a in drawn.items()}
+        scalars = self.candidate.scalars(digest, sizes)
         given = self._given(tensors, sizes, scalars)
-        wanted = {n: shapes[n] for n in self.outputs}
+        wanted = {n: shapes[n] for n in self.candidate.outputs}
         want = self.asked.call(given, wanted, place)
         if any(not np.array_equal(a, want[n]) for n, a in self.asked.call(given, wanted, place).items()):
             raise JudgeError(
@@ -133,8 +144,8 @@ class _Trial:
     def _given(
         self, tensors: Mapping[str, Array], sizes: Mapping[str, int], scalars: Mapping[str, float]
     ) -> dict[str, Any]:
-        arrays = {n: a if self.tensors[n].dtype in INTEGER_TYPES else a.astype(np.float64) for n, a in tensors.items()}
-        return {**self.kernels[0].fixed, **sizes, **scalars, **arrays}
+        arrays = {n: a if self.types[n] in INTEGER_TYPES else a.astype(np.float64) for n, a in tensors.items()}
+        return {**self.candidate.fixed, **sizes, **scalars, **arrays}
 
     def _limits(
         self,
@@ -145,7 +156,7 @@ class _Trial:
         place: str,
     ) -> dict[str, rule.Limits]:
         """Round the inputs once more, several times, and see how far the outputs move."""
-        u = unit_roundoff(self.narrowest)
+        u = unit_roundoff(self.candidate.narrowest)
         moved: dict[str, list[Array]] = {n: [] for n in wanted}
         for _ in range(DRAWS):
             signs = {n: random.choice([-1.0, 1.0], a.shape) for n, a in given.items() if _is_real(a)}
@@ -160,8 +171,8 @@ class _Trial:
                 want[n],
                 np.nan_to_num(np.array(moved[n])),
                 want.get(n + MAGNITUDE),
-                self.tensors[n].dtype,
-                self.narrowest,
+                self.types[n],
+                self.candidate.narrowest,
             )
             for n in wanted
         }
@@ -177,7 +188,7 @@ class _Trial:
         place: str,
     ) -> list[Check]:
         try:
-            outputs = run_kernels(self.kernels, sizes, tensors, scalars, number)
+            outputs = self.candidate.run(number, sizes, tensors, scalars)
         except Stopped as stop:
             return [Check.of_stop(place, stop.reason, stop.diagnostics)]
         return [Check.of(place, rule.compare(n, outputs[n], want[n], limits[n])) for n in limits]
@@ -192,7 +203,9 @@ class _Trial:
         place: str,
     ) -> None:
         """See which inputs change an output by more than the rule allows."""
-        for name in [n for n in self.inputs if n not in self.matters and _is_real(given[n]) and given[n].size]:
+        for name in self.candidate.inputs:
+            if name in self.matters or not _is_real(given[name]) or not given[name].size:
+                continue
             other = self.asked.call(
                 {**given, name: random.permutation(given[name].ravel()).reshape(given[name].shape)},
                 wanted,
@@ -202,18 +215,19 @@ class _Trial:
                 self.matters[name] = place
 
     def clauses(self) -> list[ClauseResult]:
-        """Tell for each input in which case it matters."""
-        real = [n for n in self.inputs if self.tensors[n].dtype in FLOAT_TYPES]
+        """Tell for each input in which case it matters; nothing where cases were left out."""
+        if self.hopeless:
+            return []
+        real = [n for n in self.candidate.inputs if self.types[n] in FLOAT_TYPES]
         return [ClauseResult(name=f"the outputs depend on {n}", caught_by=self.matters.get(n)) for n in real]
 
     def conclude(self) -> tuple[Literal["accepted", "rejected", "inconclusive"], str]:
         """Accept only what passed every check on inputs that all matter."""
         failed = [c for c in self.checks if not c.passed]
         if failed:
-            return (
-                "rejected",
-                f"{failed[0].case}: {failed[0].reason} ({len(failed)} of {len(self.checks)} checks failed)",
-            )
+            rest = ", the rest was left out" if self.hopeless else ""
+            count = f"{len(failed)} of {len(self.checks)} checks failed{rest}"
+            return "rejected", f"{failed[0].case}: {failed[0].reason} ({count})"
         idle = [c.name for c in self.clauses() if c.caught_by is None]
         if idle:
             return "inconclusive", f"inputs too weak: no case shows that {'; '.join(idle)}"
@@ -222,12 +236,3 @@ class _Trial:
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
-
-
-def _shape(tensor: TensorType, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    try:
-        return tuple(integer(d, dict(sizes)) for d in tensor.dims)
-    except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise JudgeError(
-            f"{tensor.name} has no shape for {dict(sizes)}: {error}", hint="give sizes for which it has one"
-        ) from None

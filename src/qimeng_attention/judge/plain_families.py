@@ -6,12 +6,11 @@ Not here: the inputs of an `AttentionSpec` (inputs.py, families.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
-from qimeng_attention.tl import syntax as s
-from qimeng_attention.tl.evaluate import integer
 from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
 from qimeng_attention.tl.small_model import small_sizes, tile_of_size
 from qimeng_attention.tl.types import Checked
@@ -60,14 +59,27 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+@dataclass(frozen=True)
+class Declared:
+    """A scalar, and what must be true of it: any finite value if `op` is empty."""
+
+    name: str
+    op: str = ""
+    bound: float = 0.0
+
+
 def sizes_to_try(kernels: Sequence[Checked]) -> list[dict[str, int]]:
     """Choose lengths around the tiles, from 1 up, and few of everything else."""
     names = list(dict.fromkeys(n for k in kernels for n in k.sizes))
     tried = [sizes for k in kernels for sizes in small_sizes(k)]
     stepped = {n for n in names if len({sizes.get(n, 1) for sizes in tried}) > 1}
     widest = [tile_of_size(k) for k in kernels]
-    rest = {n: HEADS.get(n, OTHER) for n in names if n not in stepped}
-    tiles = {n: max(t.get(n, 1) for t in widest) for n in stepped}
+    return sizes_around(names, {n: max(t.get(n, 1) for t in widest) for n in stepped})
+
+
+def sizes_around(names: Sequence[str], tiles: Mapping[str, int]) -> list[dict[str, int]]:
+    """Choose lengths around the tiles that step along some sizes, and few of the others."""
+    rest = {n: HEADS.get(n, OTHER) for n in names if n not in tiles}
     steps: list[Callable[[int], int]] = [
         lambda t: t + 1,
         lambda t: 2 * t + 1,
@@ -79,41 +91,27 @@ def sizes_to_try(kernels: Sequence[Checked]) -> list[dict[str, int]]:
     for number in range(TRIES):
         lengths = {
             n: steps[(number + i * (1 + number // len(steps))) % len(steps)](tiles[n])
-            for i, n in enumerate(sorted(stepped))
+            for i, n in enumerate(sorted(tiles))
         }
         groups = GROUPS[number % len(GROUPS)] if set(HEADS) <= set(rest) else {}
         found.append({**rest, **groups, **lengths})
-    found.append({**rest, **{n: tiles[n] + 1 for n in stepped}})
+    found.append({**rest, **{n: t + 1 for n, t in tiles.items()}})
     return [dict(t) for t in dict.fromkeys(tuple(sizes.items()) for sizes in found)]
 
 
-def scalar_values(
-    random: np.random.Generator, kernels: Sequence[Checked], sizes: Mapping[str, int]
-) -> dict[str, float]:
+def scalar_values(random: np.random.Generator, scalars: Sequence[Declared]) -> dict[str, float]:
     """Draw a value for each scalar that its declaration admits."""
-    scalars: dict[str, s.Scalar] = {n: x for k in kernels for n, x in k.scalars.items()}
     found = {}
-    for name, declared in scalars.items():
+    for declared in scalars:
+        name = declared.name
         value = float(np.float32(random.uniform(0.05, 0.2) if name == "scale" else random.uniform(0.5, 2)))
-        bound = _bound(declared, {**kernels[0].fixed, **sizes})
         if declared.op in (">", ">="):
-            value = bound + value
+            value = declared.bound + value
         elif declared.op in ("<", "<="):
-            value = bound - value
+            value = declared.bound - value
         elif declared.op == "==":
-            value = bound
+            value = declared.bound
         elif random.random() < NEGATIVE:  # nothing forbids it
             value = -value
         found[name] = value
     return found
-
-
-def _bound(declared: s.Scalar, sizes: Mapping[str, int]) -> float:
-    if declared.bound is None:
-        return 0.0
-    if isinstance(declared.bound, s.Num):
-        return float(declared.bound.value)
-    try:
-        return float(integer(declared.bound, dict(sizes)))
-    except (KeyError, ValueError, ZeroDivisionError):
-        return 0.0

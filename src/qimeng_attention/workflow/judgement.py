@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qimeng_attention.errors import QimengError, SpecError
+from qimeng_attention.errors import EnvironmentMissing, QimengError, SpecError
 from qimeng_attention.judge import (
     OwnFunction,
     Place,
     Progress,
+    Reference,
     Verdict,
     agree,
     judge_bundle,
+    judge_bundle_by_function,
     judge_function,
     judge_program,
     open_reference,
@@ -42,6 +44,7 @@ def judge_path(path: Path, against: Against, seed: int | None, progress: Progres
 
     Raises:
         SpecError: nothing says what it should compute.
+        EnvironmentMissing: a bundle without TL, and no GPU to run it on.
         DiagnosticError: the program is refused before it can be judged.
         JudgeError: the function or the program cannot be judged, or function and description differ.
     """
@@ -52,7 +55,7 @@ def judge_path(path: Path, against: Against, seed: int | None, progress: Progres
     if spec is None:
         assert against.reference is not None
         with open_reference(against.reference, against.framework) as function:
-            return judge_function(given or _scheduled(bundle), function, seed=entropy, progress=progress)
+            return _judge_alone(bundle, given, function, entropy, progress)
     if against.reference is None:
         return _judge(bundle, given, spec, None, entropy, progress)
     with agreeing(against.reference, spec, against.framework, entropy, progress) as own:
@@ -89,6 +92,15 @@ def agreeing(
         yield own
 
 
+def _judge_alone(
+    bundle: Bundle | None, given: Sequence[Checked], function: Reference, entropy: int, progress: Progress | None
+) -> Verdict:
+    """Judge what no description covers."""
+    if bundle is not None and has_gpu():
+        return judge_bundle_by_function(bundle.path, function, seed=entropy, progress=progress)
+    return judge_function(given or _scheduled(bundle), function, seed=entropy, progress=progress)
+
+
 def _judge(
     bundle: Bundle | None,
     given: Sequence[Checked],
@@ -103,8 +115,15 @@ def _judge(
 
 
 def _scheduled(bundle: Bundle | None) -> Sequence[Checked]:
+    """Read the TL that a CPU interprets in a kernel's place."""
     assert bundle is not None
-    return check_text(bundle.files["scheduled.tl"].decode(), file=str(bundle.path / "scheduled.tl"))
+    text = bundle.files.get("scheduled.tl", b"").decode()
+    if not text.strip():
+        raise EnvironmentMissing(
+            f"{bundle.path} was made from CUDA without TL: judging it needs an NVIDIA GPU, and there is none here",
+            hint="judge it on a machine with a GPU: a CPU interprets TL alone",
+        )
+    return check_text(text, file=str(bundle.path / "scheduled.tl"))
 
 
 def _programs(path: Path) -> Sequence[Checked]:
