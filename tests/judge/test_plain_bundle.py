@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qimeng_attention import targets
 from qimeng_attention.errors import EnvironmentMissing, JudgeError, SpecError
 from qimeng_attention.judge import Verdict, judge_bundle_by_function
 from qimeng_attention.judge.function import judge_plain
 from qimeng_attention.judge.plain_bundle import Built
 from qimeng_attention.judge.plain_families import sizes_to_try
 from qimeng_attention.judge.process import Process
-from qimeng_attention.judge.worker import CANARY
+from qimeng_attention.judge.worker import CANARY, launched
 from qimeng_attention.runtime import GridAxis, Manifest, Scalar, Tensor
 from qimeng_attention.runtime.manifest import REQUIRED, Requirement
 from qimeng_attention.store import write_bundle
@@ -161,6 +163,42 @@ def test_layouts_and_what_the_launcher_chooses_differ_from_case_to_case(tmp_path
     assert {parts for _, parts in seen} == {"1", "2", "3", "7"}
 
 
+class InHere(Process):
+    """The worker's own code on the CPU: guard bands, poisons and layouts are real, the kernel is Python."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.launch = act
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(launched(self, self.folder, json.loads(json.dumps(request)), device="cpu")))
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (lambda t: None, ""),
+        (lambda t: t["Top"].as_strided((1,), (1,), t["Top"].storage_offset() - 1).fill_(0), "writes outside of Top"),
+        (lambda t: t["Row"].add_(1), "changes its input Row"),
+        (lambda t: t["Y"][-1].fill_(float("nan")), "never written, or not a number"),
+    ],
+    ids=["right", "outside", "input", "nan"],
+)
+def test_the_worker_runs_kernels_with_tensors_of_any_name(fault: Any, says: str) -> None:
+    torch = pytest.importorskip("torch")
+
+    def act(t: dict[str, Any], sizes: dict[str, int], scalars: dict[str, float]) -> None:
+        t["Y"].copy_(scalars["alpha"] * torch.tanh(t["X"].double() @ t["W"].double().T))
+        t["Top"].copy_(t["X"].double()[t["Row"].long()].sum(dim=1))
+        fault(t)
+
+    with InHere(act) as process:
+        verdict = judge_plain(Built(MANIFEST, process, failures=1), picked, seed=3, sizes=SIZES)
+
+    assert verdict.accepted == (not says)
+    assert says in verdict.reason
+
+
 # ------------------------------------------------------------------ sizes
 
 
@@ -260,25 +298,30 @@ def test_a_bundle_without_a_description_is_judged_where_its_kernel_can_run(
 ) -> None:
     bundle, asked = written(tmp_path, OPERATOR), []
     reference = f"{Path(__file__).parents[2]}/examples/squared_relu.py:attention"
-    monkeypatch.setattr(judgement, "has_gpu", lambda: True)
+    monkeypatch.setattr(judgement, "detect", lambda: targets.get("RTX8000"))
+    on_the_cpu = judge_path(bundle, Against(reference=reference), 7, None)
+    monkeypatch.setattr(judgement, "detect", lambda: targets.get("A100"))
     monkeypatch.setattr(judgement, "judge_bundle_by_function", lambda path, function, **how: asked.append((path, how)))
 
     judge_path(bundle, Against(reference=reference), 7, None)
 
+    assert (on_the_cpu.verdict, on_the_cpu.where) == ("accepted", "cpu")
     assert asked == [(bundle, {"seed": 7, "progress": None})]
 
 
-def test_cuda_without_tl_is_not_judged_where_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_tl_is_not_judged_where_no_gpu_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = written(tmp_path)
-    monkeypatch.setattr(judgement, "has_gpu", lambda: False)
+    monkeypatch.setattr(judgement, "detect", lambda: targets.get("H200"))
     reference = f"{Path(__file__).parents[2]}/examples/squared_relu.py:attention"
 
-    with pytest.raises(EnvironmentMissing, match="made from CUDA without TL: judging it needs an NVIDIA GPU") as caught:
+    with pytest.raises(
+        EnvironmentMissing, match=r"made from CUDA without TL: .* needs an NVIDIA GPU that runs sm_80"
+    ) as caught:
         judge_path(bundle, Against(reference=reference), 7, None)
     with pytest.raises(SpecError):
         judge_path(bundle, Against(), 7, None)
 
-    assert "with a GPU" in caught.value.hint
+    assert "with such a GPU" in caught.value.hint
 
 
 def test_without_pytorch_a_bundle_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

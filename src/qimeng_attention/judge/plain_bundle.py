@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from qimeng_attention import runtime
-from qimeng_attention.errors import JudgeError
+from qimeng_attention.errors import EnvironmentMissing, JudgeError
 from qimeng_attention.judge.candidate import CHOSEN
 from qimeng_attention.judge.device import DEFAULT_TILES, digest_of_bundle, need_gpu, program_beside
 from qimeng_attention.judge.function import judge_plain
@@ -33,6 +33,7 @@ from qimeng_attention.judge.reference_process import Place, Reference
 from qimeng_attention.judge.verdict import Verdict
 from qimeng_attention.runtime.checks import COMPARE
 from qimeng_attention.runtime.expressions import evaluate
+from qimeng_attention.runtime.launcher import runs_on
 from qimeng_attention.tl.numerics import FLOAT_TYPES, Array, unit_roundoff
 from qimeng_attention.tl.types import Checked
 
@@ -65,15 +66,28 @@ def judge_bundle_by_function(
     Raises:
         BundleError: damaged, or no bundle.
         JudgeError: something the function does wrong, or a kernel that takes nothing the judge could give it.
-        EnvironmentMissing: no PyTorch or no GPU.
+        EnvironmentMissing: no PyTorch, no GPU, or another one than the kernel is built for.
     """
     bundle = runtime.load(path)
     kernels = program_beside(bundle.files)
     need_gpu("judge its TL on the CPU: qimeng judge scheduled.tl --reference ..." if kernels else CUDA_ALONE)
+    _need_gpu_for(bundle.manifest)
     with contextlib.ExitStack() as stack:
         place = process or stack.enter_context(Process(timeout_s=timeout_s))
         candidate = Built(bundle.manifest, place, kernels, path, failures)
         return judge_plain(candidate, reference, seed=seed, sizes=sizes, progress=progress)
+
+
+def _need_gpu_for(manifest: runtime.Manifest) -> None:
+    """Refuse a kernel for another GPU: that it cannot be launched says nothing of what it computes."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    if not runs_on(manifest.built_arch, (major, minor)):
+        raise EnvironmentMissing(
+            f"{manifest.kernel} is built for {manifest.built_arch}, and this GPU is an sm_{major}{minor}",
+            hint=f"build it with --arch sm_{major}{minor}, or judge it on a GPU that it is built for",
+        )
 
 
 class Built:

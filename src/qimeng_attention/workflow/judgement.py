@@ -24,6 +24,8 @@ from qimeng_attention.judge import (
     open_reference,
 )
 from qimeng_attention.runtime import Bundle, load
+from qimeng_attention.runtime.launcher import runs_on
+from qimeng_attention.runtime.manifest import ARCH
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.checker import check_text
 from qimeng_attention.tl.types import Checked
@@ -96,7 +98,7 @@ def _judge_alone(
     bundle: Bundle | None, given: Sequence[Checked], function: Reference, entropy: int, progress: Progress | None
 ) -> Verdict:
     """Judge what no description covers."""
-    if bundle is not None and has_gpu():
+    if bundle is not None and _runs_here(bundle):
         return judge_bundle_by_function(bundle.path, function, seed=entropy, progress=progress)
     return judge_function(given or _scheduled(bundle), function, seed=entropy, progress=progress)
 
@@ -120,8 +122,9 @@ def _scheduled(bundle: Bundle | None) -> Sequence[Checked]:
     text = bundle.files.get("scheduled.tl", b"").decode()
     if not text.strip():
         raise EnvironmentMissing(
-            f"{bundle.path} was made from CUDA without TL: judging it needs an NVIDIA GPU, and there is none here",
-            hint="judge it on a machine with a GPU: a CPU interprets TL alone",
+            f"{bundle.path} was made from CUDA without TL: judging it needs an NVIDIA GPU that runs "
+            f"{bundle.manifest.built_arch}, and there is none here",
+            hint="judge it on a machine with such a GPU: a CPU interprets TL alone",
         )
     return check_text(text, file=str(bundle.path / "scheduled.tl"))
 
@@ -161,3 +164,12 @@ def has_gpu() -> bool:
     except QimengError:
         return False
     return True
+
+
+def _runs_here(bundle: Bundle) -> bool:
+    """Tell whether this machine has a GPU that a bundle's kernel is built for."""
+    try:
+        arch = ARCH.fullmatch(detect().arch)
+    except QimengError:
+        return False
+    return arch is not None and runs_on(bundle.manifest.built_arch, (int(arch[1]), int(arch[2])))
