@@ -31,7 +31,7 @@ from qimeng_attention.store import refuse_existing, write_bundle
 from qimeng_attention.translate import Translation
 from qimeng_attention.workflow import stages
 from qimeng_attention.workflow.judgement import agreeing
-from qimeng_attention.workflow.stages import Results
+from qimeng_attention.workflow.stages import Handwritten, Results
 
 TL_VERSION = "1"
 Report = Callable[[str, Results, float], None]
@@ -265,7 +265,7 @@ def manifest_of(results: Results) -> Manifest:
     )
 
 
-def _kernel_manifest(results: Results, t: Translation) -> Manifest:
+def _kernel_manifest(results: Results, t: Translation | Handwritten) -> Manifest:
     """Say how one kernel is launched."""
     facts = t.facts
     return Manifest(
