@@ -29,6 +29,17 @@ from qimeng_attention.workflow.generate import bundle_files, manifest_of
 from qimeng_attention.workflow.stages import Results
 
 BUNDLE, VERDICT = "bundle", "verdict.json"
+README = """# Kernels that wait for a GPU
+
+Each folder here holds a bundle.
+On a machine with the GPU it was made for, judge it, and put the verdict beside it:
+
+    qimeng judge NAME/bundle --json > NAME/verdict.json
+
+A bundle whose `spec.json` is null is judged against its operator's function: `--reference FILE.py:FUNCTION`.
+Then run the same command as before again: it finds the verdicts and goes on.
+A verdict belongs to the bundle beside it, byte for byte; on any other it is refused.
+"""
 Judge = Callable[[Path, Truth], Verdict]
 
 
@@ -50,6 +61,7 @@ def judged(results: Results, truth: Truth, where: OnGpu) -> Results:
     place = waiting_place(results, where.folder)
     if not (place / BUNDLE).exists():
         write_bundle(place, bundle_files(results), manifest_of(results), name=BUNDLE)
+        (where.folder / "README.md").write_text(README, "utf-8")
     if where.judge is not None:
         return replace(results, verdict=where.judge(place / BUNDLE, truth))
     return replace(results, verdict=_found(place))
@@ -73,15 +85,15 @@ def _found(place: Path) -> Verdict:
     file = place / VERDICT
     digest = bundle_digest(read_folder(place / BUNDLE).manifest)
     try:
-        text = file.read_text("utf-8")
-    except FileNotFoundError:
+        text = file.read_text("utf-8") if file.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file} cannot be read: {error}", hint="write it again", file=str(file)) from None
+    if not text.strip():
         raise Waiting(
             f"{place / BUNDLE} has not been judged on a GPU yet",
             hint=f"judge it there, put the verdict into {file}, and run again",
             folder=str(place),
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{file} cannot be read: {error}", hint="write it again", file=str(file)) from None
+        )
     try:
         verdict = Verdict.model_validate_json(text)
     except ValidationError as error:

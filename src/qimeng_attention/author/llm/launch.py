@@ -33,6 +33,8 @@ TYPES = {
 FEWEST_THREADS, MOST_THREADS = 32, 1024
 _ALIGN = 16  # bytes, of rows of 16-bit tensors that tiles are made of
 _MOST_CHARACTERS = 200  # of a grid: a parser's stack is not the model's to fill
+_DEEPEST = 16  # half of what a manifest takes
+_MOST = 2**31 - 1
 _DECLARED = re.compile(r"(\w+) in global \(([\w, ]+)\) (\w+)")
 _LINE = re.compile(r"//[ \t]*launch:[ \t]*threads=(\S+)[ \t]+shared_bytes=(\S+)[ \t]+grid=\((.*)\)[ \t]*")
 _WRITE = "write as the first line: // launch: threads=128 shared_bytes=49152 grid=(ceildiv(Sq, 64), Hq, B)"
@@ -173,21 +175,23 @@ def _grid(text: str, known: set[str], constants: Mapping[str, int]) -> tuple[Any
     return grid
 
 
-def _expression(node: ast.expr, known: set[str], constants: Mapping[str, int]) -> Any:
+def _expression(node: ast.expr, known: set[str], constants: Mapping[str, int], depth: int = 0) -> Any:
     """Give an expression of the grid as JSON."""
+    if depth > _DEEPEST:
+        raise BadLaunch(f"`{ast.unparse(node)}` in the grid is nested too deeply", hint="write a shorter expression")
     match node:
-        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+        case ast.Constant(value=int(value)) if not isinstance(value, bool) and value <= _MOST:
             return value
         case ast.Name(id=name) if name in known:
             return name
         case ast.Name(id=name) if name in constants:
             return constants[name]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return [_OPERATORS[type(op)], *(_expression(side, known, constants) for side in (left, right))]
+            return [_OPERATORS[type(op)], *(_expression(side, known, constants, depth + 1) for side in (left, right))]
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
             fewest, most = _FUNCTIONS[name]
             if fewest <= len(args) <= most:
-                return [name, *(_expression(a, known, constants) for a in args)]
+                return [name, *(_expression(a, known, constants, depth + 1) for a in args)]
     written = ast.unparse(node)
     division = "; division is // (rounds down) or ceildiv" if "/" in written.replace("//", "") else ""
     raise BadLaunch(
