@@ -196,7 +196,10 @@ def test_the_bundle_says_how_it_is_launched_and_is_shown(truth: Truth, tmp_path:
     ]  # fmt: skip
     assert (place / "kernel.cu").read_text() == SOURCE
     assert json.loads((place / "spec.json").read_text()) is None
-    assert (place / "scheduled.tl").read_text() == ""
+    assert {p.name for p in place.iterdir()} == {
+        "manifest.json", "spec.json", "report.json", "reasons.json", "kernel.cu", "kernel.cubin"
+    }  # fmt: skip
+    assert "plain for A100" in str(load(place))
     for options in ([], ["--json"], ["--html", str(tmp_path / "page.html")]):
         shown = CliRunner().invoke(app, ["show", str(place), *options])
         assert shown.exit_code == 0, shown.output
@@ -204,7 +207,7 @@ def test_the_bundle_says_how_it_is_launched_and_is_shown(truth: Truth, tmp_path:
 
 @pytest.mark.cuda
 def test_the_digest_is_the_judges_and_a_description_reaches_the_bundle(tmp_path: Path) -> None:
-    spec = AttentionSpec.make(name="plain", Hq=8, Hk=2, Dqk=64, mask="none", outputs=["O"])
+    spec = AttentionSpec.make(name="plain", Hq=8, Hk=2, Dqk=64, outputs=["O"])
     place = waiting(Truth(spec=spec), Answers(cuda(SOURCE)), tmp_path) / BUNDLE
     manifest = read_folder(place).manifest
     with Process() as process:

@@ -58,6 +58,11 @@ class Results:
         return self.translations[0] if self.translations else None
 
     @property
+    def handwritten(self) -> bool:
+        """Tell whether the kernel came from no TL."""
+        return any(isinstance(t, Handwritten) for t in self.translations)
+
+    @property
     def built(self) -> Built | None:
         """Give the first kernel's cubin."""
         return self.builds[0] if self.builds else None
