@@ -42,6 +42,9 @@ def run(
         Path | None, typer.Option("--gpu", help="Where kernels in CUDA wait for a verdict; `gpu` beside --out if none.")
     ] = None,
     gpu_name: Annotated[str, typer.Option("--gpu-name", help="The GPU that judges them, for the samples.")] = "gpu",
+    gpu_arch: Annotated[
+        str | None, typer.Option("--gpu-arch", help="Its architecture, as sm_90, where requests name another GPU.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a model for every request, pass each answer through the gates, and record what came of it."""
@@ -59,7 +62,9 @@ def run(
     budget = Budget(max_usd, None, max_calls)
     client_of = recorded_client(author, out.parent / "transcripts", budget)
     where = OnGpu(gpu or out.parent / "gpu")
-    trial = Trial(requests_by_name(requests), SampleStore(out), client_of, gpu=where, gpu_name=gpu_name)
+    trial = Trial(
+        requests_by_name(requests), SampleStore(out), client_of, gpu=where, gpu_name=gpu_name, gpu_arch=gpu_arch
+    )
     waiting = run_study(trial, planned, lambda key, sample: None if as_json else _told(key, sample))
     facts = {"planned": len(planned), "waiting": len(waiting), "samples": str(out), "spent": budget.line()}
     terminal.print_json(facts) if as_json else terminal.facts(facts)

@@ -61,7 +61,12 @@ def run(
 ) -> tuple[list[Key], list[Sample]]:
     store = SampleStore(folder / "samples.jsonl")
     trial = Trial(
-        requests_by_name(requests), store, lambda _: Answers(*answers), gpu=OnGpu(folder / "gpu"), gpu_name="H200"
+        requests_by_name(requests),
+        store,
+        lambda _: Answers(*answers),
+        gpu=OnGpu(folder / "gpu"),
+        gpu_name="H200",
+        gpu_arch="sm_90",
     )
     planned = plan(trial.requests, (method,), "m", 1)
     return run_study(trial, planned, lambda *_: None), store.samples()
@@ -98,6 +103,8 @@ def test_samples_wait_and_are_recorded_with_the_gpus_verdict(
         assert len(waiting) == 1
         assert samples == []
         (place,) = (p for p in (tmp_path / "gpu").glob("plain-*") if not (p / VERDICT).exists())
+        manifest = read_folder(place / BUNDLE).manifest
+        assert (manifest.target, manifest.built_arch) == ("A100", "sm_90")
         decide(place, decision)
     waiting, (sample,) = run(requests, tmp_path, answers, method)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from qimeng_attention.author.llm.includes import ALLOWED, check_includes
 from qimeng_attention.author.llm.methods import method
 from qimeng_attention.author.llm.wanted import Wanted
+from qimeng_attention.build import Cache, build
 from qimeng_attention.cli import app
 from qimeng_attention.errors import BundleError, SpecError
 from qimeng_attention.judge import Check, Verdict, open_reference
@@ -269,6 +271,28 @@ def test_an_answer_fenced_as_tl_is_no_cuda(truth: Truth, tmp_path: Path) -> None
 
     assert made.attempts[0].failed == "answer"
     assert "```cuda" in made.attempts[0].findings
+
+
+@pytest.mark.parametrize("field", ["varlen", "seqused_k"])
+def test_descriptions_with_other_arguments_are_refused_by_name(tmp_path: Path, field: str) -> None:
+    spec = AttentionSpec.make(name="plain", Hq=8, Hk=2, Dqk=64, **{field: True})
+
+    with pytest.raises(SpecError, match=f"no arguments for {field}"):
+        sample(Truth(spec=spec), Answers(""), tmp_path)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("target", ["T4", "A100", "H200"])
+@pytest.mark.parametrize("header", [*ALLOWED, "cute/tensor.hpp"])
+def test_every_header_that_the_prompt_promises_compiles(tmp_path: Path, header: str, target: str) -> None:
+    if target == "T4" and "bf16" in header:
+        pytest.skip("the T4 has no bf16")
+    source = f'#include <{header}>\nextern "C" __global__ void k(float* o) {{ o[0] = 1; }}\n'
+    found, arch = find_target(target)
+
+    check_includes(source)
+    built = build(source, name="k", arch=arch, threads=32, shared_bytes=0, target=found, cache=Cache.disabled())
+    assert built.cubin
 
 
 def test_a_method_that_writes_cuda_needs_a_place_for_verdicts(truth: Truth) -> None:

@@ -58,6 +58,7 @@ class Trial:
     judged_on: str = "cpu"  # TL
     gpu: OnGpu | None = None  # where kernels in CUDA wait for a GPU
     gpu_name: str = ""  # of the GPU that judges them
+    gpu_arch: str | None = None  # what they are built for, where that is not the request's GPU
     cache: Cache | None = None
 
 
@@ -89,7 +90,7 @@ def run_sample(trial: Trial, key: Key) -> Sample | None:
     name, method, model, round_, number = key
     in_cuda = METHODS[method].language == "CUDA"
     request = trial.requests[name]
-    results = Results(*find_target(request.target))
+    results = Results(*find_target(request.target, trial.gpu_arch if in_cuda else None))
     attempts: list[authoring.Attempt] = []
     replies: list[Reply] = []
     fault = ""

@@ -24,7 +24,7 @@ from qimeng_attention.schedule import REWRITINGS
 from qimeng_attention.tl.parser import parse
 from qimeng_attention.workflow import stages
 from qimeng_attention.workflow.attempts import Attempt, Gate, Truth, pass_gates
-from qimeng_attention.workflow.cuda import try_cuda
+from qimeng_attention.workflow.cuda import refuse_other_arguments, try_cuda
 from qimeng_attention.workflow.gpu import OnGpu
 from qimeng_attention.workflow.stages import Results
 
@@ -94,6 +94,8 @@ def write_sample(
             field="method",
             value=method.name,
         )
+    if method.language == "CUDA":
+        refuse_other_arguments(truth.spec)
     sample = Sample()
     for before in method.stages[:-1]:
         reply = _ask(sample, client, render.sketch_prompt(wanted), before, number)

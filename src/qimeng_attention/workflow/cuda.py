@@ -16,13 +16,30 @@ from qimeng_attention.author.llm.includes import check_includes
 from qimeng_attention.author.llm.launch import BadLaunch, facts_of, launch_of
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.build import Cache
-from qimeng_attention.errors import BuildError
+from qimeng_attention.errors import BuildError, SpecError
+from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.workflow.attempts import Attempt, Gate, Truth, pass_gates
 from qimeng_attention.workflow.gpu import OnGpu, judged
 from qimeng_attention.workflow.stages import Handwritten, Results, to_cubin
 
 GATES = ("answer", "includes", "launch", "build", "judge")
 FENCE = "cuda"
+
+
+def refuse_other_arguments(spec: AttentionSpec | None) -> None:
+    """Refuse a description whose calls give more than the signature has.
+
+    Raises:
+        SpecError: packed sequences, or caches with lengths of their own.
+    """
+    for field in ("varlen", "seqused_k"):
+        if spec is not None and getattr(spec, field):
+            raise SpecError(
+                f"a method that writes CUDA has no arguments for {field}",
+                hint="leave it out, or take the method two-stage",
+                field=field,
+                value=True,
+            )
 
 
 def try_cuda(
