@@ -28,7 +28,10 @@ Author = Annotated[
     ),
 ]
 MethodName = Annotated[
-    str, typer.Option("--method", help="How a model is asked: two-stage (a sketch, then code) or one-stage.")
+    str,
+    typer.Option(
+        "--method", help="How a model is asked: two-stage (a sketch, then code), one-stage, or vanilla and cot (CUDA)."
+    ),
 ]
 Repairs = Annotated[int, typer.Option(min=0, max=20, help="How often a model may mend a refused program.")]
 Samples = Annotated[int, typer.Option(min=1, max=64, help="Programs to ask for; the best one is kept.")]
@@ -74,6 +77,7 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     from qimeng_attention.llm.budget import Budget
     from qimeng_attention.llm.clients import careful, open_client
     from qimeng_attention.llm.transcript import Transcript
+    from qimeng_attention.workflow.gpu import OnGpu
     from qimeng_attention.workflow.modelled import Asked, generate_with_model
 
     asked = Asked(
@@ -100,6 +104,7 @@ def generate(given: dict[str, Any], spec: Any) -> None:
             out=given["out"],
             overwrite=given["force"],
             report=shown.attempt if verbose else None,
+            gpu=OnGpu(folder / "gpu"),
         )
     _finish(made, folder, budget, given)
 

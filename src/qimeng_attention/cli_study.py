@@ -38,6 +38,13 @@ def run(
         float | None, typer.Option("--max-usd", min=0, help="Make no call that might cost more.")
     ] = None,
     max_calls: Annotated[int | None, typer.Option("--max-calls", min=1, help="Make no more calls than this.")] = None,
+    gpu: Annotated[
+        Path | None, typer.Option("--gpu", help="Where kernels in CUDA wait for a verdict; `gpu` beside --out if none.")
+    ] = None,
+    gpu_name: Annotated[str, typer.Option("--gpu-name", help="The GPU that judges them, for the samples.")] = "gpu",
+    gpu_arch: Annotated[
+        str | None, typer.Option("--gpu-arch", help="Its architecture, as sm_90, where requests name another GPU.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a model for every request, pass each answer through the gates, and record what came of it."""
@@ -47,13 +54,17 @@ def run(
     from qimeng_attention.study.requests import load_requests
     from qimeng_attention.study.run import Trial, recorded_client, requests_by_name, run_study
     from qimeng_attention.study.samples import SampleStore
+    from qimeng_attention.workflow.gpu import OnGpu
 
     requests = load_requests(folder, stratum=stratum, rounds=(round_,))  # type: ignore[arg-type]
     names = tuple(method(m).name for m in methods or ["two-stage"])
     planned = plan(requests_by_name(requests), names, model or author, samples, round_)  # type: ignore[arg-type]
     budget = Budget(max_usd, None, max_calls)
     client_of = recorded_client(author, out.parent / "transcripts", budget)
-    trial = Trial(requests_by_name(requests), SampleStore(out), client_of)
+    where = OnGpu(gpu or out.parent / "gpu")
+    trial = Trial(
+        requests_by_name(requests), SampleStore(out), client_of, gpu=where, gpu_name=gpu_name, gpu_arch=gpu_arch
+    )
     waiting = run_study(trial, planned, lambda key, sample: None if as_json else _told(key, sample))
     facts = {"planned": len(planned), "waiting": len(waiting), "samples": str(out), "spent": budget.line()}
     terminal.print_json(facts) if as_json else terminal.facts(facts)
@@ -64,7 +75,7 @@ def run(
 def _told(key: tuple[str, str, str, int, int], sample: Any) -> None:
     request, method, _, _, number = key
     if sample is None:
-        outcome = "waits for an answer"
+        outcome = "waits for an answer or a verdict"
     else:
         last = sample.attempts[-1]
         outcome = "accepted" if sample.accepted else f"failed ({last.refused_by or last.fault})"

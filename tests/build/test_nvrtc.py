@@ -87,7 +87,11 @@ def test_no_more_than_twenty_errors_are_given() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["ptxas error   : Entry function 'k' uses too much shared data", "nvrtc: error: invalid value for -arch"],
+    [
+        "ptxas error   : Entry function 'k' uses too much shared data",
+        "ptxas application ptx input, line 24; error   : Arguments mismatch for instruction 'mma'",
+        "nvrtc: error: invalid value for -arch",
+    ],
 )
 def test_errors_without_a_place_have_their_own_code(line: str) -> None:
     (found,) = diagnose(line, SOURCE, "k.cu")

@@ -14,7 +14,7 @@ import pytest
 
 from qimeng_attention.errors import BundleError, EnvironmentMissing
 from qimeng_attention.runtime import GridAxis, Manifest, Tensor, read_folder
-from qimeng_attention.runtime.manifest import REQUIRED
+from qimeng_attention.runtime.manifest import LEVELS, REQUIRED
 from qimeng_attention.store import bundle_name, write_bundle
 from qimeng_attention.store import bundles as bundles_module
 
@@ -99,6 +99,13 @@ def test_an_incomplete_bundle_is_not_written(tmp_path: Path, name: str) -> None:
         write_bundle(tmp_path, {n: content for n, content in FILES.items() if n != name}, MANIFEST)
 
     assert names(tmp_path) == []
+
+
+def test_a_kernel_from_no_tl_has_none_of_its_levels(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path, {n: c for n, c in FILES.items() if n not in LEVELS}, MANIFEST)
+
+    assert not set(LEVELS) & set(names(written))
+    assert not set(LEVELS) & set(read_folder(written).files)
 
 
 @pytest.mark.parametrize("name", ["../x.cuh", "/tmp/x.cuh", "a/b.cuh", "manifest.json", "notes.md", "", "..", ".cuh"])

@@ -167,7 +167,9 @@ def _refusal(file: str, arch: str, source: str, log: str) -> CompileError:
 
 _ERROR = re.compile(r"^(?P<file>[^\n(]+?)\((?P<line>\d+)\): (?:catastrophic )?error(?: #[\w-]+)?: (?P<text>.*)$")
 _FRAME = re.compile(r"at line (?P<line>\d+)(?: of \"?(?P<file>[^\"\n]+?)\"?)?\s*$")
-_PTXAS = re.compile(r"^(?:ptxas (?:error|fatal)|nvrtc: error)\s*: (?P<text>.*)$")
+_PTXAS = re.compile(
+    r"^(?:ptxas (?:[^;\n]+, line \d+; )?(?:error|fatal)|nvrtc: error)\s*: (?P<text>.*)$"  # the line is one of PTX
+)
 _MARK = re.compile(r"^\s*// tl:(\d+)\b", re.MULTILINE)
 
 

@@ -80,7 +80,7 @@ def page_of(contents: Contents) -> Page:
         tl=tuple(lines_of(tl)),
         cpp=tuple(lines_of(cpp)),
         rows=tuple(pair(tl, cpp)),
-        levels=tuple((name, _text(files, name)) for name in ("sketch.tl", "code.tl")),
+        levels=tuple((name, _text(files, name)) for name in ("sketch.tl", "code.tl") if name in files),
     )
 
 

@@ -47,7 +47,8 @@ def show_page(console: Console, page: Page, *, program: bool = True) -> None:
     _part(console, "speed", _facts(page.speed or unmeasured))
     _part(console, "made by", _facts(page.made_by), empty=not page.made_by)
     if program:
-        _part(console, "scheduled TL, and the CuTe C++ it became", _beside(page, console.width))
+        title = "scheduled TL, and the CuTe C++ it became" if any(page.tl) else "the kernel, written in CUDA"
+        _part(console, title, _beside(page, console.width))
 
 
 def _part(console: Console, title: str, content: RenderableType, *, empty: bool = False) -> None:

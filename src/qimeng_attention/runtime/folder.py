@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qimeng_attention.errors import BundleError
-from qimeng_attention.runtime.manifest import MANIFEST, REQUIRED, Manifest
+from qimeng_attention.runtime.manifest import MANIFEST, Manifest, required
 from qimeng_attention.runtime.manifest_json import from_json
 
 _RESTORE = "restore the folder from where it was copied, or generate the bundle again"
@@ -44,7 +44,7 @@ def read_folder(path: str | os.PathLike[str]) -> Contents:
         raise _damaged(folder, MANIFEST, "is missing")
     manifest = from_json(_read(folder, MANIFEST), file=str(folder / MANIFEST))
     expected = {MANIFEST, *manifest.files}
-    for name in (*REQUIRED, *manifest.files):
+    for name in (*required(manifest.files), *manifest.files):
         if name not in present or name not in expected:
             raise _damaged(folder, name, "is missing")
     if extra := sorted(present - expected):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,7 @@ REQUIRED = (
     "report.json",
     "reasons.json",
 )
+LEVELS = ("sketch.tl", "code.tl", "scheduled.tl")  # none of them where a kernel came from no TL
 OPTIONAL = ("verdict.json", "speed.json")  # besides any number of headers, *.cuh
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -178,6 +179,12 @@ class Manifest:
 def kernel_file(number: int, kind: str) -> str:
     """Name the file of a kernel, counted from 0: kernel.cubin, kernel_2.cubin."""
     return f"kernel{f'_{number + 1}' if number else ''}.{kind}"
+
+
+def required(files: Collection[str]) -> list[str]:
+    """Name the files that a bundle with these must have: all levels of TL, or none of a kernel written in CUDA."""
+    in_cuda = not any(level in files for level in LEVELS)
+    return [name for name in REQUIRED if not (in_cuda and name in LEVELS)]
 
 
 def is_file_name(name: object) -> bool:

@@ -26,7 +26,7 @@ _RESOURCES = (
 def describe(manifest: Manifest, files: Mapping[str, bytes]) -> str:
     """Give the summary, one part a line, with more lines where a part needs them."""
     built = "" if manifest.built_arch == manifest.arch else f", built for {manifest.built_arch}"
-    code = files["code.tl"].decode("utf-8", "replace").splitlines()
+    code = files.get("code.tl", b"").decode("utf-8", "replace").splitlines()
     spec, report = _read(files, "spec.json"), _read(files, "report.json")
     parts = [
         ("kernel", [f"{manifest.kernel} for {manifest.target} ({manifest.arch}{built})"]),

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qimeng_attention.errors import BundleError, EnvironmentMissing
-from qimeng_attention.runtime.manifest import MANIFEST, REQUIRED, Manifest, is_file_name
+from qimeng_attention.runtime.manifest import MANIFEST, Manifest, is_file_name, required
 from qimeng_attention.runtime.manifest_json import to_json
 
 _LONGEST_PART = 96  # of a folder's name: both parts and what a staged folder adds stay under 255
@@ -76,7 +76,7 @@ def write_bundle(
 
 
 def _check_files(files: Mapping[str, bytes]) -> None:
-    for name in REQUIRED:
+    for name in required(files):
         if name not in files:
             raise BundleError(f"a bundle without {name} is incomplete", hint=f"pass {name}", file=name)
     for name in files:

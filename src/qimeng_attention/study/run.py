@@ -21,11 +21,12 @@ from qimeng_attention.llm.chat import Client, ClientFault, Reply, Request, Waiti
 from qimeng_attention.llm.clients import careful, open_client
 from qimeng_attention.llm.transcript import Transcript
 from qimeng_attention.named_tensors import kernel_name
-from qimeng_attention.study.record import GATES, Attempt, Gate, Key, Outcome, Sample, outcomes_up_to
+from qimeng_attention.study.record import GATES_OF, Attempt, Gate, Key, Sample, outcomes_up_to
 from qimeng_attention.study.requests import StudyRequest
 from qimeng_attention.study.samples import SampleStore
 from qimeng_attention.workflow import authoring
 from qimeng_attention.workflow.authoring import Truth
+from qimeng_attention.workflow.gpu import OnGpu
 from qimeng_attention.workflow.stages import Results, find_target
 
 T = TypeVar("T", int, float)
@@ -38,6 +39,13 @@ _GATE_OF: dict[str, Gate] = {
     "build": "compiles",
     "judge": "judged",
 }
+_GATE_OF_CUDA: dict[str, Gate] = {
+    "answer": "compiles",
+    "includes": "compiles",
+    "launch": "compiles",
+    "build": "compiles",
+    "judge": "judged",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,10 @@ class Trial:
     requests: dict[str, StudyRequest]
     store: SampleStore
     client_of: Callable[[Key], Client]  # a client of its own for each sample: its transcript, its folder
-    judged_on: str = "cpu"
+    judged_on: str = "cpu"  # TL
+    gpu: OnGpu | None = None  # where kernels in CUDA wait for a GPU
+    gpu_name: str = ""  # of the GPU that judges them
+    gpu_arch: str | None = None  # what they are built for, where that is not the request's GPU
     cache: Cache | None = None
 
 
@@ -75,10 +86,11 @@ def run_study(trial: Trial, planned: Iterable[Key], report: Callable[[Key, Sampl
 
 
 def run_sample(trial: Trial, key: Key) -> Sample | None:
-    """Run one sample; None where its next answer is not there yet."""
+    """Run one sample; None where its next answer, or the verdict of a GPU, is not there yet."""
     name, method, model, round_, number = key
+    in_cuda = METHODS[method].language == "CUDA"
     request = trial.requests[name]
-    results = Results(*find_target(request.target))
+    results = Results(*find_target(request.target, trial.gpu_arch if in_cuda else None))
     attempts: list[authoring.Attempt] = []
     replies: list[Reply] = []
     fault = ""
@@ -93,6 +105,7 @@ def run_sample(trial: Trial, key: Key) -> Sample | None:
                 number=number,
                 cache=trial.cache,
                 report=attempts.append,
+                gpu=trial.gpu,
             )
         except Waiting:
             return None
@@ -105,9 +118,9 @@ def run_sample(trial: Trial, key: Key) -> Sample | None:
         model=model,
         sample=number,
         round=round_,
-        attempts=_attempts(attempts, replies, fault),
+        attempts=_attempts(attempts, replies, fault, GATES_OF[method]),  # type: ignore[index]
         target=request.target,
-        judged_on=trial.judged_on,
+        judged_on=trial.gpu_name if in_cuda else trial.judged_on,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
 
@@ -131,20 +144,23 @@ class _Listening:
         return reply
 
 
-def _attempts(made: list[authoring.Attempt], replies: list[Reply], fault: str) -> list[Attempt]:
+def _attempts(
+    made: list[authoring.Attempt], replies: list[Reply], fault: str, asked: tuple[Gate, ...]
+) -> list[Attempt]:
     """Write attempts as a study keeps them; answers before the first program count to the first attempt."""
     before = max(0, len(replies) - len(made)) if not fault else len(replies) - len(made)
     shares = [replies[: before + 1], *([r] for r in replies[before + 1 :])]
-    found = [_attempt(one, said) for one, said in zip(made, shares, strict=False)]
-    return [*found, Attempt(outcomes=_not_run(), fault=fault)] if fault else found
+    found = [_attempt(one, said, asked) for one, said in zip(made, shares, strict=False)]
+    return [*found, Attempt(outcomes=dict.fromkeys(asked, "not run"), fault=fault)] if fault else found
 
 
-def _attempt(one: authoring.Attempt, said: list[Reply]) -> Attempt:
-    refused = _GATE_OF[one.failed] if one.failed else None
-    if refused == "judged" and "the interpreter stopped" in one.findings:
+def _attempt(one: authoring.Attempt, said: list[Reply], asked: tuple[Gate, ...]) -> Attempt:
+    gates = _GATE_OF if "parses" in asked else _GATE_OF_CUDA
+    refused = gates[one.failed] if one.failed else None
+    if refused == "judged" and "interprets" in asked and "the interpreter stopped" in one.findings:
         refused = "interprets"
     return Attempt(
-        outcomes=outcomes_up_to(refused),
+        outcomes=outcomes_up_to(refused, asked),
         codes=[_code(one, code) for code in one.codes],
         input_tokens=_sum([r.usage.input_tokens for r in said]),
         output_tokens=_sum([r.usage.output_tokens for r in said]),
@@ -165,10 +181,6 @@ def _code(one: authoring.Attempt, code: str) -> str:
 def _sum(values: list[T | None]) -> T | None:
     known = [v for v in values if v is not None]
     return sum(known) if values and len(known) == len(values) else None
-
-
-def _not_run() -> dict[Gate, Outcome]:
-    return dict.fromkeys(GATES, "not run")
 
 
 def requests_by_name(requests: Iterable[StudyRequest]) -> dict[str, StudyRequest]:

@@ -3,13 +3,12 @@
 One sample is one conversation: the prompts of a method, then at most so many repairs. Nothing is mended behind the
 model's back: what it wrote goes through the gates as it stands, and a schedule that it left out is the trivial one.
 
-Not here: prompts (author/llm), clients (llm), running samples of many requests (study).
+Not here: prompts (author/llm), gates of CUDA (cuda.py), clients (llm), running samples of many requests (study).
 """
 
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -18,42 +17,21 @@ from qimeng_attention.author.llm.answers import NoProgram, program_of
 from qimeng_attention.author.llm.methods import Method
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.build import Cache
-from qimeng_attention.errors import EnvironmentMissing, QimengError
-from qimeng_attention.judge import OwnFunction, Verdict, judge_function, judge_program
-from qimeng_attention.judge.reference_process import Reference
+from qimeng_attention.errors import SpecError
+from qimeng_attention.judge import Verdict, judge_function, judge_program
 from qimeng_attention.llm.chat import Client, Message, Reply, Request
 from qimeng_attention.schedule import REWRITINGS
-from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.parser import parse
-from qimeng_attention.workflow import feedback, stages
+from qimeng_attention.workflow import stages
+from qimeng_attention.workflow.attempts import Attempt, Gate, Truth, pass_gates
+from qimeng_attention.workflow.cuda import refuse_other_arguments, try_cuda
+from qimeng_attention.workflow.gpu import OnGpu
 from qimeng_attention.workflow.stages import Results
 
+__all__ = ["REPAIRS", "Attempt", "Sample", "Truth", "try_answer", "write_sample"]
+
 REPAIRS = 3
-GATES = ("answer", "parse", "check", "schedule", "translate", "build", "judge")
 _PLAINEST = "\nSchedule\n    warps 4 along q  # the author left the schedule out\n"
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What a kernel is judged against: a description, a function of the user's, or both."""
-
-    spec: AttentionSpec | None = None
-    function: Reference | None = None
-    own: OwnFunction | None = None  # the function, once it agrees with the description
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One answer that should hold a program, and how far it came."""
-
-    stage: str  # "code", "repair 1"
-    program: str = ""
-    passed: tuple[str, ...] = ()  # gates, in order
-    failed: str = ""  # the gate that refused it
-    codes: tuple[str, ...] = ()  # of its findings
-    findings: str = ""  # as the model is told them
-    plain_schedule: bool = False  # the schedule is not the model's
-    seconds: float = 0.0
 
 
 @dataclass
@@ -89,6 +67,7 @@ def write_sample(
     repairs: int = REPAIRS,
     cache: Cache | None = None,
     report: Callable[[Attempt], None] | None = None,
+    gpu: OnGpu | None = None,
 ) -> Sample:
     """Ask for one kernel and repair it.
 
@@ -102,27 +81,42 @@ def write_sample(
         repairs: how often a refused program is asked for again, at most.
         cache: of cubins.
         report: called after each answer.
+        gpu: where kernels are judged that no CPU can judge: those of a method whose answers are CUDA.
 
     Raises:
-        ClientFault: no answer came.
+        ClientFault: no answer came, or (Waiting) a kernel waits for a GPU.
+        SpecError: the method needs a GPU's verdicts, and `gpu` is None.
     """
+    if method.language == "CUDA" and gpu is None:
+        raise SpecError(
+            f"method '{method.name}' writes CUDA, which only a GPU can judge",
+            hint="name the folder in which kernels wait for a GPU",
+            field="method",
+            value=method.name,
+        )
+    if method.language == "CUDA":
+        refuse_other_arguments(truth.spec)
     sample = Sample()
     for before in method.stages[:-1]:
         reply = _ask(sample, client, render.sketch_prompt(wanted), before, number)
         sample.sketch = _sketch_of(reply.text)
         sample.messages = ()  # the next prompt holds the sketch: what led to it need not be paid for again
     stage: str = method.stages[-1]
-    prompt = _last_prompt(wanted, results, sample)
+    prompt = _last_prompt(wanted, results, sample, method)
     for left in range(repairs, -1, -1):
         reply = _ask(sample, client, prompt, stage, number)
-        attempt, found = try_answer(reply.text, results, truth, stage, cache)
+        if method.language == "CUDA" and gpu is not None:
+            attempt, found = try_cuda(reply.text, wanted, results, truth, stage, gpu, cache)
+        else:
+            attempt, found = try_answer(reply.text, results, truth, stage, cache)
         sample.attempts.append(attempt)
         sample.results, sample.verdict = found, found.verdict
         if report is not None:
             report(attempt)
         if not attempt.failed or not left:
             break
-        stage, prompt = f"repair {repairs - left + 1}", render.repair_prompt(attempt.failed, attempt.findings)
+        stage = f"repair {repairs - left + 1}"
+        prompt = render.repair_prompt(attempt.failed, attempt.findings, method.fence)
     return sample
 
 
@@ -143,7 +137,9 @@ def _sketch_of(text: str) -> str:
         return ""
 
 
-def _last_prompt(wanted: Wanted, results: Results, sample: Sample) -> str:
+def _last_prompt(wanted: Wanted, results: Results, sample: Sample, method: Method) -> str:
+    if method.language == "CUDA":
+        return render.cuda_prompt(wanted, results.target, steps=method.steps)
     return render.code_prompt(wanted, results.target, list(REWRITINGS.values()), sample.sketch)
 
 
@@ -153,44 +149,31 @@ def _last_prompt(wanted: Wanted, results: Results, sample: Sample) -> str:
 def try_answer(
     text: str, results: Results, truth: Truth, stage: str, cache: Cache | None = None
 ) -> tuple[Attempt, Results]:
-    """Pass an answer through every gate, up to the first that refuses it."""
-    start, passed = time.perf_counter(), list[str]()
-    attempt, found = Attempt(stage), results
+    """Pass an answer in TL through every gate, up to the first that refuses it."""
 
-    def ended(gate: str, codes: tuple[str, ...], findings: str) -> tuple[Attempt, Results]:
-        spent = time.perf_counter() - start
-        return replace(attempt, passed=tuple(passed), failed=gate, codes=codes, findings=findings, seconds=spent), found
+    def answer(attempt: Attempt, found: Results) -> tuple[Attempt, Results]:
+        return replace(attempt, program=program_of(text)), found
 
-    for gate in GATES:
-        try:
-            if gate == "answer":
-                program = program_of(text)
-                attempt = replace(attempt, program=program)
-            elif gate == "parse":
-                plain = not any(k.schedule for k in parse(attempt.program, "code.tl").kernels)
-                code = attempt.program + (_PLAINEST if plain else "")
-                found = replace(found, code=code, reasons={"author": "llm", "reasons": []})
-                attempt = replace(attempt, plain_schedule=plain)
-            elif gate == "judge":
-                found = replace(found, verdict=_judged(found, truth))
-                if not found.verdict.accepted:
-                    return ended(gate, (f"judge: {found.verdict.verdict}",), feedback.of_verdict(found.verdict))
-            else:
-                found = _STEPS[gate](found, cache)
-        except EnvironmentMissing:
-            raise  # what this machine lacks is no fault of the answer
-        except QimengError as error:
-            return ended(gate, feedback.codes_of(error), feedback.of_error(error, found.code or attempt.program))
-        passed.append(gate)
-    return ended("", (), "")
+    def judge(attempt: Attempt, found: Results) -> tuple[Attempt, Results]:
+        return attempt, replace(found, verdict=_judged(found, truth))
+
+    steps: dict[str, Gate] = {
+        "answer": answer,
+        "parse": _parsed,
+        "check": lambda a, r: (a, stages.check_code(r)),
+        "schedule": lambda a, r: (a, stages.apply_schedule(r)),
+        "translate": lambda a, r: (a, stages.to_cute(r)),
+        "build": lambda a, r: (a, stages.to_cubin(r, cache)),
+        "judge": judge,
+    }
+    return pass_gates(steps, stage, results)
 
 
-_STEPS: dict[str, Callable[[Results, Cache | None], Results]] = {
-    "check": lambda r, _: stages.check_code(r),
-    "schedule": lambda r, _: stages.apply_schedule(r),
-    "translate": lambda r, _: stages.to_cute(r),
-    "build": stages.to_cubin,
-}
+def _parsed(attempt: Attempt, results: Results) -> tuple[Attempt, Results]:
+    plain = not any(k.schedule for k in parse(attempt.program, "code.tl").kernels)
+    code = attempt.program + (_PLAINEST if plain else "")
+    made = replace(results, code=code, reasons={"author": "llm", "reasons": []})
+    return replace(attempt, plain_schedule=plain), made
 
 
 def _judged(results: Results, truth: Truth) -> Verdict:

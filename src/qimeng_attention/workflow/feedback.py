@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from qimeng_attention.errors import DiagnosticError, QimengError
+from qimeng_attention.build import CompileError
+from qimeng_attention.errors import Diagnostic, DiagnosticError, QimengError
 from qimeng_attention.judge import Verdict
 
 _MOST_CASES = 6
@@ -23,7 +24,16 @@ def of_error(error: QimengError, source: str) -> str:
         shown = [d.render(source, "code.tl") for d in error.diagnostics[:_MOST_DIAGNOSTICS]]
         more = len(error.diagnostics) - len(shown)
         return "\n".join([*shown, *([f"and {more} more"] if more > 0 else [])])
+    if isinstance(error, CompileError) and error.diagnostics:
+        return "\n".join(
+            ["NVRTC refused the source:", *(_of_compiler(d) for d in error.diagnostics[:_MOST_DIAGNOSTICS])]
+        )
     return error.message + (f"\nhint: {error.hint}" if error.hint else "")
+
+
+def _of_compiler(found: Diagnostic) -> str:
+    """Write an error of the compiler: its words, and the line of the source that it belongs to."""
+    return f"- {found.message}\n    {found.hint.removeprefix('see ')}"
 
 
 def codes_of(error: QimengError) -> tuple[str, ...]:
@@ -42,6 +52,9 @@ def of_verdict(verdict: Verdict) -> str:
     for check in worst[:_MOST_CASES]:
         if check.diagnostics:
             lines += [f"- {check.case}: the interpreter stopped: {d['message']}" for d in check.diagnostics[:1]]
+            continue
+        if not check.output:  # it gave none: a launch that failed, or one that wrote where it must not
+            lines.append(f"- {check.case}: {_without_values(check.reason)}")
             continue
         element = _ELEMENT.search(check.reason)
         at = f" at {check.output}[{element[1]}]" if element else ""

@@ -31,7 +31,7 @@ from qimeng_attention.store import refuse_existing, write_bundle
 from qimeng_attention.translate import Translation
 from qimeng_attention.workflow import stages
 from qimeng_attention.workflow.judgement import agreeing
-from qimeng_attention.workflow.stages import Results
+from qimeng_attention.workflow.stages import Handwritten, Results
 
 TL_VERSION = "1"
 Report = Callable[[str, Results, float], None]
@@ -205,19 +205,25 @@ def bundle_files(results: Results) -> dict[str, bytes]:
     reports = [{**b.to_json(), **b.report.to_json()} for b in results.builds]
     files = {
         "spec.json": _json(spec),
-        "sketch.tl": results.sketch.encode(),
-        "code.tl": results.code.encode(),
-        "scheduled.tl": results.scheduled.encode(),
         "report.json": _json(reports[0] | ({"then": reports[1:]} if reports[1:] else {})),
         "reasons.json": _json(results.reasons),
     }
+    if not results.handwritten:
+        files |= _levels_and_headers(results)
     for number, (t, b) in enumerate(zip(results.translations, results.builds, strict=True)):
         files[kernel_file(number, "cu")], files[kernel_file(number, "cubin")] = t.source.encode(), b.cubin
+    if results.verdict is not None:
+        files["verdict.json"] = _json(results.verdict.to_json())
+    return files
+
+
+def _levels_and_headers(results: Results) -> dict[str, bytes]:
+    """Give the levels of TL that a kernel came from, and the headers that its CuTe C++ includes."""
+    levels = {"sketch.tl": results.sketch, "code.tl": results.code, "scheduled.tl": results.scheduled}
+    files = {name: text.encode() for name, text in levels.items()}
     for header in resources.files("qimeng_attention.translate").joinpath("prelude").iterdir():
         if header.name.endswith(".cuh"):
             files[header.name] = header.read_bytes()
-    if results.verdict is not None:
-        files["verdict.json"] = _json(results.verdict.to_json())
     return files
 
 
@@ -256,7 +262,7 @@ def manifest_of(results: Results) -> Manifest:
         default_scale=results.spec.default_scale if results.spec else 1.0,
         provenance={
             "package": __version__,
-            "tl": TL_VERSION,
+            **({} if results.handwritten else {"tl": TL_VERSION}),
             "python": platform.python_version(),
             **dict(results.builds[0].versions),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -265,7 +271,7 @@ def manifest_of(results: Results) -> Manifest:
     )
 
 
-def _kernel_manifest(results: Results, t: Translation) -> Manifest:
+def _kernel_manifest(results: Results, t: Translation | Handwritten) -> Manifest:
     """Say how one kernel is launched."""
     facts = t.facts
     return Manifest(

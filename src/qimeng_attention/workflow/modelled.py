@@ -22,6 +22,7 @@ from qimeng_attention.store import refuse_existing
 from qimeng_attention.workflow import stages
 from qimeng_attention.workflow.authoring import REPAIRS, Attempt, Sample, Truth, write_sample
 from qimeng_attention.workflow.generate import Outcome, save
+from qimeng_attention.workflow.gpu import OnGpu
 from qimeng_attention.workflow.judgement import agreeing
 from qimeng_attention.workflow.request import understand_words, wanted_of
 from qimeng_attention.workflow.stages import Results
@@ -71,6 +72,7 @@ def generate_with_model(
     overwrite: bool = False,
     cache: Cache | None = None,
     report: Callable[[int, Attempt], None] | None = None,
+    gpu: OnGpu | None = None,
 ) -> Made:
     """Let a model write a kernel.
 
@@ -82,6 +84,7 @@ def generate_with_model(
         overwrite: replace a bundle that is there.
         cache: of cubins.
         report: called after each answer, with the sample's number.
+        gpu: where kernels of a method that writes CUDA are judged.
 
     Raises:
         SpecError: nothing that could be made is asked for, or what no description says comes without a function.
@@ -105,7 +108,7 @@ def generate_with_model(
         return made
     with ExitStack() as stack:
         truth = _truth(asked, understood, stack)
-        _write_samples(made, asked, way, client, results, truth, cache, report)
+        _write_samples(made, asked, way, client, results, truth, cache, report, gpu)
     _keep(made, truth, out, overwrite)
     return made
 
@@ -134,13 +137,14 @@ def _write_samples(
     truth: Truth,
     cache: Cache | None,
     report: Callable[[int, Attempt], None] | None,
+    gpu: OnGpu | None,
 ) -> None:
     """Write every sample; where answers are awaited, every prompt is written before the run stops."""
     wanted = wanted_of(made.understood)
     waiting: list[Waiting] = []
     for number in range(asked.samples):
         told = (lambda a, n=number: report(n, a)) if report is not None else None
-        settings = {"number": number, "repairs": asked.repairs, "cache": cache, "report": told}
+        settings = {"number": number, "repairs": asked.repairs, "cache": cache, "report": told, "gpu": gpu}
         try:
             made.samples.append(write_sample(wanted, truth, client, results, way, **settings))  # type: ignore[arg-type]
         except Waiting as fault:

@@ -26,6 +26,17 @@ STAGES = ("spec", "sketch", "code", "scheduled", "cute", "cubin", "verdict", "bu
 
 
 @dataclass(frozen=True)
+class Handwritten:
+    """A kernel in CUDA that came from no TL, with what a launcher must know of it."""
+
+    name: str
+    source: str
+    threads: int
+    shared_bytes: int  # dynamic shared memory of a block
+    facts: dict[str, Any]  # grid and arguments, as in a bundle's manifest
+
+
+@dataclass(frozen=True)
 class Results:
     """What the stages have made so far; a stage fills in its own field."""
 
@@ -37,14 +48,19 @@ class Results:
     reasons: dict[str, Any] | None = None
     kernels: tuple[Checked, ...] = ()  # those of the file, which run one behind the other
     scheduled: str = ""
-    translations: tuple[Translation, ...] = ()
+    translations: tuple[Translation | Handwritten, ...] = ()
     builds: tuple[Built, ...] = ()
     verdict: Any = None
 
     @property
-    def translation(self) -> Translation | None:
+    def translation(self) -> Translation | Handwritten | None:
         """Give the first kernel in CuTe C++."""
         return self.translations[0] if self.translations else None
+
+    @property
+    def handwritten(self) -> bool:
+        """Tell whether the kernel came from no TL."""
+        return any(isinstance(t, Handwritten) for t in self.translations)
 
     @property
     def built(self) -> Built | None:

@@ -22,9 +22,11 @@ SPEC = AttentionSpec.make(
     name="golden", Hq=8, Hk=2, Dqk=64, mask="causal", tensors={"gate": {"dims": ["Hq"], "dtype": "f32"}}
 )
 WANTED = Wanted.of_spec(SPEC, WORDS)
+NAMELESS = Wanted("Causal attention.", "plain", (64, 32), "fp16", lse=True)
 LINES = list(REWRITINGS.values())
 SKETCH = "Copy Q from global to shared\n"
 MOST_TOKENS = {"understand": 1100, "sketch": 700, "code": 2900, "one_stage": 2900, "code_t4": 2900, "repair": 120}
+MOST_TOKENS |= {"vanilla": 700, "cot": 700, "vanilla_t4": 700}
 
 
 def prompts() -> dict[str, str]:
@@ -35,6 +37,9 @@ def prompts() -> dict[str, str]:
         "code": render.code_prompt(WANTED, a100, LINES, SKETCH),
         "one_stage": render.code_prompt(WANTED, a100, LINES, ""),
         "code_t4": render.code_prompt(WANTED, t4, LINES, SKETCH),
+        "vanilla": render.cuda_prompt(WANTED, a100),
+        "vanilla_t4": render.cuda_prompt(NAMELESS, t4),
+        "cot": render.cuda_prompt(WANTED, a100, steps=True),
         "repair": render.repair_prompt("check", "code.tl:1:1: error TL101: unknown name 'x'"),
     }
 

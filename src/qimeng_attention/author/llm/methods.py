@@ -8,6 +8,7 @@ from typing import Literal
 from qimeng_attention.errors import SpecError
 
 Stage = Literal["sketch", "code"]
+Language = Literal["TL", "CUDA"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,13 @@ class Method:
     name: str
     stages: tuple[Stage, ...]  # an answer each; those after the first see the answer before
     doc: str
+    language: Language = "TL"  # of the answer that should hold a kernel
+    steps: bool = False  # the prompt asks to think step by step
+
+    @property
+    def fence(self) -> str:
+        """Give the word behind the fence of the answer's block."""
+        return self.language.lower()
 
 
 METHODS = {
@@ -24,6 +32,8 @@ METHODS = {
     for m in (
         Method("two-stage", ("sketch", "code"), "A sketch first, then every parameter: the paper's method."),
         Method("one-stage", ("code",), "TL code at once, with the rules of both stages in one prompt."),
+        Method("vanilla", ("code",), "CUDA against the launcher's signature, without TL.", "CUDA"),
+        Method("cot", ("code",), "CUDA as well, after thinking step by step.", "CUDA", steps=True),
     )
 }
 

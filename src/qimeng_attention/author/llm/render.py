@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
+from qimeng_attention.author.llm.launch import signature
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import functions
@@ -102,6 +103,12 @@ def code_prompt(wanted: Wanted, target: Target, rewritings: Sequence[Rewriting],
     )
 
 
-def repair_prompt(gate: str, findings: str) -> str:
+def cuda_prompt(wanted: Wanted, target: Target, *, steps: bool = False) -> str:
+    """Ask for CUDA against the launcher's signature; with `steps`, to think step by step before."""
+    facts = {"request": wanted.words.strip(), "signature": signature(wanted), "target": target, "steps": steps}
+    return template("vanilla", facts)
+
+
+def repair_prompt(gate: str, findings: str, fence: str = "tl") -> str:
     """Tell what a gate found, and ask for the whole again."""
-    return template("repair", {"gate": gate, "findings": findings})
+    return template("repair", {"gate": gate, "findings": findings, "fence": fence})
