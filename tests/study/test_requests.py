@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 REQUESTS = load_requests(ROOT / "benchmarks" / "study" / "requests")
 UNSEEN = [r for r in REQUESTS if r.stratum == "unseen"]
 WRITTEN = ("src", "docs", "examples", "tests", "benchmarks")
-TOLD = ("transcripts", "study")  # what was said in a trial, and the pages and results that tell of it
+TOLD = ("transcripts", "study", "study_kernels", "study_kernels_h200")  # what was said in a trial, and what tells of it
 TEXTS = (".py", ".tl", ".md", ".yaml", ".txt", ".jinja", ".j2", ".json")
 
 
