@@ -87,14 +87,8 @@ def write_sample(
         ClientFault: no answer came, or (Waiting) a kernel waits for a GPU.
         SpecError: the method needs a GPU's verdicts, and `gpu` is None.
     """
-    if method.language == "CUDA" and gpu is None:
-        raise SpecError(
-            f"method '{method.name}' writes CUDA, which only a GPU can judge",
-            hint="name the folder in which kernels wait for a GPU",
-            field="method",
-            value=method.name,
-        )
     if method.language == "CUDA":
+        _require_gpu(method, gpu)
         refuse_other_arguments(truth.spec)
     sample = Sample()
     for before in method.stages[:-1]:
@@ -118,6 +112,16 @@ def write_sample(
         stage = f"repair {repairs - left + 1}"
         prompt = render.repair_prompt(attempt.failed, attempt.findings, method.fence)
     return sample
+
+
+def _require_gpu(method: Method, gpu: OnGpu | None) -> None:
+    if gpu is None:
+        raise SpecError(
+            f"method '{method.name}' writes CUDA, which only a GPU can judge",
+            hint="name the folder in which kernels wait for a GPU",
+            field="method",
+            value=method.name,
+        )
 
 
 def _ask(sample: Sample, client: Client, prompt: str, stage: str, number: int) -> Reply:
