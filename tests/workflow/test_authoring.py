@@ -100,3 +100,12 @@ def test_no_expected_value_and_no_source_of_the_reference_is_told(truth: Truth) 
     assert "expected" not in told
     assert "einsum" not in told
     assert "error" in told
+
+
+@pytest.mark.cuda
+def test_a_sketch_without_a_fence_is_passed_on_as_it_is(truth: Truth) -> None:
+    client = Answers("First the tile of Q, then each tile of K.", tl(PROGRAM))
+    sample(truth, client, "two-stage")
+
+    assert "First the tile of Q, then each tile of K." in client.asked[1].messages[-1].text
+    assert "# The sketch" in client.asked[1].messages[-1].text

@@ -10,7 +10,7 @@ import datetime
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qimeng_attention.author.llm.methods import METHODS
 from qimeng_attention.author.llm.wanted import Wanted
@@ -148,10 +148,14 @@ def _attempts(
     made: list[authoring.Attempt], replies: list[Reply], fault: str, asked: tuple[Gate, ...]
 ) -> list[Attempt]:
     """Write attempts as a study keeps them; answers before the first program count to the first attempt."""
-    before = max(0, len(replies) - len(made)) if not fault else len(replies) - len(made)
+    before = len(replies) - len(made)  # sketches
     shares = [replies[: before + 1], *([r] for r in replies[before + 1 :])]
     found = [_attempt(one, said, asked) for one, said in zip(made, shares, strict=False)]
-    return [*found, Attempt(outcomes=dict.fromkeys(asked, "not run"), fault=fault)] if fault else found
+    if not fault:
+        return found
+    unanswered = Attempt(outcomes=dict.fromkeys(asked, "not run"), fault=fault)
+    paid = [] if made else replies  # a sketch that no program followed
+    return [*found, unanswered.model_copy(update=_spent(paid))]
 
 
 def _attempt(one: authoring.Attempt, said: list[Reply], asked: tuple[Gate, ...]) -> Attempt:
@@ -162,11 +166,18 @@ def _attempt(one: authoring.Attempt, said: list[Reply], asked: tuple[Gate, ...])
     return Attempt(
         outcomes=outcomes_up_to(refused, asked),
         codes=[_code(one, code) for code in one.codes],
-        input_tokens=_sum([r.usage.input_tokens for r in said]),
-        output_tokens=_sum([r.usage.output_tokens for r in said]),
-        usd=_sum([r.usage.usd for r in said]),
-        seconds=one.seconds + sum(r.seconds for r in said),
+        **_spent(said, one.seconds),
     )
+
+
+def _spent(said: list[Reply], seconds: float = 0.0) -> dict[str, Any]:
+    """Add up what answers took, and the gates behind them."""
+    return {
+        "input_tokens": _sum([r.usage.input_tokens for r in said]),
+        "output_tokens": _sum([r.usage.output_tokens for r in said]),
+        "usd": _sum([r.usage.usd for r in said]),
+        "seconds": seconds + sum(r.seconds for r in said),
+    }
 
 
 def _code(one: authoring.Attempt, code: str) -> str:

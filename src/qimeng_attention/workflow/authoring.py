@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from qimeng_attention.author.llm import render
-from qimeng_attention.author.llm.answers import NoProgram, program_of
+from qimeng_attention.author.llm.answers import NoProgram, clean, program_of
 from qimeng_attention.author.llm.methods import Method
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.build import Cache
@@ -134,11 +134,11 @@ def _ask(sample: Sample, client: Client, prompt: str, stage: str, number: int) -
 
 
 def _sketch_of(text: str) -> str:
-    """Give the sketch of an answer; an answer without one is passed on whole, for the model to see in its second."""
+    """Give the sketch of an answer; one without a block is passed on whole: the method stays two-stage."""
     try:
         return program_of(text)
     except NoProgram:
-        return ""
+        return clean(text)
 
 
 def _last_prompt(wanted: Wanted, results: Results, sample: Sample, method: Method) -> str:

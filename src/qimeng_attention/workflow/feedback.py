@@ -12,6 +12,7 @@ from collections import Counter
 from qimeng_attention.build import CompileError
 from qimeng_attention.errors import Diagnostic, DiagnosticError, QimengError
 from qimeng_attention.judge import Verdict
+from qimeng_attention.judge.rule import without_values
 
 _MOST_CASES = 6
 _MOST_DIAGNOSTICS = 8
@@ -54,7 +55,7 @@ def of_verdict(verdict: Verdict) -> str:
             lines += [f"- {check.case}: the interpreter stopped: {d['message']}" for d in check.diagnostics[:1]]
             continue
         if not check.output:  # it gave none: a launch that failed, or one that wrote where it must not
-            lines.append(f"- {check.case}: {_without_values(check.reason)}")
+            lines.append(f"- {check.case}: {without_values(check.reason)}")
             continue
         element = _ELEMENT.search(check.reason)
         at = f" at {check.output}[{element[1]}]" if element else ""
@@ -68,7 +69,7 @@ def of_verdict(verdict: Verdict) -> str:
     lines += [f"- property {p.name}: error {p.worst_error:.3g}, allowed {p.bound:.3g}" for p in properties]
     if pattern := _pattern(verdict):
         lines.append(pattern)
-    return "\n".join(lines) or f"{verdict.verdict}: {_without_values(verdict.reason)}"
+    return "\n".join(lines) or f"{verdict.verdict}: {without_values(verdict.reason)}"
 
 
 def _pattern(verdict: Verdict) -> str:
@@ -87,7 +88,3 @@ def _pattern(verdict: Verdict) -> str:
     if not always or not never:
         return ""
     return f"Every comparison failed with {', '.join(always)}; none with {', '.join(never)}."
-
-
-def _without_values(reason: str) -> str:
-    return re.sub(r", expected \S+", "", reason)
