@@ -60,6 +60,13 @@ def test_the_users_own_words_to_ptxas_stand() -> None:
     assert (result.cubin, remark, len(compiler.asked)) == (b"usual", "", 1)
 
 
+def test_a_kernel_of_roles_is_compiled_once() -> None:
+    compiler = Compiler(20, 0)
+    result, remark = compile_without_spills(compiler, CompileOptions(), roles=True)
+
+    assert (result.cubin, remark, len(compiler.asked)) == (b"usual", "", 1)
+
+
 def test_all_functions_of_a_log_count() -> None:
     assert spilled(LINES.format(8) + "\n" + LINES.format(4)) == 12
     assert spilled("") == 0

@@ -114,7 +114,8 @@ def build(
 
     def compiled() -> CacheEntry:
         fixed: dict[str, Any] = {"arch": arch, "name": name, "toolchain": tools, "headers": headers}
-        result, remark = compile_without_spills(lambda o: compile_cubin(source, options=o, **fixed), chosen)
+        compile_with = lambda o: compile_cubin(source, options=o, **fixed)  # noqa: E731
+        result, remark = compile_without_spills(compile_with, chosen, ROLES_HEADER in source)
         _require_kernel(name, result.log)
         facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}
         return CacheEntry(source, result.cubin, facts | {"remark": remark})

@@ -85,3 +85,11 @@ def test_words_of_others_are_data() -> None:
 
     assert "{{ 7 * 7 }}" in text
     assert "49" not in text
+
+
+def test_a_users_own_template_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "repair.j2").write_text("mine: {{ gate }}")
+    monkeypatch.setenv("QIMENG_PROMPTS_DIR", str(tmp_path))
+
+    assert render.repair_prompt("check", "x") == "mine: check\n"
+    assert "Copy K" in render.sketch_prompt(WANTED)

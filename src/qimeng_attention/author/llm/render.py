@@ -1,4 +1,4 @@
-"""Prompts from their templates: files in prompts/, or in a folder of the user's that is looked at first.
+"""Prompts from their templates: files in prompts/; those in the folder that QIMENG_PROMPTS_DIR names are looked at first.
 
 What a model is told of the language comes from the tables of statements, functions and rewritings: a prompt cannot say
 what the language does not. A prompt holds lines and rules, and no program.
@@ -6,6 +6,7 @@ what the language does not. A prompt holds lines and rules, and no program.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from qimeng_attention.targets import Target
 from qimeng_attention.tl import functions
 from qimeng_attention.tl.statements import TABLE
 
-OWN_PROMPTS = "QIMENG_PROMPTS_DIR"
+OWN_PROMPTS = "QIMENG_PROMPTS_DIR"  # a folder of the user's, whose templates win
 _PLAIN = ("ring", "prefetch", "store", "copies", "guard", "split", "carry", "warps", "grid")
 _NOT_WRITTEN = {"exp2_fma", "tanh_approx", "LaneSum"}  # what rewritings put for others
 
@@ -42,8 +43,9 @@ def _environment(folder: Path | None) -> Environment:
     return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
 
 
-def template(name: str, values: Mapping[str, Any], folder: Path | None = None) -> str:
+def template(name: str, values: Mapping[str, Any]) -> str:
     """Fill in one template; a name that it uses and nobody gives is an error."""
+    folder = Path(own) if (own := os.environ.get(OWN_PROMPTS)) else None
     return _environment(folder).get_template(f"{name}.j2").render(**values).strip() + "\n"
 
 
