@@ -1,4 +1,4 @@
-"""Prompts from their templates: files in prompts/; those in the folder that QIMENG_PROMPTS_DIR names are looked at first.
+"""Prompts from their templates: files in prompts/, and before them those in the folder that QIMENG_PROMPTS_DIR names.
 
 What a model is told of the language comes from the tables of statements, functions and rewritings: a prompt cannot say
 what the language does not. A prompt holds lines and rules, and no program.
