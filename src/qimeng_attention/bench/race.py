@@ -31,19 +31,21 @@ from qimeng_attention.bench.gain import FEWEST, Gain, gain
 from qimeng_attention.bench.timing import Times, time_graphs
 from qimeng_attention.errors import BundleError, QimengError, SpecError
 from qimeng_attention.judge import Call, Operator, judge_bundle
-from qimeng_attention.judge.contents import draw
+from qimeng_attention.judge.contents import Contents, draw
 from qimeng_attention.judge.device import digest_of_bundle
 from qimeng_attention.judge.meaning import own_sizes_of
 from qimeng_attention.judge.process import Process
-from qimeng_attention.runtime import Bundle, load
+from qimeng_attention.runtime import Bundle, Manifest, load
 from qimeng_attention.runtime.bundle import gpu_torch
 from qimeng_attention.runtime.plan import TORCH_TYPES
 from qimeng_attention.spec import AttentionSpec
 
 BEST, CANDIDATE, AGAIN = "best", "candidate", "best again"
+DEVICE = "cuda"
 CALL, TIMING = "call.json", "timing.json"
 ROUNDS = 61  # at half a percent of spread a median's interval is then within 0.2 percent
 MOST_DIFFERENCE = 2e-2  # relative, of two results in 16 bits
+DRAWN = ("bf16", "fp16", "f32")
 PLAIN_SCALE = 0.1  # of an operator that no description tells of
 Sizes = Mapping[str, int]
 
@@ -99,13 +101,13 @@ def read_race(place: Path) -> Race | None:
         race = Race.model_validate_json(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise BundleError(f"{file} is no timing: {reason}", hint="remove it, and run the race again", file=str(file)) from None  # fmt: skip
+        raise _unusable(file, f"is no timing: {reason}") from None
     other = [name for name, digest in digests_in(place).items() if race.bundles.get(name) != digest]
     if other or race.sizes != _sizes_in(place):
-        what = f"another {other[0]}" if other else "other calls"
-        raise BundleError(f"{file} is stale: it is of {what}", hint="remove it, and run the race again", file=str(file))
-    if not race.error and min(len(race.same), len(race.ratios) if CANDIDATE in race.bundles else FEWEST) < FEWEST:
-        raise BundleError(f"{file} has fewer than {FEWEST} rounds", hint="run the race again", file=str(file))
+        raise _unusable(file, f"is stale: it is of {f'another {other[0]}' if other else 'other calls'}")
+    counted = [race.same, *([race.ratios] if CANDIDATE in race.bundles and not race.error else [])]
+    if min(map(len, counted)) < FEWEST:
+        raise _unusable(file, f"has fewer than {FEWEST} rounds")
     return race
 
 
@@ -114,12 +116,18 @@ def waiting(folder: Path) -> list[Path]:
     return sorted(call.parent for call in folder.rglob(CALL) if not (call.parent / TIMING).exists())
 
 
+def _unusable(file: Path, why: str) -> BundleError:
+    return BundleError(f"{file} {why}", hint="remove it, and run the race again", file=str(file))
+
+
 def _sizes_in(place: Path) -> dict[str, int]:
+    file = place / CALL
     try:
-        found = json.loads((place / CALL).read_text("utf-8"))
+        found = json.loads(file.read_text("utf-8"))
         return {str(name): int(size) for name, size in found.items()}
     except (OSError, ValueError, AttributeError, TypeError):
-        raise BundleError(f"{place / CALL} does not say the sizes of the calls", hint='write {"B": 4, "S": 4096}', file=CALL) from None  # fmt: skip
+        hint = 'write {"B": 4, "S": 4096}'
+        raise BundleError(f"{file} does not say the sizes of the calls", hint=hint, file=str(file)) from None
 
 
 # ------------------------------------------------------------------ a race
@@ -138,7 +146,7 @@ def run_race(place: Path, *, process: Process | None = None, rounds: int = ROUND
     """
     torch, sizes = gpu_torch(), _sizes_in(place)
     bundles = {name: load(place / name) for name in (BEST, CANDIDATE) if (place / name).exists()}
-    race = Race(bundles=digests_in(place), sizes=sizes, **_machine(torch))
+    race = _begun(torch, place, sizes)
     given = inputs(torch, bundles[BEST], sizes)
     verdict = _judged(list(bundles.values())[-1], given.spec, process)
     race = race.model_copy(update={"verdict": verdict, "flops": given.flops})
@@ -229,30 +237,40 @@ def inputs(torch: Any, bundle: Bundle, sizes: Sizes) -> Inputs:
     Raises:
         SpecError: a size is missing, calls say themselves how long sequences are, or a tensor's contents are unknown.
     """
-    face, fields = bundle.manifest.face, json.loads(bundle.files["spec.json"])
-    spec = AttentionSpec.make(**{k: v for k, v in fields.items() if k in AttentionSpec.model_fields}) if fields else None
-    known, flops, contents = known_sizes(spec, sizes), None, {}
-    if spec is not None:
-        refuse_untimed(fields)
-        own = own_sizes_of(spec, known.get("Sk", 1))
-        known = dict(own) | known
-        call = Call(*(_size(known, n) for n in ("B", "Sq", "Sk")), spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale, own)  # fmt: skip
-        contents = draw(np.random.default_rng(0), spec.tensors, call.sizes, "documents")
-        seen = pairs_seen(Operator.of(spec).bind(contents), call)
-        flops = 2.0 * call.B * call.Hq * (call.Dqk + call.Dv) * call.Sq * call.Sk * seen
-    named = {n: torch.from_numpy(np.array(x)).to("cuda") for n, x in contents.items()}
-    drawn = [t for t in face.tensors if t.role == "input" and t.name not in named]
-    if other := [t.name for t in drawn if t.dtype not in ("bf16", "fp16", "f32")]:
-        raise SpecError(
-            f"nobody can guess what {other[0]} holds", hint="generate the kernel from a description", field="sizes"
-        )
+    fields, face = json.loads(bundle.files["spec.json"]), bundle.manifest.face
+    if not fields:
+        known = known_sizes(None, sizes)
+        sets = _sets(torch, face, known, {})
+        return Inputs(None, sets, {n: _size(known, n) for n in face.sizes}, PLAIN_SCALE, None)
+    refuse_untimed(fields)
+    spec = AttentionSpec.make(**{k: v for k, v in fields.items() if k in AttentionSpec.model_fields})
+    known = known_sizes(spec, sizes)
+    own = own_sizes_of(spec, known.get("Sk", 1))
+    known = dict(own) | known
+    b, sq, sk = (_size(known, n) for n in ("B", "Sq", "Sk"))
+    call = Call(b, sq, sk, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale, own)
+    contents = draw(np.random.default_rng(0), spec.tensors, call.sizes, "documents")
+    seen = pairs_seen(Operator.of(spec).bind(contents), call)
+    flops = 2.0 * b * call.Hq * (call.Dqk + call.Dv) * sq * sk * seen
+    sets = _sets(torch, face, known, contents)
+    return Inputs(spec, sets, {n: _size(known, n) for n in face.sizes}, bundle.manifest.default_scale, flops)
+
+
+def _sets(torch: Any, face: Manifest, known: Sizes, contents: Contents) -> list[dict[str, Any]]:
+    """Draw what is not given, for each set anew; what a named tensor holds is the same in all."""
+    drawn = [t for t in face.tensors if t.role == "input" and t.name not in contents]
+    if unknown := [t.name for t in drawn if t.dtype not in DRAWN]:
+        hint = "generate the kernel from a description"
+        raise SpecError(f"nobody can guess what {unknown[0]} holds", hint=hint, field="at", value=unknown[0])
     types = {t.name: getattr(torch, TORCH_TYPES[t.dtype]) for t in face.tensors}
-    shape = {t.name: tuple(_size(known, d) if isinstance(d, str) else d for d in t.dims) for t in face.tensors}
-    generator = torch.Generator("cuda").manual_seed(0)
-    random: Callable[[str], Any] = lambda n: torch.randn(shape[n], generator=generator, device="cuda").to(types[n])  # noqa: E731
-    sets = [{n: x.to(types[n]) for n, x in named.items()} | {t.name: random(t.name) for t in drawn} for _ in range(SETS)]
-    scale = PLAIN_SCALE if spec is None else bundle.manifest.default_scale
-    return Inputs(spec, sets, {n: _size(known, n) for n in face.sizes}, scale, flops)
+    shapes = {t.name: tuple(_size(known, d) if isinstance(d, str) else d for d in t.dims) for t in drawn}
+    named = {n: torch.from_numpy(np.array(x)).to(DEVICE, types[n]) for n, x in contents.items()}
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    made = []
+    for _ in range(SETS):
+        random = {n: torch.randn(s, generator=generator, device=DEVICE).to(types[n]) for n, s in shapes.items()}
+        made.append(named | random)
+    return made
 
 
 def known_sizes(spec: AttentionSpec | None, sizes: Sizes) -> dict[str, int]:
@@ -282,7 +300,9 @@ class Runner:
             for t in face.tensors:
                 if t.role == "output":
                     shape = tuple(given.sizes[d] if isinstance(d, str) else d for d in t.dims)
-                    made[t.name] = torch.full(shape, math.nan, device="cuda", dtype=getattr(torch, TORCH_TYPES[t.dtype]))
+                    made[t.name] = torch.full(
+                        shape, math.nan, device=DEVICE, dtype=getattr(torch, TORCH_TYPES[t.dtype])
+                    )
             self.outputs.append(made)
             self.calls.append(_call(bundle, {**tensors, **made}, given.sizes, scalars))
 
@@ -297,13 +317,16 @@ def _call(bundle: Bundle, tensors: Mapping[str, Any], sizes: Sizes, scalars: Map
 
 
 # ------------------------------------------------------------------ the machine
-def _machine(torch: Any) -> dict[str, str]:
-    return {
-        "device": torch.cuda.get_device_name(),
-        "driver": _asked("driver_version"),
-        "torch": str(torch.__version__),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
+def _begun(torch: Any, place: Path, sizes: dict[str, int]) -> Race:
+    """Say what runs and where, before anything has."""
+    return Race(
+        bundles=digests_in(place),
+        sizes=sizes,
+        device=torch.cuda.get_device_name(),
+        driver=_asked("driver_version"),
+        torch=str(torch.__version__),
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
 
 
 def _asked(field: str) -> str:

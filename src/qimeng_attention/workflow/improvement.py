@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,8 @@ class Round:
         race, gain = self.race, self.race.gain if self.race else None
         found: dict[str, Any] = {"round": self.number, "changes": self.changes, "why": self.why, "kept": self.kept}
         found |= {"outcome": self.outcome, "model": self.model}
-        found["refused"] = [{"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in self.attempts if a.failed]  # fmt: skip
+        refused = [a for a in self.attempts if a.failed]
+        found["refused"] = [{"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in refused]
         if race is not None:
             found |= {"ms": race.ms, "device": race.device, "date": race.date, "verdict_on_gpu": race.verdict}
         if gain is not None:
@@ -100,6 +100,16 @@ class Improved:
         found = self.whole.gain if self.whole is not None and self.kept else None
         return found.ratio if found is not None else 1.0
 
+    @property
+    def results(self) -> Results:
+        """Give what a bundle is made of: the fastest program, and in its reasons every round."""
+        before, record = dict(self.start.reasons or {}), {"improved": self.to_json()}
+        if not self.kept:
+            return replace(self.start, reasons=before | record)
+        by = " and ".join(dict.fromkeys(r.model for r in self.rounds if r.kept))
+        reasons = {"author": f"{before.get('author', '')}, improved by {by}", "reasons": []}
+        return replace(self.best, reasons=before | reasons | record)
+
     def to_json(self) -> dict[str, Any]:
         """Give the record that a run and a bundle keep."""
         whole = self.whole.gain if self.whole is not None else None
@@ -113,9 +123,7 @@ class Improved:
         }
 
 
-def improve(
-    start: Results, truth: Truth, asking: Asking, *, report: Callable[[Round], None] | None = None
-) -> Improved:
+def improve(start: Results, truth: Truth, asking: Asking, *, report: Callable[[Round], None] | None = None) -> Improved:
     """Ask for a faster program, round by round; what comes back is never slower than `start`.
 
     Args:
@@ -209,9 +217,7 @@ def _bare_results(best: Results, reply: Reply) -> Results:
     return Results(best.target, best.arch, best.spec, best.sketch, reasons=reasons)
 
 
-def _gates(
-    reply: Reply, best: Results, truth: Truth, tried: Mapping[str, int], asking: Asking
-) -> dict[str, Gate]:
+def _gates(reply: Reply, best: Results, truth: Truth, tried: Mapping[str, int], asking: Asking) -> dict[str, Gate]:
     def answer(attempt: Attempt, found: Results) -> tuple[Attempt, Results]:
         return replace(attempt, program=program_of(reply.text)), found
 
@@ -300,11 +306,12 @@ def _speed(best: Results, race: Race, ms: float) -> dict[str, Any]:
 
 def _kernel(k: KernelFacts, race: Race, ms: float, best: Results) -> dict[str, Any]:
     """Give the facts of a kernel, with what needs its time: one that runs alone has it to itself."""
-    found = {name: getattr(k, name) for name in k.__dataclass_fields__}
-    alone = len(best.builds) == 1 and k.iterations and race.clock_mhz
-    found["took"] = round(ms * 1e3 * race.clock_mhz * best.target.sms / k.iterations) if alone else None
-    spec = best.spec
-    seen = race.flops / (2 * (spec.Dqk + spec.Dv)) if race.flops and spec is not None else 0
-    computed = k.iterations * k.pairs / seen if seen and k.iterations and k.pairs else 0
-    found["computed"] = f"{computed:.2f}" if computed and len(best.builds) == 1 else ""
+    found = {name: getattr(k, name) for name in k.__dataclass_fields__} | {"took": None, "computed": ""}
+    spec, iterations = best.spec, k.iterations
+    if len(best.builds) > 1 or not iterations:
+        return found
+    if race.clock_mhz is not None:
+        found["took"] = round(ms * 1e3 * race.clock_mhz * best.target.sms / iterations)
+    if race.flops and spec is not None and k.pairs:
+        found["computed"] = f"{iterations * k.pairs / (race.flops / (2 * (spec.Dqk + spec.Dv))):.2f}"
     return found

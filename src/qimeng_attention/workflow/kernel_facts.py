@@ -1,9 +1,9 @@
 """What is told of a kernel that is to run faster: its resources, its main loop by pipe, how its work is cut up.
 
-Instructions are counted in the SASS of the loop that issues most tensor-core instructions; where it was written out with
-and without a mask, in the shorter one, and the longer one's number stands beside it. Clocks of a pipe are what it would
-need for one iteration of a block if nothing else ran: products at the GPU's rate, special functions and issue slots by
-the counts. Iterations are counted from the loop's bounds at the sizes that are timed.
+Instructions are counted in the SASS of the loop that issues most tensor-core instructions; where it was written out
+with and without a mask, in the shorter one, and the longer one's number stands beside it. Clocks of a pipe are what it
+would need for one iteration of a block if nothing else ran: products at the GPU's rate, special functions and issue
+slots by the counts. Iterations are counted from the loop's bounds at the sizes that are timed.
 
 Not here: what was measured (bench/race.py), how it is said (author/llm/prompts/improve.j2).
 """

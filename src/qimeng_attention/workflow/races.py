@@ -1,8 +1,8 @@
 """The gate that needs a GPU to time: a callable that runs a race, or a folder in which somebody does so.
 
 A race is a folder with both bundles and the sizes of the calls (bench/race.py); its name is a digest of sources, launch
-and sizes. A run that finds no timing in it stops, and goes on from there once it is run again: `qimeng race FOLDER` on a
-machine with the GPU runs every race that waits below a folder.
+and sizes. A run that finds no timing in it stops, and goes on from there once it is run again: `qimeng race FOLDER` on
+a machine with the GPU runs every race that waits below a folder.
 
 Not here: how kernels are timed (bench/race.py), what becomes of a slower one (improvement.py).
 """

@@ -23,7 +23,20 @@ from qimeng_attention.tl.statements import TABLE
 OWN_PROMPTS = "QIMENG_PROMPTS_DIR"  # a folder of the user's, whose templates win
 _PLAIN = ("ring", "prefetch", "store", "copies", "guard", "split", "carry", "warps", "grid")
 # What blocks whose warps all do the same take on each kind of GPU, and what blocks of roles take.
-_WARPS = ("approximate", "ring", "prefetch", "hold", "sums", "store", "copies", "guard", "unroll", "warps", "skip", "grid")
+_WARPS = (
+    "approximate",
+    "ring",
+    "prefetch",
+    "hold",
+    "sums",
+    "store",
+    "copies",
+    "guard",
+    "unroll",
+    "warps",
+    "skip",
+    "grid",
+)
 _CARRIED = ("approximate", "carry", "hold", "sums", "store", "guard", "unroll", "warps", "skip", "grid")
 _ROLES = (
     *("approximate", "ring", "sums", "threshold", "guard", "roles", "ahead", "overlap", "rescale", "unswitch"),
