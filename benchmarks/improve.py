@@ -55,7 +55,7 @@ def advance(name: str, work: Path, target: str, rounds: int) -> Improved | str:
     folder = work / name
     with Transcript(folder / "transcript.jsonl", words=spec.describe()[0], facts={"method": "improve"}) as transcript:
         client = careful(FileClient(work / "answers"), transcript)
-        asking = Asking(client, rounds, Races(work / "races", sizes), folder=folder)
+        asking = Asking(client, rounds, Races(work / "races", sizes), folder=folder, note=transcript.note)
         try:
             return improve(start, Truth(spec=spec), asking)
         except Waiting as fault:

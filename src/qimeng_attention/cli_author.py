@@ -107,7 +107,7 @@ def generate(given: dict[str, Any], spec: Any) -> None:
             overwrite=given["force"],
             report=shown.attempt if verbose else None,
             gpu=OnGpu(folder / "gpu"),
-            refine=cli_improve.refiner(given, improver, folder, verbose) if given["improve"] else None,
+            refine=cli_improve.refiner(given, improver, transcript, verbose) if given["improve"] else None,
         )
     _finish(made, folder, budget, given)
 

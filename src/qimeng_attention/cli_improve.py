@@ -70,7 +70,7 @@ def refuse(given: dict[str, Any], spec: Any) -> None:
     sizes_of(given["at"])
 
 
-def refiner(given: dict[str, Any], client: Any, folder: Path, verbose: bool) -> Callable[[Any, Any], Any]:
+def refiner(given: dict[str, Any], client: Any, transcript: Any, verbose: bool) -> Callable[[Any, Any], Any]:
     """Give what makes a built program faster: a function of results and of what they are judged against."""
     from qimeng_attention.bench.race import run_race
     from qimeng_attention.workflow.improvement import Asking, improve
@@ -78,9 +78,10 @@ def refiner(given: dict[str, Any], client: Any, folder: Path, verbose: bool) -> 
     from qimeng_attention.workflow.races import Races
 
     def refine(results: Any, truth: Any) -> Any:
+        folder = transcript.path.parent
         measure = run_race if runs_here(results.arch) else None
         races = Races(folder / "races", sizes_of(given["at"]), measure)
-        asking = Asking(client, given["improve"], races, folder=folder)
+        asking = Asking(client, given["improve"], races, folder=folder, note=transcript.note)
         made = improve(results, truth, asking, report=_report if verbose else None)
         if verbose:
             terminal.heading("improved" if made.kept else "not improved")
@@ -111,7 +112,7 @@ def improve_planned(outcome: Any, truth: Any, given: dict[str, Any], words: str)
         verbose = not given["quiet"] and not given["as_json"]
         with Transcript(folder / "transcript.jsonl", words=words, facts={"method": "improve"}) as transcript:
             client = careful(open_client(given["improver"]), transcript, budget)
-            outcome.results = refiner(given, client, folder, verbose)(outcome.results, truth)
+            outcome.results = refiner(given, client, transcript, verbose)(outcome.results, truth)
     outcome.folder = save(outcome, given["out"], given["force"])
 
 

@@ -106,9 +106,14 @@ def measured(ratios: Mapping[str, float], **more: float | str) -> Callable[[Path
 
 
 def rounds(
-    start: Results, client: Answers, folder: Path, measure: Callable[[Path], Race] | None, number: int = 1
+    start: Results,
+    client: Answers,
+    folder: Path,
+    measure: Callable[[Path], Race] | None,
+    number: int = 1,
+    note: Callable[..., None] | None = None,
 ) -> Improved:
-    asking = Asking(client, number, Races(folder / "races", SIZES, measure), folder=folder)
+    asking = Asking(client, number, Races(folder / "races", SIZES, measure), folder=folder, note=note)
     return improve(start, Truth(spec=SPEC), asking)
 
 
@@ -242,10 +247,10 @@ def test_a_run_stopped_at_every_step_ends_as_one_that_never_stopped(start: Resul
     measure = measured({"BM = 128": 1.3, "BN = 64": 0.9})
     straight = rounds(start, Answers(*texts), tmp_path / "straight", measure, 2)
     client, folder, stops = Answers(*texts, known=0), tmp_path / "stopped", 0
-    made = None
+    made, notes = None, list[dict[str, object]]()
     while made is None:
         try:
-            made = rounds(start, client, folder, None, 2)
+            made = rounds(start, client, folder, None, 2, lambda about, **facts: notes.append(facts))
         except Waiting as fault:
             stops += 1
             if place := fault.details.get("folder"):
@@ -255,6 +260,7 @@ def test_a_run_stopped_at_every_step_ends_as_one_that_never_stopped(start: Resul
 
     assert stops == 2 + 3  # answers; the first program, and each proposal against it
     assert (folder / RECORD).read_text() == (tmp_path / "straight" / RECORD).read_text()
+    assert notes == made.to_json()["rounds"]  # each once
     assert made.gain == straight.gain
     assert made.best.code == straight.best.code
     assert len(list((folder / "verdicts").iterdir())) == 2

@@ -82,10 +82,14 @@ def digests_in(place: Path) -> dict[str, str]:
     """Give the digest of each bundle in a race's folder.
 
     Raises:
-        BundleError: one is damaged.
+        BundleError: one is damaged, or the best is not there.
     """
-    names = [name for name in (BEST, CANDIDATE) if (place / name).exists()]
-    return {name: digest_of_bundle(load(place / name).manifest) for name in names}
+    return {name: digest_of_bundle(bundle.manifest) for name, bundle in _bundles(place).items()}
+
+
+def _bundles(place: Path) -> dict[str, Bundle]:
+    names = [BEST, *([CANDIDATE] if (place / CANDIDATE).exists() else [])]
+    return {name: load(place / name) for name in names}
 
 
 def read_race(place: Path) -> Race | None:
@@ -145,7 +149,7 @@ def run_race(place: Path, *, process: Process | None = None, rounds: int = ROUND
         SpecError: the sizes do not say what to call it with.
     """
     torch, sizes = gpu_torch(), _sizes_in(place)
-    bundles = {name: load(place / name) for name in (BEST, CANDIDATE) if (place / name).exists()}
+    bundles = _bundles(place)
     race = _begun(torch, place, sizes)
     given = inputs(torch, bundles[BEST], sizes)
     verdict = _judged(list(bundles.values())[-1], given.spec, process)

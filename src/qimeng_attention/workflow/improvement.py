@@ -49,6 +49,7 @@ class Asking:
     repairs: int = REPAIRS
     folder: Path | None = None  # of the run: the record, and verdicts that need not be reached twice
     cache: Cache | None = None
+    note: Callable[..., None] | None = None  # of a transcript: each round's outcome stands beside what was said
 
 
 @dataclass
@@ -137,6 +138,7 @@ def improve(start: Results, truth: Truth, asking: Asking, *, report: Callable[[R
         BundleError: what lies in a race's folder is no timing, or a stale one.
         EnvironmentMissing: this machine cannot compile.
     """
+    earlier = _recorded(asking)
     alone = raced(start, None, asking.races)
     made = Improved(start, start, alone)
     latest, ms = alone, alone.ms[BEST]
@@ -146,6 +148,8 @@ def improve(start: Results, truth: Truth, asking: Asking, *, report: Callable[[R
         if done.kept and done.race is not None:
             made.best, latest, ms = found, done.race, done.race.ms[CANDIDATE]
         _keep(made, asking)
+        if asking.note is not None and done.to_json() not in earlier:
+            asking.note("improve", **done.to_json())
         if report is not None:
             report(done)
     if made.kept:
@@ -155,6 +159,15 @@ def improve(start: Results, truth: Truth, asking: Asking, *, report: Callable[[R
             made.best = start
     _keep(made, asking)
     return made
+
+
+def _recorded(asking: Asking) -> list[Any]:
+    """Read the rounds of a run that was stopped: what stands in its transcript is not written there twice."""
+    file = asking.folder / RECORD if asking.folder is not None else None
+    try:
+        return list(json.loads(file.read_text("utf-8"))["rounds"]) if file is not None else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _keep(made: Improved, asking: Asking) -> None:
