@@ -123,7 +123,6 @@ def test_a_wrong_candidate_has_no_time(machine: Any, tmp_path: Path, factor: flo
 
     assert said in found.error
     assert found.gain is None
-    assert found.ms["best"] == 1.0
     assert read_race(tmp_path) == found
 
 
@@ -131,8 +130,26 @@ def test_what_the_judge_rejects_is_not_timed(machine: Any, tmp_path: Path, monke
     monkeypatch.setattr(race, "judge_bundle", lambda path, spec, **_: SimpleNamespace(verdict="rejected"))
     found = run_race(pair(tmp_path, 2))
 
-    assert "rejected" in found.error
+    assert found.error == "the judge on the GPU: rejected"
     assert CANDIDATE not in found.ms
+
+
+def test_a_candidate_that_breaks_the_gpu_is_written_down_before_the_process_ends(
+    machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access\nmore words")
+
+    monkeypatch.setattr(race, "time_graphs", broken)
+    with pytest.raises(LaunchError, match="illegal memory access"):
+        run_race(pair(tmp_path / "a", 2))
+    found = read_race(tmp_path / "a")
+    assert found is not None
+    assert found.error == "it failed: CUDA error: an illegal memory access"
+    assert found.gain is None
+    with pytest.raises(LaunchError):
+        run_race(pair(tmp_path / "b", None))
+    assert waiting(tmp_path) == [tmp_path / "b"]
 
 
 def test_without_a_description_sizes_and_numbers_are_enough(machine: Any, tmp_path: Path) -> None:

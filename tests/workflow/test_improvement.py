@@ -11,7 +11,7 @@ import pytest
 
 from qimeng_attention.author.llm.rescheduled import bare
 from qimeng_attention.bench.race import BEST, CALL, CANDIDATE, TIMING, Race, digests_in
-from qimeng_attention.errors import BundleError
+from qimeng_attention.errors import BundleError, JudgeError, SpecError
 from qimeng_attention.llm.chat import Reply, Request, Waiting
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.workflow import run
@@ -160,7 +160,7 @@ def test_a_bundle_says_who_improved_it_and_every_round(start: Results, tmp_path:
         (1.004, {}),  # too little to tell from other places in memory
         (1.02, {"spread": 0.1}),  # rounds that differ more than the gain
         (1.02, {"noise": 0.12}),  # the same kernel differs as much from itself
-        (1.3, {"error": "the judge rejected it on the GPU"}),
+        (1.3, {"error": "the judge on the GPU: rejected"}),
     ],
 )
 def test_noise_is_no_gain(start: Results, tmp_path: Path, ratio: float, more: dict[str, float | str]) -> None:
@@ -291,3 +291,17 @@ def test_a_timing_of_something_else_is_refused(start: Results, tmp_path: Path) -
     (second / TIMING).write_text(timing(first, 1.3).model_dump_json())
     with pytest.raises(BundleError, match="stale: it is of another candidate"):
         rounds(start, Answers(smaller(start)), tmp_path, None)
+
+
+def test_what_cannot_be_timed_is_refused_before_anybody_is_asked(start: Results, tmp_path: Path) -> None:
+    client = Answers()
+    for sizes, said in (({"B": 1}, "how large Sq is"), ({"S": 64}, "how large B is")):
+        with pytest.raises(SpecError, match=said):
+            improve(start, Truth(spec=SPEC), Asking(client, 1, Races(tmp_path, sizes)))
+
+    def rejected(place: Path) -> Race:
+        return timing(place, 1.0).model_copy(update={"verdict": "rejected"})
+
+    with pytest.raises(JudgeError, match="rejected on the GPU"):
+        rounds(start, client, tmp_path, rejected)
+    assert not client.asked

@@ -29,12 +29,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qimeng_attention.bench.against_sdpa import SETS, pairs_seen, refuse_untimed
 from qimeng_attention.bench.gain import FEWEST, Gain, gain
 from qimeng_attention.bench.timing import Times, time_graphs
-from qimeng_attention.errors import BundleError, QimengError, SpecError
+from qimeng_attention.errors import BundleError, LaunchError, QimengError, SpecError
 from qimeng_attention.judge import Call, Operator, judge_bundle
 from qimeng_attention.judge.contents import Contents, draw
 from qimeng_attention.judge.device import digest_of_bundle
 from qimeng_attention.judge.meaning import own_sizes_of
 from qimeng_attention.judge.process import Process
+from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.runtime import Bundle, Manifest, load
 from qimeng_attention.runtime.bundle import gpu_torch
 from qimeng_attention.runtime.plan import TORCH_TYPES
@@ -109,8 +110,8 @@ def read_race(place: Path) -> Race | None:
     other = [name for name, digest in digests_in(place).items() if race.bundles.get(name) != digest]
     if other or race.sizes != _sizes_in(place):
         raise _unusable(file, f"is stale: it is of {f'another {other[0]}' if other else 'other calls'}")
-    counted = [race.same, *([race.ratios] if CANDIDATE in race.bundles and not race.error else [])]
-    if min(map(len, counted)) < FEWEST:
+    counted = [race.same, *([race.ratios] if CANDIDATE in race.bundles else [])]
+    if not race.error and min(map(len, counted)) < FEWEST:
         raise _unusable(file, f"has fewer than {FEWEST} rounds")
     return race
 
@@ -154,15 +155,25 @@ def run_race(place: Path, *, process: Process | None = None, rounds: int = ROUND
     given = inputs(torch, bundles[BEST], sizes)
     verdict = _judged(list(bundles.values())[-1], given.spec, process)
     race = race.model_copy(update={"verdict": verdict, "flops": given.flops})
-    if verdict == "rejected" and CANDIDATE in bundles:
-        race = race.model_copy(update={"error": "the judge rejected it on the GPU"})
-        bundles.pop(CANDIDATE)
+    if verdict not in ("", "accepted") and CANDIDATE in bundles:
+        return _written(place, race, {"error": f"the judge on the GPU: {verdict}"})
     try:
-        race = race.model_copy(update=_timed(torch, bundles, given, rounds))
+        return _written(place, race, _timed(torch, bundles, given, rounds))
     except _Fault as fault:
-        race = race.model_copy(update={"error": str(fault)} | _timed(torch, {BEST: bundles[BEST]}, given, rounds))
-    (place / TIMING).write_text(race.model_dump_json(indent=1) + "\n", "utf-8")
-    return race
+        return _written(place, race, {"error": str(fault)})
+    except RuntimeError as error:  # of PyTorch, for what a kernel did: this process has no GPU any more
+        if CANDIDATE in bundles:
+            _written(place, race, {"error": f"it failed: {str(error).splitlines()[0][:200]}"})
+        raise LaunchError(
+            f"a kernel of {place} failed on the GPU: {str(error).splitlines()[0][:200]}",
+            hint="run the same command again: it goes on with the other races",
+        ) from error
+
+
+def _written(place: Path, race: Race, found: Mapping[str, Any]) -> Race:
+    made = race.model_copy(update=dict(found))
+    (place / TIMING).write_text(made.model_dump_json(indent=1) + "\n", "utf-8")
+    return made
 
 
 class _Fault(Exception):
@@ -241,33 +252,50 @@ def inputs(torch: Any, bundle: Bundle, sizes: Sizes) -> Inputs:
     Raises:
         SpecError: a size is missing, calls say themselves how long sequences are, or a tensor's contents are unknown.
     """
-    fields, face = json.loads(bundle.files["spec.json"]), bundle.manifest.face
-    if not fields:
-        known = known_sizes(None, sizes)
-        sets = _sets(torch, face, known, {})
-        return Inputs(None, sets, {n: _size(known, n) for n in face.sizes}, PLAIN_SCALE, None)
-    refuse_untimed(fields)
-    spec = AttentionSpec.make(**{k: v for k, v in fields.items() if k in AttentionSpec.model_fields})
-    known = known_sizes(spec, sizes)
-    own = own_sizes_of(spec, known.get("Sk", 1))
-    known = dict(own) | known
+    face = bundle.manifest.face
+    spec, known = call_of(json.loads(bundle.files["spec.json"]), face, sizes)
+    told = {n: known[n] for n in face.sizes}
+    if spec is None:
+        return Inputs(None, _sets(torch, face, known, {}), told, PLAIN_SCALE, None)
+    own = tuple((n, known[n]) for n, _ in own_sizes_of(spec, 1))
     b, sq, sk = (_size(known, n) for n in ("B", "Sq", "Sk"))
     call = Call(b, sq, sk, spec.Hq, spec.Hk, spec.Dqk, spec.Dv, spec.default_scale, own)
     contents = draw(np.random.default_rng(0), spec.tensors, call.sizes, "documents")
     seen = pairs_seen(Operator.of(spec).bind(contents), call)
     flops = 2.0 * b * call.Hq * (call.Dqk + call.Dv) * sq * sk * seen
-    sets = _sets(torch, face, known, contents)
-    return Inputs(spec, sets, {n: _size(known, n) for n in face.sizes}, bundle.manifest.default_scale, flops)
+    return Inputs(spec, _sets(torch, face, known, contents), told, bundle.manifest.default_scale, flops)
+
+
+def call_of(
+    fields: Mapping[str, Any] | None, face: Manifest, sizes: Sizes
+) -> tuple[AttentionSpec | None, dict[str, int]]:
+    """Give a bundle's description, and every size of a call.
+
+    Raises:
+        SpecError: as of `inputs`.
+    """
+    spec, named = None, set[str]()
+    if fields:
+        refuse_untimed(fields)
+        spec = AttentionSpec.make(**{k: v for k, v in fields.items() if k in AttentionSpec.model_fields})
+        named = {kernel_name(n) for n in spec.tensors}
+    known = known_sizes(spec, sizes)
+    if spec is not None:
+        known = dict(own_sizes_of(spec, known.get("Sk", 1))) | known
+    for name in (*face.sizes, *(d for t in face.tensors for d in t.dims if isinstance(d, str))):
+        _size(known, name)
+    drawn = [t for t in face.tensors if t.role == "input" and t.name not in named]
+    if unknown := [t.name for t in drawn if t.dtype not in DRAWN]:
+        hint = "generate the kernel from a description"
+        raise SpecError(f"nobody can guess what {unknown[0]} holds", hint=hint, field="at", value=unknown[0])
+    return spec, known
 
 
 def _sets(torch: Any, face: Manifest, known: Sizes, contents: Contents) -> list[dict[str, Any]]:
     """Draw what is not given, for each set anew; what a named tensor holds is the same in all."""
     drawn = [t for t in face.tensors if t.role == "input" and t.name not in contents]
-    if unknown := [t.name for t in drawn if t.dtype not in DRAWN]:
-        hint = "generate the kernel from a description"
-        raise SpecError(f"nobody can guess what {unknown[0]} holds", hint=hint, field="at", value=unknown[0])
     types = {t.name: getattr(torch, TORCH_TYPES[t.dtype]) for t in face.tensors}
-    shapes = {t.name: tuple(_size(known, d) if isinstance(d, str) else d for d in t.dims) for t in drawn}
+    shapes = {t.name: tuple(known[d] if isinstance(d, str) else d for d in t.dims) for t in drawn}
     named = {n: torch.from_numpy(np.array(x)).to(DEVICE, types[n]) for n, x in contents.items()}
     generator = torch.Generator(DEVICE).manual_seed(0)
     made = []

@@ -20,8 +20,9 @@ from qimeng_attention import __version__
 from qimeng_attention.author.llm import render
 from qimeng_attention.author.llm.answers import blocks, clean, program_of
 from qimeng_attention.author.llm.rescheduled import TriedBefore, bare, changes, rescheduled
-from qimeng_attention.bench.race import BEST, CANDIDATE, Race, known_sizes
+from qimeng_attention.bench.race import BEST, CANDIDATE, Race, call_of, known_sizes
 from qimeng_attention.build import Cache
+from qimeng_attention.errors import JudgeError
 from qimeng_attention.judge import Verdict
 from qimeng_attention.llm.chat import Client, Message, Reply, Request
 from qimeng_attention.schedule import REWRITINGS
@@ -29,6 +30,7 @@ from qimeng_attention.tl.parser import parse
 from qimeng_attention.workflow import stages
 from qimeng_attention.workflow.attempts import Attempt, Gate, Truth, pass_gates
 from qimeng_attention.workflow.authoring import judge_on_cpu
+from qimeng_attention.workflow.generate import manifest_of
 from qimeng_attention.workflow.kernel_facts import KernelFacts, facts_of
 from qimeng_attention.workflow.races import Races, raced, same_kernel
 from qimeng_attention.workflow.stages import Results
@@ -135,11 +137,16 @@ def improve(start: Results, truth: Truth, asking: Asking, *, report: Callable[[R
 
     Raises:
         ClientFault: no answer came; Waiting where an answer or a time is to be given by somebody.
+        SpecError: calls of these sizes cannot be made, or have no one length.
+        JudgeError: the program is rejected on the GPU.
         BundleError: what lies in a race's folder is no timing, or a stale one.
         EnvironmentMissing: this machine cannot compile.
     """
+    call_of(start.spec.model_dump() if start.spec else None, manifest_of(start).face, asking.races.sizes)
     earlier = _recorded(asking)
     alone = raced(start, None, asking.races)
+    if alone.verdict == "rejected":
+        raise JudgeError("the program is rejected on the GPU", hint="judge its bundle there: qimeng judge FOLDER")
     made = Improved(start, start, alone)
     latest, ms = alone, alone.ms[BEST]
     for number in range(1, asking.rounds + 1):
