@@ -38,7 +38,7 @@ from qimeng_attention.workflow.stages import Results
 REPAIRS = 1  # of a proposal: what is refused is told to the next round besides
 RECORD = "improve.json"
 _MOST_WORDS = 1200  # of what a model says beside its program
-_MOST_TOLD = 220  # of a finding, in a later prompt
+_MOST_TOLD = 300  # of a finding, in a later prompt
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,8 @@ def _words(text: str) -> str:
 
 
 def _first(findings: str) -> str:
-    return " ".join(findings.split())[:_MOST_TOLD]
+    text = " ".join(findings.split())
+    return text if len(text) <= _MOST_TOLD else f"{text[:_MOST_TOLD]}..."
 
 
 # ------------------------------------------------------------------ what a prompt tells
@@ -318,10 +319,15 @@ def _speed(best: Results, race: Race, ms: float) -> dict[str, Any]:
         "sizes": ", ".join(f"{name} = {size}" for name, size in race.sizes.items()),
         "device": race.device,
         "tflops": round(race.flops / ms / 1e9) if race.flops else None,
-        "peak": round(best.target.tensor_tflops.get(dtype, 0)),
+        "peak": round(best.target.tensor_tflops[dtype]) if _on_target(best, race) else None,
         "clock": race.clock_mhz,
         "noise": round(100 * same[len(same) // 2], 2) if same else None,
     }
+
+
+def _on_target(best: Results, race: Race) -> bool:
+    """Tell whether the GPU that timed a kernel is the one that it was made for: else its rates are another's."""
+    return best.target.name.lower() in race.device.lower()
 
 
 def _kernel(k: KernelFacts, race: Race, ms: float, best: Results) -> dict[str, Any]:
@@ -330,7 +336,7 @@ def _kernel(k: KernelFacts, race: Race, ms: float, best: Results) -> dict[str, A
     spec, iterations = best.spec, k.iterations
     if len(best.builds) > 1 or not iterations:
         return found
-    if race.clock_mhz is not None:
+    if race.clock_mhz is not None and _on_target(best, race):
         found["took"] = round(ms * 1e3 * race.clock_mhz * best.target.sms / iterations)
     if race.flops and spec is not None and k.pairs:
         found["computed"] = f"{iterations * k.pairs / (race.flops / (2 * (spec.Dqk + spec.Dv))):.2f}"
