@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import terminal
+from qimeng_attention import cli_improve, terminal
 from qimeng_attention.errors import QimengError, SpecError
 
 PLANNER = "planner"
@@ -95,16 +95,19 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     budget = Budget(given["max_usd"], given["max_tokens"], given["max_calls"])
     verbose = not given["quiet"] and not given["as_json"]
     shown = _Shown(verbose, given["yes"], budget)
-    folder = given["run"] or _new_run(asked.words)
+    folder = given["run"] or new_run(asked.words)
     with Transcript(folder / "transcript.jsonl", words=asked.words, facts={"method": asked.method}) as transcript:
+        author = careful(client, transcript, budget)
+        improver = careful(open_client(given["improver"]), transcript, budget) if given["improver"] else author
         made = generate_with_model(
             asked,
-            careful(client, transcript, budget),
+            author,
             confirm=shown.confirm,
             out=given["out"],
             overwrite=given["force"],
             report=shown.attempt if verbose else None,
             gpu=OnGpu(folder / "gpu"),
+            refine=cli_improve.refiner(given, improver, transcript, verbose) if given["improve"] else None,
         )
     _finish(made, folder, budget, given)
 
@@ -154,7 +157,8 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
-def _new_run(words: str) -> Path:
+def new_run(words: str) -> Path:
+    """Name the folder of a run that none was named for."""
     slug = "-".join(re.findall(r"[a-z0-9]+", words.lower())[:5]) or "run"
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
 

@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from qimeng_attention.cli import app
+from qimeng_attention.judge.device import digest_of_bundle
 from qimeng_attention.runtime import load
+from qimeng_attention.workflow import judgement
 
 WORDS = "causal GQA 32/8, head dim 128, bf16, with softcap 30, for an A100"
 
@@ -112,3 +114,68 @@ def test_no_call_is_made_beyond_the_budget() -> None:
     assert result.exit_code == 2
     result = run(WORDS, "--author", "command:cat", "--yes", "--run", "run", "--max-tokens", "10")
     assert result.exit_code == 5
+
+
+# ------------------------------------------------------------------ faster, by rounds
+@pytest.mark.cuda
+def test_improving_stops_at_the_first_race_and_goes_on_with_its_timing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judgement, "runs_here", lambda arch: False)
+    arguments = ("--Hq", "2", "--Dqk", "64", "--mask", "causal", "--target", "H200", "--run", "run", "--out", "out")
+    arguments += ("--improve", "1", "--improver", "file:answers", "--at", "B=1,S=512")
+    first = run(*arguments)
+
+    assert first.exit_code == 4
+    assert "qimeng race" in first.output
+    (place,) = (p for p in (here / "run" / "races").iterdir() if p.is_dir())
+    assert json.loads((place / "call.json").read_text()) == {"B": 1, "S": 512}
+    digest = digest_of_bundle(load(place / "best").manifest)
+    found = {"bundles": {"best": digest}, "sizes": {"B": 1, "S": 512}, "device": "a GPU", "driver": "1", "torch": "2"}
+    found |= {"date": "2026-11-28", "ms": {"best": 0.25}, "same": [1.0] * 61}
+    (place / "timing.json").write_text(json.dumps(found))
+    second = run(*arguments)
+    assert second.exit_code == 4
+    (prompt,) = (here / "answers").glob("*.prompt.md")
+    assert "0.25 ms a call at B = 1, S = 512 on an a GPU" in prompt.read_text()
+    prompt.with_name(prompt.name.replace("prompt", "answer")).write_text("Nothing helps.\n<!-- end -->\n")
+    third = run(*arguments)
+    assert third.exit_code == 4  # a repair is asked for
+    (again,) = (p for p in (here / "answers").glob("*.prompt.md") if p != prompt)
+    again.with_name(again.name.replace("prompt", "answer")).write_text("Nothing.\n<!-- end -->\n")
+    last = run(*arguments, "--json")
+    assert last.exit_code == 0, last.output
+    record = json.loads(load(here / "out").files["reasons.json"])["improved"]
+    assert record["rounds"][0]["outcome"].startswith("Refused (answer)")
+    assert record["gain"] == 1.0
+    assert '"about": "improve"' in (here / "run" / "transcript.jsonl").read_text()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--Hq", "2"), "--improver"),
+        (("--Hq", "2", "--improver", "file:a", "--at", "B"), "'B' is no size"),
+        (("--Hq", "2", "--improver", "file:a", "--emit", "code"), "--emit"),
+        ((WORDS, "--author", "replay", "--yes", "--method", "vanilla"), "two-stage"),
+    ],
+)
+def test_what_cannot_be_improved_is_refused_at_once(more: tuple[str, ...], said: str) -> None:
+    result = run(*more, "--target", "H200", "--improve", "2")
+
+    assert result.exit_code == 2
+    assert said in result.output
+    assert not Path("runs").exists()
+
+
+def test_races_need_a_gpu_and_say_so(here: Path) -> None:
+    assert CliRunner().invoke(app, ["race", "."]).exit_code == 0
+    (here / "call.json").write_text('{"B": 1, "S": 64}')
+    result = CliRunner().invoke(app, ["race", "."])
+
+    if result.exit_code == 3:
+        assert "PyTorch" in result.output or "GPU" in result.output
+    else:
+        assert result.exit_code == 2  # there is a GPU, and no bundle
+        assert "best" in result.output

@@ -159,7 +159,7 @@ def try_answer(
         return replace(attempt, program=program_of(text)), found
 
     def judge(attempt: Attempt, found: Results) -> tuple[Attempt, Results]:
-        return attempt, replace(found, verdict=_judged(found, truth))
+        return attempt, replace(found, verdict=judge_on_cpu(found, truth))
 
     steps: dict[str, Gate] = {
         "answer": answer,
@@ -180,7 +180,7 @@ def _parsed(attempt: Attempt, results: Results) -> tuple[Attempt, Results]:
     return replace(attempt, plain_schedule=plain), made
 
 
-def _judged(results: Results, truth: Truth) -> Verdict:
+def judge_on_cpu(results: Results, truth: Truth) -> Verdict:
     """Judge the scheduled program on the CPU."""
     entropy = secrets.randbits(32)
     if truth.spec is not None:

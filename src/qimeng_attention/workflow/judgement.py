@@ -98,7 +98,7 @@ def _judge_alone(
     bundle: Bundle | None, given: Sequence[Checked], function: Reference, entropy: int, progress: Progress | None
 ) -> Verdict:
     """Judge what no description covers."""
-    if bundle is not None and _runs_here(bundle):
+    if bundle is not None and runs_here(bundle.manifest.built_arch):
         return judge_bundle_by_function(bundle.path, function, seed=entropy, progress=progress)
     return judge_function(given or _scheduled(bundle), function, seed=entropy, progress=progress)
 
@@ -166,10 +166,10 @@ def has_gpu() -> bool:
     return True
 
 
-def _runs_here(bundle: Bundle) -> bool:
-    """Tell whether this machine has a GPU that a bundle's kernel is built for."""
+def runs_here(built_arch: str) -> bool:
+    """Tell whether this machine has a GPU that a kernel is built for."""
     try:
         arch = ARCH.fullmatch(detect().arch)
     except QimengError:
         return False
-    return arch is not None and runs_on(bundle.manifest.built_arch, (int(arch[1]), int(arch[2])))
+    return arch is not None and runs_on(built_arch, (int(arch[1]), int(arch[2])))

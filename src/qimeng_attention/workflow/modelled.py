@@ -73,6 +73,7 @@ def generate_with_model(
     cache: Cache | None = None,
     report: Callable[[int, Attempt], None] | None = None,
     gpu: OnGpu | None = None,
+    refine: Callable[[Results, Truth], Results] | None = None,
 ) -> Made:
     """Let a model write a kernel.
 
@@ -85,6 +86,7 @@ def generate_with_model(
         cache: of cubins.
         report: called after each answer, with the sample's number.
         gpu: where kernels of a method that writes CUDA are judged.
+        refine: makes the best sample's program faster, before its bundle is written.
 
     Raises:
         SpecError: nothing that could be made is asked for, or what no description says comes without a function.
@@ -109,7 +111,7 @@ def generate_with_model(
     with ExitStack() as stack:
         truth = _truth(asked, understood, stack)
         _write_samples(made, asked, way, client, results, truth, cache, report, gpu)
-    _keep(made, truth, out, overwrite)
+        _keep(made, truth, out, overwrite, refine)
     return made
 
 
@@ -153,13 +155,19 @@ def _write_samples(
         raise waiting[0]
 
 
-def _keep(made: Made, truth: Truth, out: str | Path | None, overwrite: bool) -> None:
+def _keep(
+    made: Made,
+    truth: Truth,
+    out: str | Path | None,
+    overwrite: bool,
+    refine: Callable[[Results, Truth], Results] | None,
+) -> None:
     """Write the best sample's bundle."""
     best = made.best
     if best is None or best.results is None:
         return
     results = stages.with_author(best.results, truth.spec, best.sketch, _reasons(best))
-    made.outcome = Outcome(results)
+    made.outcome = Outcome(results if refine is None else refine(results, truth))
     made.outcome.folder = save(made.outcome, out, overwrite)
 
 

@@ -26,7 +26,47 @@ NAMELESS = Wanted("Causal attention.", "plain", (64, 32), "fp16", lse=True)
 LINES = list(REWRITINGS.values())
 SKETCH = "Copy Q from global to shared\n"
 MOST_TOKENS = {"understand": 1100, "sketch": 700, "code": 2900, "one_stage": 2900, "code_t4": 2900, "repair": 120}
+MOST_TOKENS |= {"improve": 2500, "improve_a100": 2500, "improve_t4": 2500}
 MOST_TOKENS |= {"vanilla": 700, "cot": 700, "vanilla_t4": 700}
+
+
+PLAN = "Kernel plan for h200\nTile BM = 64, BN = 64\nCopy Q from global to shared\n\nSchedule\n    warps 4 along q\n"
+KERNEL = {
+    "name": "plan",
+    "threads": 384,
+    "registers": 168,
+    "spills": 0,
+    "shared_kb": 112.1,
+    "blocks": 1,
+    "limited_by": "registers",
+    "instructions": (423, 711),
+    "counts": (("wgmma", 16), ("maxima", 68)),
+    "clocks": (("tensor cores", 1024), ("issue slots", 846)),
+    "tiles": 8192,
+    "iterations": 16128,
+    "took": 2050,
+    "computed": "2.01",
+}
+SPEED = {
+    "ms": 0.412,
+    "sizes": "B = 4, S = 4096",
+    "device": "NVIDIA H200",
+    "tflops": 300,
+    "peak": 989,
+    "clock": 1485,
+    "noise": 0.1,
+}
+BARE = {"instructions": (), "counts": (), "clocks": (), "tiles": None, "iterations": None, "took": None, "computed": ""}
+
+
+def improvement(gpu: str, roles: bool) -> str:
+    """Ask for a round: the second one, or the first on two kernels of which little is known."""
+    tried = {"number": 1, "changes": ["- Tile BN = 128", "+ Tile BN = 96"], "outcome": "0.98 times as fast: dropped."}
+    kernels = [KERNEL] if roles else [KERNEL | BARE, KERNEL | BARE | {"name": "combine"}]
+    speed = SPEED if roles else SPEED | {"tflops": None, "clock": None}
+    facts = {"number": 2, "rounds": 4, "program": PLAN, "speed": speed, "kernels": kernels}
+    history = [tried, {"number": 2, "changes": [], "outcome": "Refused (answer)."}] if roles else []
+    return render.improve_prompt(facts | {"history": history}, targets.get(gpu), LINES, roles=roles)
 
 
 def prompts() -> dict[str, str]:
@@ -40,6 +80,9 @@ def prompts() -> dict[str, str]:
         "vanilla": render.cuda_prompt(WANTED, a100),
         "vanilla_t4": render.cuda_prompt(NAMELESS, t4),
         "cot": render.cuda_prompt(WANTED, a100, steps=True),
+        "improve": improvement("H200", roles=True),
+        "improve_a100": improvement("A100", roles=False),
+        "improve_t4": improvement("T4", roles=False),
         "repair": render.repair_prompt("check", "code.tl:1:1: error TL101: unknown name 'x'"),
     }
 
@@ -62,9 +105,9 @@ def test_a_prompt_is_short(name: str, most: int) -> None:
 def test_no_prompt_holds_a_program() -> None:
     for name, text in prompts().items():
         for block in re.findall(r"```tl\n(.*?)```", text, re.DOTALL):
-            assert block == SKETCH, name
+            assert block in (SKETCH, PLAN), name
         assert text.count("Grid block") <= 1
-        assert not re.search(r"^Kernel \w+ for", text, re.MULTILINE)
+        assert not re.search(r"^Kernel (?!plan)\w+ for", text, re.MULTILINE)
 
 
 def test_the_statements_of_code_are_all_there_with_lines_that_parse() -> None:
@@ -93,3 +136,27 @@ def test_a_users_own_template_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     assert render.repair_prompt("check", "x") == "mine: check\n"
     assert "Copy K" in render.sketch_prompt(WANTED)
+
+
+def test_a_round_is_told_the_rewritings_that_its_gpu_has_and_no_others() -> None:
+    found = prompts()
+    of_roles, of_warps = ("roles", "ahead", "pingpong", "overlap", "stage"), ("prefetch", "copies", "warps")
+    for name in of_roles:
+        assert f"- `{REWRITINGS[name].form}`" in found["improve"]
+        assert f"- `{name} " not in found["improve_a100"]
+    for name in of_warps:
+        assert f"- `{REWRITINGS[name].form}`" in found["improve_a100"]
+        assert f"- `{name} " not in found["improve"]
+    assert "- `carry " in found["improve_t4"]
+    assert "- `prefetch " not in found["improve_t4"]
+    both = improvement("H200", roles=False)  # a program without roles may get them, or better warps
+    assert "- `roles " in both
+    assert "- `prefetch " in both
+
+
+def test_every_rewriting_is_told_to_some_round() -> None:
+    told = "".join(prompts().values())
+
+    assert [n for n, r in REWRITINGS.items() if f"- `{r.form}`" not in told and f"- `{r.example}`" not in told] == [
+        "explicit"
+    ]  # always applied

@@ -22,6 +22,26 @@ from qimeng_attention.tl.statements import TABLE
 
 OWN_PROMPTS = "QIMENG_PROMPTS_DIR"  # a folder of the user's, whose templates win
 _PLAIN = ("ring", "prefetch", "store", "copies", "guard", "split", "carry", "warps", "grid")
+# What blocks whose warps all do the same take on each kind of GPU, and what blocks of roles take.
+_WARPS = (
+    "approximate",
+    "ring",
+    "prefetch",
+    "hold",
+    "sums",
+    "store",
+    "copies",
+    "guard",
+    "unroll",
+    "warps",
+    "skip",
+    "grid",
+)
+_CARRIED = ("approximate", "carry", "hold", "sums", "store", "guard", "unroll", "warps", "skip", "grid")
+_ROLES = (
+    *("approximate", "ring", "sums", "threshold", "guard", "roles", "ahead", "overlap", "rescale", "unswitch"),
+    *("pingpong", "stage", "skip", "grid", "group"),
+)
 _NOT_WRITTEN = {"exp2_fma", "tanh_approx", "LaneSum"}  # what rewritings put for others
 
 
@@ -114,3 +134,20 @@ def cuda_prompt(wanted: Wanted, target: Target, *, steps: bool = False) -> str:
 def repair_prompt(gate: str, findings: str, fence: str = "tl") -> str:
     """Tell what a gate found, and ask for the whole again."""
     return template("repair", {"gate": gate, "findings": findings, "fence": fence})
+
+
+def improve_prompt(facts: Mapping[str, Any], target: Target, rewritings: Sequence[Rewriting], *, roles: bool) -> str:
+    """Ask for other tiles and another schedule.
+
+    Args:
+        facts: what the template says of program, measurements, kernels and history.
+        target: the GPU.
+        rewritings: all of them; those that the target has are told.
+        roles: the program's kernels all have roles: what others take is left out.
+    """
+    groups = "wgmma" in target.capabilities
+    plain = not groups or not roles
+    warps = _WARPS if "async copy" in target.capabilities else _CARRIED
+    names = {*(_ROLES if groups else ()), *(warps if plain else ())}
+    chosen = [r for r in rewritings if r.name in names]
+    return template("improve", {**facts, "target": target, "rewritings": chosen, "groups": groups, "plain": plain})
