@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
+from qimeng_attention.build.apart import compile_apart
 from qimeng_attention.build.cache import Cache, CacheEntry, CacheStats, cache_key
 from qimeng_attention.build.disassembly import Loop
 from qimeng_attention.build.nvrtc import CompileError, CompileOptions, CompileResult, compile_cubin, diagnose
@@ -38,6 +39,7 @@ __all__ = [
     "Toolchain",
     "build",
     "cache_key",
+    "compile_apart",
     "compile_cubin",
     "diagnose",
     "find_toolchain",
@@ -89,6 +91,7 @@ def build(
     cache: Cache | None = None,
     options: CompileOptions | None = None,
     toolchain: Toolchain | None = None,
+    apart: bool = False,
 ) -> Built:
     """Compile a kernel, or take it from the cache, and report on it.
 
@@ -102,6 +105,7 @@ def build(
         cache: None opens the user's; `Cache.disabled()` keeps nothing.
         options: None takes the defaults.
         toolchain: None finds the installed one.
+        apart: compile in a process of its own, which is ended when it takes too long: for a source of somebody else's.
 
     Raises:
         CompileError: the compiler refused; its diagnostics name lines of TL.
@@ -114,7 +118,8 @@ def build(
 
     def compiled() -> CacheEntry:
         fixed: dict[str, Any] = {"arch": arch, "name": name, "toolchain": tools, "headers": headers}
-        compile_with = lambda o: compile_cubin(source, options=o, **fixed)  # noqa: E731
+        compiler = compile_apart if apart else compile_cubin
+        compile_with = lambda o: compiler(source, options=o, **fixed)  # noqa: E731
         result, remark = compile_without_spills(compile_with, chosen, ROLES_HEADER in source)
         _require_kernel(name, result.log)
         facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}

@@ -57,9 +57,7 @@ class TakenOver:
         if found is None:
             return own[0] if own else self._client.complete(request)
         if isinstance(found.end, Waiting):
-            raise Waiting(
-                f"{self._earlier.path} waits for the same answer: {found.end.message}", hint=found.end.hint
-            )
+            raise Waiting(f"{self._earlier.path} waits for the same answer: {found.end.message}", hint=found.end.hint)
         assert isinstance(found.end, Reply)
         said = found.end
         reply = Reply(

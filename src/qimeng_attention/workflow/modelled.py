@@ -124,7 +124,11 @@ def _truth(asked: Asked, understood: Understood, stack: ExitStack) -> Truth:
     place = asked.reference if isinstance(asked.reference, str) else ""
     if understood.beyond:
         assert asked.reference is not None
-        return Truth(function=stack.enter_context(open_reference(asked.reference, asked.framework)), place=place, framework=asked.framework)
+        return Truth(
+            function=stack.enter_context(open_reference(asked.reference, asked.framework)),
+            place=place,
+            framework=asked.framework,
+        )
     own = stack.enter_context(agreeing(asked.reference, understood.spec, asked.framework))
     return Truth(spec=understood.spec, own=own, place=place, framework=asked.framework)
 
@@ -175,5 +179,7 @@ def _reasons(sample: Sample) -> dict[str, object]:
         "repairs": sample.repairs,
         "not the author's": added,
         "reasons": [],
-        "failed before": [{"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in sample.attempts if a.failed],
+        "failed before": [
+            {"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in sample.attempts if a.failed
+        ],
     }
