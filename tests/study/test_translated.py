@@ -210,8 +210,8 @@ def test_another_folder_may_hold_the_samples_and_another_prompt_or_number_is_ask
 def test_a_prompt_that_both_samples_wait_for_is_written_once(requests: list[StudyRequest], tmp_path: Path) -> None:
     author = f"file:{tmp_path / 'answers'}"
     assert through(requests, tmp_path, [TWO_STAGE, TRANSLATED], author) == [TWO_STAGE, TRANSLATED]
-    assert len(prompts := list((tmp_path / "answers").rglob("*.prompt.md"))) == 1
-    prompts[0].with_name(prompts[0].name.replace(".prompt.", ".answer.")).write_text(f"a sketch\n{END}\n")
+    (prompt,) = (tmp_path / "answers").rglob("*.prompt.md")
+    prompt.with_name(prompt.name.replace(".prompt.", ".answer.")).write_text(f"a sketch\n{END}\n")
     assert through(requests, tmp_path, [TWO_STAGE, TRANSLATED], author) == [TWO_STAGE, TRANSLATED]
 
     assert [p.parent.parent.name for p in (tmp_path / "answers").rglob("*.prompt.md")] == ["two-stage"] * 2

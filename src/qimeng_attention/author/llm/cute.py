@@ -59,11 +59,11 @@ def terms(target: Target, dtype: str) -> list[tuple[str, str]]:
 def _of_mma(atom: MmaAtom) -> str:
     who = "a warp" if atom.c.thread_count == 32 else "a warpgroup of 4 warps"
     fragments = [("A", atom.a), ("B", atom.b), ("C", atom.c)]
-    parts = [f"{name}: {_layout(f)}" if f else f"{name} in shared memory" for name, f in fragments]
+    parts = [f"{name}: {layout(f)}" if f else f"{name} in shared memory" for name, f in fragments]
     return f"`{atom.cute}` ({atom.name}), {who}. {'; '.join(parts)}."
 
 
-def _layout(f: Fragment) -> str:
+def layout(f: Fragment) -> str:
     """Say which element value v of a thread is: its rows and columns, B's rows counting n."""
     digits = [*_digits("lane" if f.thread_count == 32 else "thread", f.threads), *_digits("v", f.values)]
     row, column = (" + ".join(_times(d, m[axis]) for d, m in digits if m[axis]) or "0" for axis in (1, 2))
@@ -88,7 +88,7 @@ def _times(digit: str, stride: int) -> str:
 
 def _of_copy(atom: CopyAtom) -> str:
     moved = f"{atom.bytes_per_thread} bytes a thread, both addresses multiples of {atom.alignment_bytes}"
-    held = f"; a lane gets {_layout(atom.destination)}" if atom.destination else ""
+    held = f"; a lane gets {layout(atom.destination)}" if atom.destination else ""
     return f"`{atom.cute}` ({atom.name}): {atom.origin} to {atom.target}, {moved}{held}."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from qimeng_attention.errors import SpecError
@@ -51,7 +52,7 @@ class Method:
     def parts(self) -> list[tuple[Stage, ...]]:
         """Give the stages up to each whole program: one conversation ends with it, and its repairs."""
         ends = [0, *(n + 1 for n, stage in enumerate(self.stages) if stage.whole)]
-        return [self.stages[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        return [self.stages[a:b] for a, b in pairwise(ends)]
 
 
 METHODS = {
