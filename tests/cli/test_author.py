@@ -131,7 +131,7 @@ print(pathlib.Path(next((s for words, s in stages.items() if words in asked), "c
 
 @pytest.mark.cuda
 def test_a_translation_waits_for_a_gpu_and_becomes_a_bundle_without_tl(here: Path) -> None:
-    spec = AttentionSpec.make(Hq=8, Hk=2, Dqk=64, dtype="bf16", mask="none", outputs=["O"])
+    spec = AttentionSpec.make(Hq=8, Hk=2, Dqk=64, dtype="bf16", outputs=["O"])
     source = (Path(__file__).parents[1] / "workflow" / "plain.cu").read_text()
     code = plan(spec, targets.get("A100")).code
     Path("sketch").write_text("a sketch")
@@ -139,15 +139,15 @@ def test_a_translation_waits_for_a_gpu_and_becomes_a_bundle_without_tl(here: Pat
     Path("atoms").write_text("```cuda\nusing Mma = int;\n```")
     Path("translation").write_text(f"```cuda\n{source.replace('plain(', spec.kernel_name + '(')}```")
     Path("model.py").write_text(MODEL)
-    flags = ("--Hq", "8", "--Hk", "2", "--Dqk", "64", "--mask", "none", "--target", "A100", "--no-lse")
+    Path("spec.yaml").write_text("Hq: 8\nHk: 2\nDqk: 64\ndtype: bf16\noutputs: [O]\n")
     model = ("--author", f"command:{sys.executable} model.py", "--method", "translated", "--yes", "--run", "run")
-    result = run(*flags, *model, "--out", "out")
+    result = run("spec.yaml", "--target", "A100", *model, "--out", "out")
     assert result.exit_code == 4, result.output
     assert "qimeng judge-waiting run/gpu" in result.output.replace("\n", " ")
     (place,) = (here / "run" / "gpu").glob(f"{spec.kernel_name}-*")
     put_beside(place, accepted(place / BUNDLE))
 
-    result = run(*flags, *model, "--out", "out", "--json")
+    result = run("spec.yaml", "--target", "A100", *model, "--out", "out", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert [a["stage"] for a in found["samples"][0]["attempts"]] == ["code", "translation"]
