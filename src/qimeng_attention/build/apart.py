@@ -24,7 +24,7 @@ from qimeng_attention.build.nvrtc import CompileError, CompileOptions, CompileRe
 from qimeng_attention.build.toolchain import CUTLASS_VARIABLE, INSTALL, Toolchain
 from qimeng_attention.errors import Diagnostic, EnvironmentMissing, Span
 
-TIMEOUT_S = 120.0  # a kernel of CuTe takes 2 to 20
+TIMEOUT_S = 120.0  # a kernel of CuTe takes a few
 MEMORY_BYTES = 16 << 30  # of address space, of which NVRTC reserves more than it uses
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", CUTLASS_VARIABLE)  # of the environment
 _WORDS = "errors.txt"  # what the process says beside its answer

@@ -28,7 +28,7 @@ LINES = list(REWRITINGS.values())
 SKETCH = "Copy Q from global to shared\n"
 MOST_TOKENS = {"understand": 1100, "sketch": 700, "code": 2900, "one_stage": 2900, "code_t4": 2900, "repair": 120}
 MOST_TOKENS |= {"vanilla": 700, "cot": 700, "vanilla_t4": 700}
-MOST_TOKENS |= {"atoms": 800, "atoms_t4": 800, "atoms_h200": 1200, "translate": 1500, "translate_t4": 1500}
+MOST_TOKENS |= {"atoms": 800, "atoms_t4": 800, "atoms_h200": 1200, "translate": 2100, "translate_t4": 2100}
 TL = "Compute GEMM Q, K.T and get S\n"  # in the place of a program
 
 

@@ -19,25 +19,24 @@ _ONE_ARCH = "a"  # ends the name of an architecture that has instructions of its
 
 # By the statement's name in the table. What rewritings alone write, and macros, has no line.
 TERMS: Mapping[str, str] = {
-    "Size": "a size with a value is a `constexpr int`, one without is an argument.",
+    "Size": "`constexpr int` with a value, an argument without.",
     "Tile": "`constexpr int`.",
     "Scalar": "an argument.",
-    "Grid": "the launch line's grid; an index is `blockIdx.x`, `.y` or `.z`, and `down` counts from the last one.",
+    "Grid": "the launch line's grid and `blockIdx`.",
     "Let": "a `const int` that every thread computes.",
-    "Allocate": "in global: a pointer with its strides (`make_tensor(make_gmem_ptr(K), ...)`); in register (BM q, D): "
-    "an accumulator, `partition_fragment_C`, with its first value; in register (BM q): one float for each row that the "
+    "Allocate": "in global a pointer with its strides (`make_tensor(make_gmem_ptr(K), ...)`); in register (BM q, D) "
+    "an accumulator, `partition_fragment_C`, with its first value; in register (BM q) one float for each row that the "
     "thread holds values of, the same in the lanes that share the row.",
-    "Copy": "from global to shared: a tiled copy, rows past the tensor's end read as 0, then wait and "
-    "`__syncthreads()`, again before the tile is overwritten; from register to global: values rounded to the tensor's "
-    "type, and only what lies in the tensor; vectors by one lane of each row.",
+    "Copy": "from global to shared a tiled copy, rows past the end predicated, then a wait and `__syncthreads()`, and "
+    "another before the tile is overwritten; from register to global predicated stores, vectors by one lane of each row.",
     "GEMM": "operands from shared memory into fragments by the copy atoms, then `gemm(tiled_mma, rA, rB, acc)` over "
     "the steps of k; `get` clears the accumulator first. `.T` moves nothing.",
-    "Mask": "over the accumulator's values, whose global q and k follow from the atom's layout "
+    "Mask": "a loop over the accumulator's values, whose global q and k follow from the atom's layout "
     "(`partition_C(make_identity_tensor(...))`).",
     "Compute": "a loop over the thread's values in float; a vector meets a tile by the value's row. RowMax and RowSum: "
     "over the thread's values of a row, then over the lanes that share it (`__shfl_xor_sync`).",
-    "for": "a loop; `a : b` leaves b out.",
-    "if": "a branch that all threads take together.",
+    "for": "a loop.",
+    "if": "a branch that all threads take.",
 }
 
 
@@ -50,10 +49,10 @@ def atom_lines(target: Target, arch: str, dtype: str) -> tuple[list[str], list[s
     return products, [_of_copy(a) for a in copies]
 
 
-def terms(target: Target, dtype: str) -> list[tuple[str, str]]:
-    """Give the lines of a prompt: a statement's example, what becomes of it."""
+def terms(target: Target, dtype: str) -> list[tuple[str, str, str]]:
+    """Give the lines of a prompt: a statement's example, what it means, what becomes of it."""
     said = {**TERMS, "Reshape": _reshape(target, dtype)}
-    return [(rule.example, said[rule.name]) for rule in TABLE.values() if rule.name in said]
+    return [(rule.example, rule.doc, said[rule.name]) for rule in TABLE.values() if rule.name in said]
 
 
 def _of_mma(atom: MmaAtom) -> str:
