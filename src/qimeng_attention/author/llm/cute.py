@@ -28,7 +28,7 @@ TERMS: Mapping[str, str] = {
     "an accumulator, `partition_fragment_C`, with its first value; in register (BM q) one float for each row that the "
     "thread holds values of, the same in the lanes that share the row.",
     "Copy": "from global to shared a tiled copy, rows past the end predicated, then a wait and `__syncthreads()`, and "
-    "another before the tile is overwritten; from register to global predicated stores, vectors by one lane of each row.",
+    "another before the tile is overwritten; from register to global predicated stores, vectors by one lane a row.",
     "GEMM": "operands from shared memory into fragments by the copy atoms, then `gemm(tiled_mma, rA, rB, acc)` over "
     "the steps of k; `get` clears the accumulator first. `.T` moves nothing.",
     "Mask": "a loop over the accumulator's values, whose global q and k follow from the atom's layout "
