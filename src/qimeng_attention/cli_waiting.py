@@ -25,7 +25,8 @@ def judge_waiting(
 ) -> None:
     """Judge every kernel that waits in a folder, and put a verdict beside each (needs a GPU).
 
-    What has a verdict is left alone, so the command may be stopped and begun again.
+    What has a verdict is left alone, so the command may be stopped and begun again. Exit code 1: one could not be
+    judged; 4: one is for another GPU.
     """
     from qimeng_attention.workflow.waiting import Judged
     from qimeng_attention.workflow.waiting import judge_waiting as judge_all

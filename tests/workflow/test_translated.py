@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from qimeng_attention.author.llm import render
+from qimeng_attention.author.llm.includes import check_includes
 from qimeng_attention.author.llm.methods import method
 from qimeng_attention.author.llm.wanted import Wanted
+from qimeng_attention.build import Cache, build
 from qimeng_attention.judge import Check, Verdict, open_reference
 from qimeng_attention.judge.reference_process import Reference
 from qimeng_attention.llm.chat import Reply, Request, Waiting
@@ -185,3 +189,79 @@ def test_a_run_begun_again_tells_the_model_the_same_words(truth: Truth, tmp_path
         sample(truth, client, tmp_path, repairs=1)
 
     assert first.asked[-1].digest == second.asked[-1].digest
+
+
+# One product of a tile, by the names that the prompts say: it computes nothing that anybody asked for.
+NAMES = """
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cute/tensor.hpp>
+using namespace cute;
+using T = {type};
+using Mma = MMA_Atom<{mma}>;
+using Read = Copy_Atom<SM75_U32x4_LDSM_N, T>;
+using Turned = Copy_Atom<SM75_U16x8_LDSM_T, T>;
+using Load = Copy_Atom<{load}, T>;
+extern "C" __global__ void k(const {given}* K, float* O, int Sk) {{
+    extern __shared__ char memory[];
+    auto given = make_gmem_ptr(reinterpret_cast<const T*>(K));
+    Tensor gK = make_tensor(given, make_shape(Int<64>{{}}, Int<64>{{}}), GenRowMajor{{}});
+    auto rows = composition(Swizzle<3, 3, 3>{{}}, Layout<Shape<_64, _64>, Stride<_64, _1>>{{}});
+    Tensor sK = make_tensor(make_smem_ptr(reinterpret_cast<T*>(memory)), rows);
+    Tensor sKt = make_tensor(sK.data(), composition(rows, Layout<Shape<_64, _64>, Stride<_64, _1>>{{}}));
+    auto loads = make_tiled_copy(Load{{}}, Layout<Shape<_16, _8>, Stride<_8, _1>>{{}}, Layout<Shape<_1, _8>>{{}});
+    auto load = loads.get_slice(threadIdx.x);
+    copy(loads, load.partition_S(gK), load.partition_D(sK));
+    {wait}
+    __syncthreads();
+    auto tiled = make_tiled_mma(Mma{{}}, Layout<Shape<_4, _1, _1>>{{}}, Tile<_64, _16, _16>{{}});
+    auto mma = tiled.get_slice(threadIdx.x);
+    Tensor acc = partition_fragment_C(tiled, Shape<_64, _64>{{}});
+    Tensor where = mma.partition_C(make_identity_tensor(Shape<_64, _64>{{}}));
+    clear(acc);
+    Tensor rA = mma.partition_fragment_A(sK);
+    Tensor rB = mma.partition_fragment_B(sK);
+    auto a = make_tiled_copy_A(Read{{}}, tiled).get_slice(threadIdx.x);
+    auto b = make_tiled_copy_B(Read{{}}, tiled).get_slice(threadIdx.x);
+    auto t = make_tiled_copy_B(Turned{{}}, tiled).get_slice(threadIdx.x);
+    copy(make_tiled_copy_A(Read{{}}, tiled), a.partition_S(sK), a.retile_D(rA));
+    copy(make_tiled_copy_B(Read{{}}, tiled), b.partition_S(sK), b.retile_D(rB));
+    for (int n = 0; n < size<2>(rA); ++n) gemm(tiled, rA(_, _, n), rB(_, _, n), acc);
+    copy(make_tiled_copy_B(Turned{{}}, tiled), t.partition_S(sKt), t.retile_D(rB));
+    for (int n = 0; n < size<2>(rA); ++n) gemm(tiled, rA(_, _, n), rB(_, _, n), acc);
+    float most = 0.0f;
+    for (int v = 0; v < size(acc); ++v) most = fmaxf(most, get<1>(where(v)) < Sk ? acc(v) : 0.0f);
+    most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1));
+    O[threadIdx.x] = most;
+}}
+"""
+ON = {
+    "A100": {
+        "type": "bfloat16_t",
+        "given": "__nv_bfloat16",
+        "mma": "SM80_16x8x16_F32BF16BF16F32_TN",
+        "load": "SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>",
+        "wait": "cp_async_fence(); cp_async_wait<0>();",
+    },
+    "T4": {
+        "type": "half_t",
+        "given": "__half",
+        "mma": "SM75_16x8x8_F32F16F16F32_TN",
+        "load": "UniversalCopy<uint128_t>",
+        "wait": "",
+    },
+}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ON)
+def test_the_names_in_the_prompts_are_those_of_cute(name: str) -> None:
+    target, arch = find_target(name)
+    source = NAMES.format(**ON[name])
+    prompt = render.atoms_prompt(WANTED if name == "A100" else replace(WANTED, dtype="fp16"), target, arch, TL)
+    for atom in (ON[name]["mma"], "SM75_U32x4_LDSM_N", "SM75_U16x8_LDSM_T"):
+        assert f"`{atom}`" in prompt
+
+    check_includes(source)
+    built = build(source, name="k", arch=arch, threads=128, shared_bytes=16384, target=target, cache=Cache.disabled())
+    assert built.report.registers

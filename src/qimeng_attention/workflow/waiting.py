@@ -8,6 +8,7 @@ Not here: what a folder holds (gpu.py), how a bundle is judged (judge).
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import secrets
@@ -118,8 +119,8 @@ def _each(places: list[Path], jobs: int, again: bool) -> Iterator[Judged]:
                 yield judge_place(place, again, process)
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        begun = {pool.submit(judge_place, place, again): place for place in places}
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin) as pool:
+        begun = {pool.submit(_judge_there, place, again): place for place in places}
         for done in as_completed(begun):
             try:
                 yield done.result()
@@ -127,7 +128,19 @@ def _each(places: list[Path], jobs: int, again: bool) -> Iterator[Judged]:
                 yield Judged(begun[done].name, "failed", "the process that judged it ended: run the command again")
 
 
-def judge_place(place: Path, again: bool = False, process: Process | None = None) -> Judged:
+_THERE: list[Process] = []  # of a process of the pool: the one in which its kernels run, one after the other
+
+
+def _begin() -> None:
+    _THERE.append(Process())
+    atexit.register(_THERE[0].__exit__)
+
+
+def _judge_there(place: Path, again: bool) -> Judged:
+    return judge_place(place, again, _THERE[0])
+
+
+def judge_place(place: Path, again: bool, process: Process) -> Judged:
     """Judge the bundle of one folder; whatever goes wrong is in what is given back."""
     began = time.monotonic()
     try:
