@@ -55,10 +55,10 @@ def test_text_that_is_no_unicode_is_refused_by_name(toolchain: Toolchain) -> Non
 
 def test_a_source_that_compiles_forever_is_ended_with_a_way_out(toolchain: Toolchain) -> None:
     began = time.monotonic()
-    with pytest.raises(CompileError, match="was not done after 3 s") as error:
+    with pytest.raises(CompileError, match=r"was not done with k\.cu after 3 s") as error:
         compile_apart(BOMB, arch="sm_80", name="k", toolchain=toolchain, timeout_s=3.0)
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert error.value.hint
 
 

@@ -285,7 +285,7 @@ def test_a_source_that_compiles_forever_is_refused_and_told_so(
 
     assert attempt.failed == "build"
     assert attempt.codes == ("Q300",)
-    assert "was not done after 2 s" in attempt.findings
+    assert "was not done with plain.cu after 2 s" in attempt.findings
     assert "hint: nest templates less" in attempt.findings
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from qimeng_attention.build.nvrtc import CompileError, CompileOptions, CompileRe
 from qimeng_attention.build.toolchain import CUTLASS_VARIABLE, INSTALL, Toolchain
 from qimeng_attention.errors import Diagnostic, EnvironmentMissing, Span
 
-TIMEOUT_S = 120.0  # a kernel of CuTe takes a few
+TIMEOUT_S = 120.0  # of the compiler's own time, so that a busy machine refuses nothing; a kernel of CuTe takes about 10
+PATIENCE = 4  # times as long may pass on a clock
 MEMORY_BYTES = 16 << 30  # of address space, of which NVRTC reserves more than it uses
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", CUTLASS_VARIABLE)  # of the environment
+SLOW = "took too long"
 _WORDS = "errors.txt"  # what the process says beside its answer
 _LESS = "nest templates less deeply, unroll less, and compute tables at run time"
 
@@ -56,11 +59,14 @@ def compile_apart(
         "options": asdict(options or CompileOptions()),
         "includes": [str(p) for p in toolchain.includes],
         "memory_bytes": memory_bytes,
+        "cpu_s": ceil(timeout_s),
     }
     with tempfile.TemporaryDirectory(prefix="qimeng-compile-") as place:
         folder = Path(place)
         (folder / ASKED).write_text(json.dumps(asked))  # escapes what is no text: nvrtc.py names it
-        how = _run([sys.executable, "-m", "qimeng_attention.build.apart_worker", place], folder, timeout_s)
+        how = _run([sys.executable, "-m", "qimeng_attention.build.apart_worker", place], folder, PATIENCE * timeout_s)
+        if how == SLOW:
+            raise CompileError(f"NVRTC was not done with {name}.cu after {timeout_s:g} s", hint=_LESS, log=how)
         if how:
             raise CompileError(f"NVRTC {how} on {name}.cu", hint=_LESS, log=how)
         answer = json.loads((folder / ANSWER).read_text())
@@ -81,10 +87,12 @@ def _run(command: Sequence[str], folder: Path, timeout_s: float) -> str:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             _kill(process)
-            return f"was not done after {timeout_s:g} s"
+            return SLOW
         except BaseException:
             _kill(process)
             raise
+    if code == -signal.SIGXCPU:
+        return SLOW
     lines = (folder / _WORDS).read_text("utf-8", "replace").strip().splitlines()
     if not code and (folder / ANSWER).is_file():
         return ""

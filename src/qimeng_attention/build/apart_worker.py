@@ -19,7 +19,8 @@ def main() -> None:
     """Compile what a folder asks for, and write into it what came of it."""
     folder = Path(sys.argv[1])
     asked = json.loads((folder / ASKED).read_text())
-    most = asked.pop("memory_bytes")
+    most, seconds = asked.pop("memory_bytes"), asked.pop("cpu_s")
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     includes = tuple(Path(p) for p in asked.pop("includes"))
