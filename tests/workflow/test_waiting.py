@@ -91,9 +91,12 @@ def folder(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this machine look like one with a GPU."""
-    monkeypatch.setattr(waiting, "need_gpu", lambda hint: None)
-    monkeypatch.setattr(waiting, "find_spec", lambda name: True)
+    monkeypatch.setattr(waiting, "need_gpu", lambda hint="": None)
     monkeypatch.setattr(judgement, "detect", lambda: targets.get("A100"))
+
+
+def no_gpu(hint: str = "") -> None:
+    raise EnvironmentMissing("judging a kernel needs an NVIDIA GPU", hint=hint)
 
 
 def judging(monkeypatch: pytest.MonkeyPatch, judge: Callable[..., Verdict]) -> list[tuple[Path, Any, Any]]:
@@ -155,6 +158,9 @@ def test_the_judge_here_runs_kernels_in_a_process_of_their_own(folder: Path, mon
         assert here(bundle, Truth(function=function)) is not None
         assert here(bundle, Truth(spec=spec)) is not None
         monkeypatch.setattr(judgement, "detect", lambda: targets.get("T4"))
+        assert here(bundle, Truth(spec=spec)) is None
+        monkeypatch.setattr(judgement, "detect", lambda: targets.get("A100"))
+        monkeypatch.setattr(waiting, "need_gpu", no_gpu)
         assert here(bundle, Truth(spec=spec)) is None
 
     assert [a for a, _ in asked] == [function, spec]
@@ -249,10 +255,7 @@ def test_without_a_gpu_or_a_kernel_it_says_so(folder: Path, tmp_path: Path, monk
     with pytest.raises(SpecError, match="holds no bundle"):
         judge_waiting(tmp_path / "none")
 
-    def none(hint: str) -> None:
-        raise EnvironmentMissing("judging a kernel needs an NVIDIA GPU", hint=hint)
-
-    monkeypatch.setattr(waiting, "need_gpu", none)
+    monkeypatch.setattr(waiting, "need_gpu", no_gpu)
     result = CliRunner().invoke(app, ["judge-waiting", str(folder)])
     assert result.exit_code == 3
     assert "machine with one" in result.output

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from qimeng_attention.errors import BundleError, QimengError, SpecError
+from qimeng_attention.errors import BundleError, EnvironmentMissing, QimengError, SpecError
 from qimeng_attention.judge import Verdict, judge_bundle, judge_bundle_by_function
 from qimeng_attention.judge.device import need_gpu
 from qimeng_attention.judge.process import Process
@@ -59,13 +58,22 @@ class JudgeHere:
         Raises:
             BundleError, JudgeError, EnvironmentMissing: as of the judge.
         """
-        if find_spec("torch") is None or not runs_here(load(bundle)):
+        if not runs_here(load(bundle)) or not _has_pytorch():
             return None
         given: dict[str, Any] = {"seed": secrets.randbits(32), "process": self._process}
         if truth.spec is not None:
             return judge_bundle(bundle, truth.spec, own=truth.own, **given)
         assert truth.function is not None
         return judge_bundle_by_function(bundle, truth.function, **given)
+
+
+def _has_pytorch() -> bool:
+    """Tell whether there is a PyTorch that sees the GPU: without it kernels wait, as they do without a GPU."""
+    try:
+        need_gpu()
+    except EnvironmentMissing:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
