@@ -16,7 +16,16 @@ from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import __version__, cli_author, cli_improve, cli_machine, cli_mcp, cli_study, terminal
+from qimeng_attention import (
+    __version__,
+    cli_author,
+    cli_improve,
+    cli_machine,
+    cli_mcp,
+    cli_study,
+    cli_waiting,
+    terminal,
+)
 from qimeng_attention import cli_options as options
 from qimeng_attention.cli_guard import Json, guarded
 from qimeng_attention.errors import SpecError
@@ -541,6 +550,7 @@ for command, example in (
     (cli_machine.doctor, "doctor"),
     (cli_machine.cache, "cache --clear"),
     (cli_mcp.mcp, "mcp --root out"),
+    (cli_waiting.judge_waiting, "judge-waiting out/gpu --jobs 8"),
 ):
     app.command(epilog=f"Example: qimeng {example}")(command)
 app.add_typer(cli_study.app, name="study")

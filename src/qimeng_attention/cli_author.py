@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +31,9 @@ Author = Annotated[
 MethodName = Annotated[
     str,
     typer.Option(
-        "--method", help="How a model is asked: two-stage (a sketch, then code), one-stage, or vanilla and cot (CUDA)."
+        "--method",
+        help="How a model is asked: two-stage (a sketch, then code), one-stage, translated (as two-stage, and then the "
+        "model translates to CUDA), or vanilla and cot (CUDA without TL).",
     ),
 ]
 Repairs = Annotated[int, typer.Option(min=0, max=20, help="How often a model may mend a refused program.")]
@@ -79,6 +82,7 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     from qimeng_attention.llm.transcript import Transcript
     from qimeng_attention.workflow.gpu import OnGpu
     from qimeng_attention.workflow.modelled import Asked, generate_with_model
+    from qimeng_attention.workflow.waiting import JudgeHere
 
     asked = Asked(
         words=str(given["source"]) if spec is None else spec.describe()[0],
@@ -96,7 +100,9 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     verbose = not given["quiet"] and not given["as_json"]
     shown = _Shown(verbose, given["yes"], budget)
     folder = given["run"] or new_run(asked.words)
-    with Transcript(folder / "transcript.jsonl", words=asked.words, facts={"method": asked.method}) as transcript:
+    with ExitStack() as stack:
+        facts = {"method": asked.method}
+        transcript = stack.enter_context(Transcript(folder / "transcript.jsonl", words=asked.words, facts=facts))
         author = careful(client, transcript, budget)
         improver = careful(open_client(given["improver"]), transcript, budget) if given["improver"] else author
         made = generate_with_model(
@@ -106,7 +112,7 @@ def generate(given: dict[str, Any], spec: Any) -> None:
             out=given["out"],
             overwrite=given["force"],
             report=shown.attempt if verbose else None,
-            gpu=OnGpu(folder / "gpu"),
+            gpu=OnGpu(folder / "gpu", stack.enter_context(JudgeHere())),
             refine=cli_improve.refiner(given, improver, transcript, verbose) if given["improve"] else None,
         )
     _finish(made, folder, budget, given)

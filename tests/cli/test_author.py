@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from qimeng_attention import targets
+from qimeng_attention.author.planner import plan
 from qimeng_attention.cli import app
+from qimeng_attention.judge import Verdict
 from qimeng_attention.judge.device import digest_of_bundle
-from qimeng_attention.runtime import load
+from qimeng_attention.runtime import load, read_folder
+from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.workflow import judgement
+from qimeng_attention.workflow.gpu import BUNDLE, bundle_digest, put_beside
 
 WORDS = "causal GQA 32/8, head dim 128, bf16, with softcap 30, for an A100"
 
@@ -179,3 +185,49 @@ def test_races_need_a_gpu_and_say_so(here: Path) -> None:
     else:
         assert result.exit_code == 2  # there is a GPU, and no bundle
         assert "best" in result.output
+
+
+# ------------------------------------------------------------------ a model that translates its own TL
+MODEL = """\
+import pathlib, sys
+asked = sys.stdin.read()
+stages = {"It will be translated": "atoms", "Translate a program": "translation", "You design a fused": "sketch"}
+print(pathlib.Path(next((s for words, s in stages.items() if words in asked), "code")).read_text())
+"""
+
+
+@pytest.mark.cuda
+def test_a_translation_waits_for_a_gpu_and_becomes_a_bundle_without_tl(here: Path) -> None:
+    spec = AttentionSpec.make(Hq=8, Hk=2, Dqk=64, dtype="bf16", outputs=["O"])
+    source = (Path(__file__).parents[1] / "workflow" / "plain.cu").read_text()
+    code = plan(spec, targets.get("A100")).code
+    Path("sketch").write_text("a sketch")
+    Path("code").write_text(f"```tl\n{code}```")
+    Path("atoms").write_text("```cuda\nusing Mma = int;\n```")
+    Path("translation").write_text(f"```cuda\n{source.replace('plain(', spec.kernel_name + '(')}```")
+    Path("model.py").write_text(MODEL)
+    Path("spec.yaml").write_text("Hq: 8\nHk: 2\nDqk: 64\ndtype: bf16\noutputs: [O]\n")
+    model = ("--author", f"command:{sys.executable} model.py", "--method", "translated", "--yes", "--run", "run")
+    result = run("spec.yaml", "--target", "A100", *model, "--out", "out")
+    assert result.exit_code == 4, result.output
+    assert "qimeng judge-waiting run/gpu" in result.output.replace("\n", " ")
+    (place,) = (here / "run" / "gpu").glob(f"{spec.kernel_name}-*")
+    put_beside(place, accepted(place / BUNDLE))
+
+    result = run("spec.yaml", "--target", "A100", *model, "--out", "out", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [a["stage"] for a in found["samples"][0]["attempts"]] == ["code", "translation"]
+    bundle = load(here / "out")
+    assert "code.tl" not in bundle.files
+    reasons = json.loads(bundle.files["reasons.json"])
+    assert reasons["translated from"] == code
+    assert reasons["instructions"] == "using Mma = int;\n"
+    assert reasons["failed before"] == []
+
+
+def accepted(bundle: Path) -> Verdict:
+    digest = bundle_digest(read_folder(bundle).manifest)
+    return Verdict(
+        verdict="accepted", reason="as asked", subject="k", where="gpu", digest=digest, entropy=1, seed=1, checks=()
+    )

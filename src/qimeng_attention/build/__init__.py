@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from typing import Any
 
+from qimeng_attention.build.apart import compile_apart
 from qimeng_attention.build.cache import Cache, CacheEntry, CacheStats, cache_key
 from qimeng_attention.build.disassembly import Loop
 from qimeng_attention.build.nvrtc import CompileError, CompileOptions, CompileResult, compile_cubin, diagnose
@@ -38,6 +40,7 @@ __all__ = [
     "Toolchain",
     "build",
     "cache_key",
+    "compile_apart",
     "compile_cubin",
     "diagnose",
     "find_toolchain",
@@ -89,6 +92,7 @@ def build(
     cache: Cache | None = None,
     options: CompileOptions | None = None,
     toolchain: Toolchain | None = None,
+    apart: bool = False,
 ) -> Built:
     """Compile a kernel, or take it from the cache, and report on it.
 
@@ -102,6 +106,7 @@ def build(
         cache: None opens the user's; `Cache.disabled()` keeps nothing.
         options: None takes the defaults.
         toolchain: None finds the installed one.
+        apart: compile in a process of its own, which is ended when it takes too long: for a source of somebody else's.
 
     Raises:
         CompileError: the compiler refused; its diagnostics name lines of TL.
@@ -112,14 +117,8 @@ def build(
     headers = prelude()
     _require_arch(source, arch, target)
 
-    def compiled() -> CacheEntry:
-        fixed: dict[str, Any] = {"arch": arch, "name": name, "toolchain": tools, "headers": headers}
-        compile_with = lambda o: compile_cubin(source, options=o, **fixed)  # noqa: E731
-        result, remark = compile_without_spills(compile_with, chosen, ROLES_HEADER in source)
-        _require_kernel(name, result.log)
-        facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}
-        return CacheEntry(source, result.cubin, facts | {"remark": remark})
-
+    fixed: dict[str, Any] = {"arch": arch, "name": name, "toolchain": tools, "headers": headers}
+    compiled = partial(_compiled, source, chosen, apart, fixed)
     made_by: dict[str, Any] = {"options": (*chosen.flags(), RULE), "toolchain": tools.key()}
     entry, cached = kept.get_or_build(cache_key(source, name=name, prelude=headers, arch=arch, **made_by), compiled)
     log = entry.facts["log"]
@@ -138,6 +137,16 @@ def build(
         log=log,
         notes=(kept.note,) if kept.note else (),
     )
+
+
+def _compiled(source: str, options: CompileOptions, apart: bool, fixed: Mapping[str, Any]) -> CacheEntry:
+    compiler = compile_apart if apart else compile_cubin
+    result, remark = compile_without_spills(
+        lambda chosen: compiler(source, options=chosen, **fixed), options, ROLES_HEADER in source
+    )
+    _require_kernel(fixed["name"], result.log)
+    facts = {"arch": fixed["arch"], "log": result.log, "seconds": result.seconds}
+    return CacheEntry(source, result.cubin, facts | {"versions": fixed["toolchain"].versions, "remark": remark})
 
 
 def _with_note(found: ResourceReport, remark: str) -> ResourceReport:

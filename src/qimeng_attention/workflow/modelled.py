@@ -123,11 +123,16 @@ def _understand(asked: Asked, client: Client) -> Understood:
 
 def _truth(asked: Asked, understood: Understood, stack: ExitStack) -> Truth:
     """Open what kernels are judged against; a function beside a description must agree with it."""
+    place = asked.reference if isinstance(asked.reference, str) else ""
     if understood.beyond:
         assert asked.reference is not None
-        return Truth(function=stack.enter_context(open_reference(asked.reference, asked.framework)))
+        return Truth(
+            function=stack.enter_context(open_reference(asked.reference, asked.framework)),
+            place=place,
+            framework=asked.framework,
+        )
     own = stack.enter_context(agreeing(asked.reference, understood.spec, asked.framework))
-    return Truth(spec=understood.spec, own=own)
+    return Truth(spec=understood.spec, own=own, place=place, framework=asked.framework)
 
 
 def _write_samples(
@@ -175,10 +180,14 @@ def _reasons(sample: Sample) -> dict[str, object]:
     """Say who wrote the program, and which of its lines are not the author's."""
     last = sample.attempts[-1]
     added = ["Schedule: warps 4 along q"] if last.plain_schedule else []
+    translated = last.language == "CUDA" and sample.code
     return {
         "author": sample.replies[-1].model,
+        **({"translated from": sample.code, "instructions": sample.atoms} if translated else {}),
         "repairs": sample.repairs,
         "not the author's": added,
         "reasons": [],
-        "failed before": [{"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in sample.attempts[:-1]],
+        "failed before": [
+            {"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in sample.attempts if a.failed
+        ],
     }

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from qimeng_attention import targets
-from qimeng_attention.author.llm import render, understanding
+from qimeng_attention.author.llm import cute, render, understanding
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.schedule import REWRITINGS
 from qimeng_attention.spec import AttentionSpec
+from qimeng_attention.targets.atoms import MMA_ATOMS
 from qimeng_attention.tl.parser import parse
 from qimeng_attention.tl.statements import TABLE
 
@@ -28,6 +29,8 @@ SKETCH = "Copy Q from global to shared\n"
 MOST_TOKENS = {"understand": 1100, "sketch": 700, "code": 2900, "one_stage": 2900, "code_t4": 2900, "repair": 120}
 MOST_TOKENS |= {"improve": 2500, "improve_a100": 2500, "improve_t4": 2500}
 MOST_TOKENS |= {"vanilla": 700, "cot": 700, "vanilla_t4": 700}
+MOST_TOKENS |= {"atoms": 800, "atoms_t4": 800, "atoms_h200": 1200, "translate": 2100, "translate_t4": 2100}
+TL = "Compute GEMM Q, K.T and get S\n"  # in the place of a program
 
 
 PLAN = "Kernel plan for h200\nTile BM = 64, BN = 64\nCopy Q from global to shared\n\nSchedule\n    warps 4 along q\n"
@@ -83,6 +86,11 @@ def prompts() -> dict[str, str]:
         "improve": improvement("H200", roles=True),
         "improve_a100": improvement("A100", roles=False),
         "improve_t4": improvement("T4", roles=False),
+        "atoms": render.atoms_prompt(WANTED, a100, "sm_80", TL),
+        "atoms_t4": render.atoms_prompt(NAMELESS, t4, "sm_75", TL),
+        "atoms_h200": render.atoms_prompt(WANTED, targets.get("H200"), "sm_90a", TL),
+        "translate": render.translation_prompt(WANTED, a100, "sm_80", TL, "using Mma = int;\n"),
+        "translate_t4": render.translation_prompt(NAMELESS, t4, "sm_75", TL, "using Mma = int;\n"),
         "repair": render.repair_prompt("check", "code.tl:1:1: error TL101: unknown name 'x'"),
     }
 
@@ -105,7 +113,7 @@ def test_a_prompt_is_short(name: str, most: int) -> None:
 def test_no_prompt_holds_a_program() -> None:
     for name, text in prompts().items():
         for block in re.findall(r"```tl\n(.*?)```", text, re.DOTALL):
-            assert block in (SKETCH, PLAN), name
+            assert block in (SKETCH, PLAN, TL), name
         assert text.count("Grid block") <= 1
         assert not re.search(r"^Kernel (?!plan)\w+ for", text, re.MULTILINE)
 
@@ -120,6 +128,45 @@ def test_the_statements_of_code_are_all_there_with_lines_that_parse() -> None:
     for line in re.findall(r"`((?:Copy|Compute|Reshape|Allocate) [^`]*)`", text):
         if "EXPR" not in line and "NAME" not in line:
             parse(line, "prompt")
+
+
+def test_no_prompt_for_translation_holds_a_kernel() -> None:
+    for name in ("atoms", "atoms_h200", "translate", "translate_t4"):
+        text = prompts()[name]
+        assert not re.search(r"__global__[^;]*\{", text), name
+        assert text.count("```cuda") == text.count("fenced by ```cuda") + 2 * name.startswith("translate"), name
+
+
+def test_each_statement_that_code_may_have_has_a_line_for_its_translation() -> None:
+    by_rewritings = {"Warps", "role", "Wait", "Release", "Pass", "Commit", "Barrier", "Fence"}
+    left_out = {"Find", "Choose", "Apply"}  # for packed sequences, launchers' sizes, macros
+    names = {rule.name for rule in TABLE.values()} - by_rewritings - left_out
+
+    assert {*cute.TERMS, "Reshape"} == names
+
+
+@pytest.mark.parametrize("name", ["T4", "A100", "L40S", "H200"])
+def test_the_atoms_of_a_prompt_are_those_that_the_gpu_has(name: str) -> None:
+    target = targets.get(name)
+    text = render.atoms_prompt(NAMELESS, target, target.arch, TL)
+
+    assert ("SM80_16x8x16" in text) == target.has("mma m16n8k16")
+    assert ("CP_ASYNC" in text) == target.has("async copy")
+    assert ("no asynchronous copy" in text) != target.has("async copy")
+    assert ("SM90_64x64x16" in text) == target.has("wgmma")
+    assert "TMA" not in text  # no launcher hands over its maps
+    assert "SM90" not in render.atoms_prompt(NAMELESS, target, "sm_80", TL)
+
+
+def test_a_layout_in_words_is_the_one_of_the_table() -> None:
+    for atom in MMA_ATOMS:
+        for fragment in (atom.a, atom.b, atom.c):
+            assert fragment is not None
+            _, row, column = re.fullmatch(r"(\d+) values, row (.*), column (.*)", cute.layout(fragment)).groups()  # type: ignore[union-attr]
+            for lane in range(fragment.thread_count):
+                for v in range(fragment.value_count):
+                    said = tuple(eval(e.replace("/", "//"), {"lane": lane, "v": v}) for e in (row, column))
+                    assert said == fragment.at(lane, v)
 
 
 def test_words_of_others_are_data() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
+from qimeng_attention.author.llm import cute
 from qimeng_attention.author.llm.launch import signature
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.targets import Target
@@ -129,6 +130,22 @@ def cuda_prompt(wanted: Wanted, target: Target, *, steps: bool = False) -> str:
     """Ask for CUDA against the launcher's signature; with `steps`, to think step by step before."""
     facts = {"request": wanted.words.strip(), "signature": signature(wanted), "target": target, "steps": steps}
     return template("vanilla", facts)
+
+
+def atoms_prompt(wanted: Wanted, target: Target, arch: str, code: str) -> str:
+    """Ask which of the GPU's instructions a program in TL should take."""
+    mma, copies = cute.atom_lines(target, arch, wanted.dtype)
+    asynchronous = target.has("async copy")
+    facts = {"mma": mma, "copies": copies, "asynchronous": asynchronous, "dtype": wanted.dtype}
+    return template("atoms", {"target": target, "code": code, **facts})
+
+
+def translation_prompt(wanted: Wanted, target: Target, arch: str, code: str, atoms: str) -> str:
+    """Ask for CUDA that does what a program in TL says, by the instructions chosen for it."""
+    facts = {"request": wanted.words.strip(), "signature": signature(wanted), "target": target}
+    mma, _ = cute.atom_lines(target, arch, wanted.dtype)
+    said = {"code": code, "atoms": atoms, "mma": mma, "terms": cute.terms(target, wanted.dtype)}
+    return template("translate", facts | said)
 
 
 def repair_prompt(gate: str, findings: str, fence: str = "tl") -> str:
