@@ -33,6 +33,7 @@ MOST_DIFFERENCE = 2e-2  # relative, of two 16-bit results
 WINDOWS = {"window": 72, "tanh_window": 80}  # keys that a query sees; others here are causal, or full
 FULL = ("softplus_share",)
 Score = Callable[..., torch.Tensor]
+Wanted = list[tuple[StudyRequest, dict[str, Path]]]  # requests, and a bundle a method
 
 
 def scores(heads: int, named: dict[str, torch.Tensor]) -> dict[str, Score | None]:
@@ -148,7 +149,7 @@ def compare(
         assert apart < MOST_DIFFERENCE, f"{name}: {method} is {apart:.3g} from {first[0]}"
 
 
-def judge_all(wanted: dict[StudyRequest, dict[str, Path]], jobs: int) -> dict[tuple[str, str], Verdict | str]:
+def judge_all(wanted: Wanted, jobs: int) -> dict[tuple[str, str], Verdict | str]:
     """Judge every kernel, several at a time; what cannot be judged gives its reason as text."""
 
     def judge(request: StudyRequest, folder: Path) -> Verdict | str:
@@ -158,9 +159,7 @@ def judge_all(wanted: dict[StudyRequest, dict[str, Path]], jobs: int) -> dict[tu
             return str(error)
 
     with ThreadPoolExecutor(jobs) as pool:
-        asked = {
-            (r.name, m): pool.submit(judge, r, folder) for r, folders in wanted.items() for m, folder in folders.items()
-        }
+        asked = {(r.name, m): pool.submit(judge, r, folder) for r, folders in wanted for m, folder in folders.items()}
         return {key: answer.result() for key, answer in asked.items()}
 
 
@@ -177,12 +176,12 @@ def main() -> None:
     results = provenance(args.name, args.commit)
     rows = []
     methods = {name: Path(folder) for name, _, folder in (b.partition("=") for b in args.bundles)}
-    wanted = {}
+    wanted: Wanted = []
     for request in load_requests(args.requests):
         found = {m: f / request.name for m, f in methods.items() if (f / request.name / "manifest.json").is_file()}
-        wanted |= {request: found} if found else {}
+        wanted += [(request, found)] if found else []
     judged = judge_all(wanted, args.jobs)
-    for request, folders in wanted.items():
+    for request, folders in wanted:
         row: dict[str, Any] = {"request": request.name, "stratum": request.stratum, "target": request.target}
         row |= {"verdict": {}, "checks": {}, "reason": {}}
         for method in folders:
