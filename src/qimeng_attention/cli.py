@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import __version__, cli_author, cli_machine, cli_mcp, cli_study, terminal
+from qimeng_attention import __version__, cli_author, cli_machine, cli_mcp, cli_show, cli_study, terminal
 from qimeng_attention import cli_options as options
 from qimeng_attention.cli_guard import Json, guarded
 from qimeng_attention.errors import SpecError
@@ -501,28 +501,9 @@ def bench(
     terminal.facts(dict(speed_of(measured)))
 
 
-@app.command(epilog="Example: qimeng show gqa     or: qimeng show gqa --html gqa.html")
-@guarded
-def show(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
-    html: Annotated[Path | None, typer.Option("--html", help="Write one HTML file that loads nothing else.")] = None,
-    program: Annotated[bool, typer.Option(help="Show TL beside the CuTe C++ it became.")] = True,
-    as_json: Json = False,
-) -> None:
-    """Show a bundle: operator, reasons, resources, verdict, speed, and TL beside the CuTe C++ it became."""
-    from qimeng_attention.report import page_of, show_page, to_html
-    from qimeng_attention.runtime import read_folder
-
-    contents = read_folder(bundle)
-    if html is not None:
-        html.write_text(to_html(page_of(contents)), "utf-8")
-        terminal.note(f"written: {html}")
-    if as_json:
-        folder = contents.path
-        terminal.print_json({p.stem: json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))})
-    elif html is None:
-        show_page(terminal.page_console(), page_of(contents), program=program)
-
+app.command(epilog="Example: qimeng show gqa     or: qimeng show runs/20261128-120154-causal --html run.html")(
+    cli_show.show
+)
 
 # ------------------------------------------------------------------ the machine, and agents
 

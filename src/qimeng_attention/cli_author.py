@@ -79,6 +79,7 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     from qimeng_attention.llm.transcript import Transcript
     from qimeng_attention.workflow.gpu import OnGpu
     from qimeng_attention.workflow.modelled import Asked, generate_with_model
+    from qimeng_attention.workflow.noted import Noted
 
     asked = Asked(
         words=str(given["source"]) if spec is None else spec.describe()[0],
@@ -97,15 +98,17 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     shown = _Shown(verbose, given["yes"], budget)
     folder = given["run"] or _new_run(asked.words)
     with Transcript(folder / "transcript.jsonl", words=asked.words, facts={"method": asked.method}) as transcript:
+        shown.noted = noted = Noted(transcript)
         made = generate_with_model(
             asked,
             careful(client, transcript, budget),
             confirm=shown.confirm,
             out=given["out"],
             overwrite=given["force"],
-            report=shown.attempt if verbose else None,
+            report=shown.attempt,
             gpu=OnGpu(folder / "gpu"),
         )
+        noted.outcome(made)
     _finish(made, folder, budget, given)
 
 
@@ -114,8 +117,10 @@ class _Shown:
 
     def __init__(self, verbose: bool, yes: bool, budget: Any) -> None:
         self._verbose, self._yes, self._budget = verbose, yes, budget
+        self.noted: Any = None  # where it is also kept
 
     def confirm(self, understood: Any, target: str) -> bool:
+        self.noted.understood(understood, target)
         if self._verbose or not self._yes:
             _show_understood(understood, target)
         if self._yes:
@@ -130,6 +135,9 @@ class _Shown:
         return typer.confirm("Is that what you ask for?", err=True)
 
     def attempt(self, sample: int, attempt: Any) -> None:
+        self.noted.attempt(sample, attempt)
+        if not self._verbose:
+            return
         terminal.heading(f"sample {sample + 1}, {attempt.stage} ({attempt.seconds:.1f} s; {self._budget.line()})")
         if not attempt.failed:
             terminal.listing("  passed every gate" + (", with the plainest schedule" if attempt.plain_schedule else ""))
@@ -170,14 +178,15 @@ def _finish(made: Any, folder: Path, budget: Any, given: dict[str, Any]) -> None
         terminal.listing(str(bundle))
     elif bundle is not None:
         terminal.heading("bundle")
-        terminal.listing(f"  {bundle}    ({terminal.own_command()} show {bundle})\n  {budget.line()}\n  run: {folder}")
+        terminal.listing(f"  {bundle}    ({terminal.own_command()} show {bundle})\n  {budget.line()}")
+        terminal.listing(f"  run: {folder}    ({terminal.own_command()} show {folder})")
     elif best is None:
         last = made.samples[-1].attempts[-1]
         tried = f"{len(made.samples)} sample{'s' if len(made.samples) > 1 else ''}"
         terminal.print_error(
             QimengError(
                 f"no program passed every gate ({tried}; the last one was refused by {last.failed})",
-                hint=f"more --samples or --repairs, or read {folder}",
+                hint=f"more --samples or --repairs, or read it: {terminal.own_command()} show {folder}",
             ),
             False,
         )

@@ -173,9 +173,18 @@ def try_answer(
     return pass_gates(steps, stage, results)
 
 
+def with_schedule(program: str) -> tuple[str, bool]:
+    """Give a program with a schedule, and whether it is the plainest one, which was added.
+
+    Raises:
+        DiagnosticError: it does not parse.
+    """
+    plain = not any(k.schedule for k in parse(program, "code.tl").kernels)
+    return program + (_PLAINEST if plain else ""), plain
+
+
 def _parsed(attempt: Attempt, results: Results) -> tuple[Attempt, Results]:
-    plain = not any(k.schedule for k in parse(attempt.program, "code.tl").kernels)
-    code = attempt.program + (_PLAINEST if plain else "")
+    code, plain = with_schedule(attempt.program)
     made = replace(results, code=code, reasons={"author": "llm", "reasons": []})
     return replace(attempt, plain_schedule=plain), made
 
