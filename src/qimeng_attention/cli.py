@@ -184,8 +184,9 @@ def _tensors(given: list[str] | None) -> dict[str, Any]:
         raise SpecError(problem.message, hint=problem.hint, field="tensors", value=" ".join(given or ())) from None
 
 
-def _source(source: Path | None, spec_file: Path | None, flags: dict[str, Any]) -> tuple[str | None, Any]:
+def _source(given: str | None, spec_file: Path | None, flags: dict[str, Any]) -> tuple[str | None, Any]:
     """Read what generate begins with: a TL file and perhaps a spec for the judge, or a spec."""
+    source = None if given is None else Path(given)
     if source is None or source.suffix != ".tl":
         return None, _spec(source, flags)
     return _read(source), _spec(spec_file, flags) if spec_file is not None or flags else None

@@ -46,13 +46,13 @@ MostTokens = Annotated[
 MostCalls = Annotated[int | None, typer.Option("--max-calls", min=1, help="Make no more calls than this.")]
 
 
-def is_words(source: Path | None) -> bool:
+def is_words(source: str | None) -> bool:
     """Tell whether what stands in the place of a file is a request in words."""
-    text = str(source or "")
+    text = source or ""
     return bool(text) and Path(text).suffix not in _FILES and bool(re.search(r"\s", text))
 
 
-def refuse_words(source: Path | None) -> None:
+def refuse_words(source: str | None) -> None:
     """Refuse words where no model is to read them.
 
     Raises:
@@ -163,7 +163,7 @@ def _indented(text: str) -> str:
 
 
 def _new_run(words: str) -> Path:
-    slug = "-".join(re.findall(r"[a-z0-9]+", words.lower())[:5]) or "run"
+    slug = "-".join(re.findall(r"[a-z0-9]+", words.lower())[:5])[:60] or "run"
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
 
 

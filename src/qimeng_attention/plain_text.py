@@ -12,12 +12,12 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def plain(text: str) -> str:
-    """Give a text with a replacement sign for everything that is neither shown nor the end of a line."""
+    """Give a text with a replacement sign for everything that is neither shown nor a line's end nor a tab."""
     # SAFETY: escape sequences would reach the terminal, and signs of direction would show another program than it is.
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
     return "".join(
-        c if c == "\n" or unicodedata.category(c) not in _HIDDEN else "\N{REPLACEMENT CHARACTER}" for c in text
+        c if c in "\n\t" or unicodedata.category(c) not in _HIDDEN else "\N{REPLACEMENT CHARACTER}" for c in text
     )
 
 

@@ -17,12 +17,12 @@ from qimeng_attention.author.llm.answers import NoProgram, clean, program_of
 from qimeng_attention.author.llm.methods import Method
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.build import Cache
-from qimeng_attention.errors import SpecError
+from qimeng_attention.errors import QimengError, SpecError
 from qimeng_attention.judge import Verdict, judge_function, judge_program
 from qimeng_attention.llm.chat import Client, Message, Reply, Request
 from qimeng_attention.schedule import REWRITINGS
 from qimeng_attention.tl.parser import parse
-from qimeng_attention.workflow import stages
+from qimeng_attention.workflow import feedback, stages
 from qimeng_attention.workflow.attempts import Attempt, Gate, Truth, pass_gates
 from qimeng_attention.workflow.cuda import refuse_other_arguments, try_cuda
 from qimeng_attention.workflow.gpu import OnGpu
@@ -31,6 +31,7 @@ from qimeng_attention.workflow.stages import Results
 __all__ = ["REPAIRS", "Attempt", "Sample", "Truth", "try_answer", "write_sample"]
 
 REPAIRS = 3
+MOST_SKETCH = 20_000  # characters of a text without a program that are passed on as a sketch
 _PLAINEST = "\nSchedule\n    warps 4 along q  # the author left the schedule out\n"
 
 
@@ -42,6 +43,7 @@ class Sample:
     attempts: list[Attempt] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     sketch: str = ""
+    sketch_finding: str = ""  # what the parser says of a sketch that is no TL
     results: Results | None = None
     verdict: Verdict | None = None
 
@@ -93,7 +95,7 @@ def write_sample(
     sample = Sample()
     for before in method.stages[:-1]:
         reply = _ask(sample, client, render.sketch_prompt(wanted), before, number)
-        sample.sketch = _sketch_of(reply.text)
+        sample.sketch, sample.sketch_finding = _sketch_of(reply.text)
         sample.messages = ()  # the next prompt holds the sketch: what led to it need not be paid for again
     stage: str = method.stages[-1]
     prompt = _last_prompt(wanted, results, sample, method)
@@ -133,18 +135,26 @@ def _ask(sample: Sample, client: Client, prompt: str, stage: str, number: int) -
     return reply
 
 
-def _sketch_of(text: str) -> str:
-    """Give the sketch of an answer; one without a block is passed on whole: the method stays two-stage."""
+def _sketch_of(text: str) -> tuple[str, str]:
+    """Give the sketch of an answer, and what is wrong with it.
+
+    One that is no TL is passed on, with the parser's words: the method stays two-stage, and no repair is spent on what
+    the code's gates will see again. One without a block is passed on whole.
+    """
     try:
-        return program_of(text)
-    except NoProgram:
-        return clean(text)
+        sketch = program_of(text)
+        parse(sketch, "sketch.tl")
+    except NoProgram as none:
+        return clean(text)[:MOST_SKETCH], none.message
+    except QimengError as error:
+        return sketch[:MOST_SKETCH], feedback.of_error(error, sketch)
+    return sketch, ""
 
 
 def _last_prompt(wanted: Wanted, results: Results, sample: Sample, method: Method) -> str:
     if method.language == "CUDA":
         return render.cuda_prompt(wanted, results.target, steps=method.steps)
-    return render.code_prompt(wanted, results.target, list(REWRITINGS.values()), sample.sketch)
+    return render.code_prompt(wanted, results.target, list(REWRITINGS.values()), sample.sketch, sample.sketch_finding)
 
 
 # ------------------------------------------------------------------ gates

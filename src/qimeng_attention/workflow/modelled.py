@@ -171,6 +171,7 @@ def _reasons(sample: Sample) -> dict[str, object]:
         "author": sample.replies[-1].model,
         "repairs": sample.repairs,
         "not the author's": added,
+        **({"sketch": f"no TL: {sample.sketch_finding.splitlines()[0]}"} if sample.sketch_finding else {}),
         "reasons": [],
         "failed before": [{"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in sample.attempts[:-1]],
     }

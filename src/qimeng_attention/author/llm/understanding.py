@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from qimeng_attention import targets
 from qimeng_attention.author.llm import render
 from qimeng_attention.author.llm.answers import NoProgram, clean, program_of
+from qimeng_attention.author.llm.quoting import as_data
 from qimeng_attention.errors import QimengError, SpecError
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.weights import WEIGHTS
@@ -64,7 +65,7 @@ def prompt(words: str) -> str:
         for name, field in AttentionSpec.model_fields.items()
         if name not in left_out
     ]
-    values = {"words": words, "fields": fields, "weights": list(WEIGHTS), "targets": targets.names()}
+    values = {"words": as_data(words), "fields": fields, "weights": list(WEIGHTS), "targets": targets.names()}
     return render.template("understand", values)
 
 
@@ -95,13 +96,27 @@ def understood(answer: str, words: str) -> Understood:
     return Understood(words, _spec(data, beyond), _target(data), why, beyond, meaning if beyond else "")
 
 
+class _Plain(yaml.SafeLoader):
+    """Reads YAML without aliases: a few lines of them stand for more text than a machine holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias, *name")
+        return super().compose_node(parent, index)
+
+
 def _data(answer: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(program_of(answer, "yaml"))
+        block = program_of(answer, "yaml")
+        if len(block) > MOST_WORDS:
+            raise NotUnderstood(f"the block has over {MOST_WORDS:,} characters", hint="give the keys alone")
+        data = yaml.load(block, _Plain)
     except NoProgram as none:
         raise NotUnderstood(none.message, hint="give one block fenced by ```yaml") from None
-    except yaml.YAMLError as error:
-        raise NotUnderstood(f"the block is no YAML: {str(error).splitlines()[0]}", hint="quote expressions") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise NotUnderstood(f"the block is no YAML: {first}", hint="quote expressions") from None
     if not isinstance(data, dict) or data.get("kind") not in _KINDS:
         raise NotUnderstood("the block has no key `kind` of " + ", ".join(_KINDS), hint="begin with kind: spec")
     if unknown := sorted(map(str, data.keys() - _KEYS)):
