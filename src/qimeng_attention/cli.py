@@ -131,6 +131,9 @@ def _asked_for(given: dict[str, Any]) -> tuple[str | None, Any]:
     flags = {k: v for k, v in flags.items() if v is not None} | _tensors(given["tensor"])
     if given["author"] == cli_author.PLANNER:
         cli_author.refuse_words(given["source"])
+    elif cli_author.is_function(given["source"]):
+        given["fixed"] = flags
+        return None, None
     elif cli_author.is_words(given["source"]):
         return None, None
     return _source(given["source"], given["spec_file"], flags)

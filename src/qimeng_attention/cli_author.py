@@ -52,15 +52,21 @@ def is_words(source: str | None) -> bool:
     return bool(text) and Path(text).suffix not in _FILES and bool(re.search(r"\s", text))
 
 
+def is_function(source: str | None) -> bool:
+    """Tell whether what stands in the place of a file names a function of one."""
+    return source is not None and re.fullmatch(r".+\.py:\w+", source) is not None
+
+
 def refuse_words(source: str | None) -> None:
-    """Refuse words where no model is to read them.
+    """Refuse words, and a function, where no model is to read them.
 
     Raises:
-        SpecError: they are words.
+        SpecError: they are words, or name a function.
     """
-    if is_words(source):
+    if is_function(source) or is_words(source):
+        what = "that is a function" if is_function(source) else "in words"
         raise SpecError(
-            "a request in words is read by a language model, and the author is the planner",
+            f"a request {what} is read by a language model, and the author is the planner",
             hint="name one: --author anthropic:MODEL, file:FOLDER or replay, or give flags such as --Hq",
             field="author",
             value=PLANNER,
@@ -81,12 +87,15 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     from qimeng_attention.workflow.modelled import Asked, generate_with_model
     from qimeng_attention.workflow.noted import Noted
 
+    function = _function(given)
+    words = str(given["source"]) if spec is None else spec.describe()[0]
     asked = Asked(
-        words=str(given["source"]) if spec is None else spec.describe()[0],
+        words=words if function is None else function.words,
         spec=spec,
+        function=function,
         target=None if given["target"] == "auto" and spec is None else given["target"],
         arch=given["arch"],
-        reference=given["reference"],
+        reference=given["reference"] if function is None else function.place,
         framework=given["framework"],
         method=given["method"],
         repairs=given["repairs"],
@@ -95,7 +104,7 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     client = open_client(given["author"])
     budget = Budget(given["max_usd"], given["max_tokens"], given["max_calls"])
     verbose = not given["quiet"] and not given["as_json"]
-    shown = _Shown(verbose, given["yes"], budget)
+    shown = _Shown(verbose, given["yes"], budget, asked)
     folder = given["run"] or _new_run(asked.words)
     with Transcript(folder / "transcript.jsonl", words=asked.words, facts={"method": asked.method}) as transcript:
         shown.noted = noted = Noted(transcript)
@@ -112,17 +121,37 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     _finish(made, folder, budget, given)
 
 
+def _function(given: dict[str, Any]) -> Any:
+    """Give the function that is asked for, or None.
+
+    Raises:
+        SpecError: another one is named as the reference.
+    """
+    from qimeng_attention.workflow.from_function import FunctionAsked
+
+    if not is_function(given["source"]):
+        return None
+    if given["reference"] not in (None, given["source"]):
+        raise SpecError(
+            "the function that is asked for is the reference, and --reference names another one",
+            hint="leave --reference out",
+            field="reference",
+            value=given["reference"],
+        )
+    return FunctionAsked(given["source"], given["framework"], given["fixed"])
+
+
 class _Shown:
     """What a person sees while a model works, and the question whether the words were understood."""
 
-    def __init__(self, verbose: bool, yes: bool, budget: Any) -> None:
-        self._verbose, self._yes, self._budget = verbose, yes, budget
+    def __init__(self, verbose: bool, yes: bool, budget: Any, asked: Any) -> None:
+        self._verbose, self._yes, self._budget, self._asked = verbose, yes, budget, asked
         self.noted: Any = None  # where it is also kept
 
     def confirm(self, understood: Any, target: str) -> bool:
         self.noted.understood(understood, target)
         if self._verbose or not self._yes:
-            _show_understood(understood, target)
+            _show_understood(understood, target, self._asked)
         if self._yes:
             return True
         if not sys.stdin.isatty():
@@ -146,15 +175,18 @@ class _Shown:
         terminal.listing(f"  refused by {attempt.failed}:\n" + _indented(attempt.findings))
 
 
-def _show_understood(understood: Any, target: str) -> None:
-    terminal.heading("what was understood")
-    if understood.beyond:
-        terminal.listing(_indented(understood.meaning))
-        terminal.listing("  judged against your function")
-    else:
-        from qimeng_attention.report import show_understood, understand
+def _show_understood(understood: Any, target: str, asked: Any) -> None:
+    from qimeng_attention.report import show_observed, show_understood, understand
+    from qimeng_attention.workflow.observed import observe
 
-        show_understood(terminal.page_console(), understand(understood.spec))
+    terminal.heading("what was understood")
+    console = terminal.page_console()
+    if understood.beyond:
+        show_observed(console, understood.meaning, observe(understood.spec, asked.reference, asked.framework))
+    else:
+        show_understood(console, understand(understood.spec))
+    if understood.beyond or asked.function is not None:
+        terminal.listing("  judged against your function")
     terminal.listing(f"  for {target}" + (f"\n  assumed: {understood.why}" if understood.why else ""))
 
 

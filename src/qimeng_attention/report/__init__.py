@@ -9,7 +9,7 @@ from qimeng_attention.report.html_page import run_to_html, to_html
 from qimeng_attention.report.page import Page, page_of
 from qimeng_attention.report.run_page import RunPage, run_page
 from qimeng_attention.report.run_terminal import show_run
-from qimeng_attention.report.terminal_page import show_page, show_understood
+from qimeng_attention.report.terminal_page import show_observed, show_page, show_understood
 from qimeng_attention.report.understood import Understood, understand
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "page_of",
     "run_page",
     "run_to_html",
+    "show_observed",
     "show_page",
     "show_run",
     "show_understood",

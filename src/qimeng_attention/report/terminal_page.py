@@ -15,10 +15,12 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from qimeng_attention.plain_text import plain
 from qimeng_attention.report.mask_picture import MaskPicture
 from qimeng_attention.report.page import Page
 from qimeng_attention.report.tl_lexer import TlLexer
 from qimeng_attention.report.understood import Understood, Weights
+from qimeng_attention.workflow.observed import Observed
 
 _SIDE_BY_SIDE = 132  # columns that picture and example need beside each other
 _FULL, _PART, _NONE = "██", "▒▒", "··"
@@ -29,6 +31,21 @@ _VERDICTS = {"accepted": "bold green", "rejected": "bold red"}
 def show_understood(console: Console, understood: Understood) -> None:
     """Draw what was understood of a description."""
     console.print(understood_group(understood, console.width), soft_wrap=False)
+
+
+def show_observed(console: Console, meaning: str, observed: Observed) -> None:
+    """Draw what was understood of an operator that no description covers, and what its function shows when called."""
+    console.print(Text(plain(meaning)), soft_wrap=False)
+    console.print()
+    if observed.weights is None or observed.seen is None:
+        console.print(Text(plain(f"no picture: {observed.why}"), "dim"))
+        return
+    rows, columns = observed.seen.shape
+    cells = tuple(tuple(float(cell) for cell in row) for row in observed.seen)
+    picture = MaskPicture(cells, rows, columns, 1, 1, True, "by calling your function; head 0")
+    words = "head 0, Q and K from N(0, 1), by calling your function with unit vectors for values"
+    weights = Weights(observed.weights, observed.weights != 0, None, words)
+    console.print(_drawings(picture, weights, console.width), soft_wrap=False)
 
 
 def show_page(console: Console, page: Page, *, program: bool = True) -> None:
@@ -77,13 +94,17 @@ def understood_group(understood: Understood, width: int) -> Group:
     formula.add_column(overflow="fold")
     for what, how in understood.formula:
         formula.add_row(Text(what), "=" if what != "seen" else ":", Text(how))
-    picture, weights = _picture(understood.picture), _weights(understood.weights)
-    above = (formula, Text(""), facts_table(understood.assumptions), Text(""))
+    drawings = _drawings(understood.picture, understood.weights, width)
+    return Group(formula, Text(""), facts_table(understood.assumptions), Text(""), drawings)
+
+
+def _drawings(seen: MaskPicture, example: Weights, width: int) -> RenderableType:
+    picture, weights = _picture(seen), _weights(example)
     if width < _SIDE_BY_SIDE:
-        return Group(*above, picture, Text(""), weights)
+        return Group(picture, Text(""), weights)
     drawings = Table.grid(padding=(0, 4))
     drawings.add_row(picture, weights)
-    return Group(*above, drawings)
+    return drawings
 
 
 def _picture(picture: MaskPicture) -> Group:

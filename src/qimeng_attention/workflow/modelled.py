@@ -1,4 +1,4 @@
-"""From words, or a description, to a bundle whose program a language model wrote.
+"""From words, a function, or a description, to a bundle whose program a language model wrote.
 
 A run is a folder: `transcript.jsonl` holds everything said and what came of it, and a run begun again there asks
 nothing twice. The person who asked sees what the words were taken to mean before anything is made of them.
@@ -16,11 +16,13 @@ from qimeng_attention.author.llm.understanding import Understood
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import SpecError
 from qimeng_attention.judge import Place, open_reference
+from qimeng_attention.judge.renamed import AsProgram
 from qimeng_attention.llm.chat import Client, Waiting
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import refuse_existing
 from qimeng_attention.workflow import stages
 from qimeng_attention.workflow.authoring import REPAIRS, Attempt, Sample, Truth, write_sample
+from qimeng_attention.workflow.from_function import FunctionAsked, understand_function
 from qimeng_attention.workflow.generate import Outcome, save
 from qimeng_attention.workflow.gpu import OnGpu
 from qimeng_attention.workflow.judgement import agreeing
@@ -30,10 +32,11 @@ from qimeng_attention.workflow.stages import Results
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person asks a model for: words or a description, and how it is to be made."""
+    """What a person asks a model for: words, a function or a description, and how it is to be made."""
 
     words: str = ""
     spec: AttentionSpec | None = None
+    function: FunctionAsked | None = None  # instead of words: it is also the reference
     target: str | None = None  # None: the words', else the GPU that is present
     arch: str | None = None
     reference: Place | None = None
@@ -114,6 +117,8 @@ def generate_with_model(
 
 
 def _understand(asked: Asked, client: Client) -> Understood:
+    if asked.function is not None:
+        return understand_function(asked.function, client)
     if asked.spec is None:
         return understand_words(asked.words, client)
     return Understood(asked.words, asked.spec, asked.target, "given as a description")
@@ -123,7 +128,8 @@ def _truth(asked: Asked, understood: Understood, stack: ExitStack) -> Truth:
     """Open what kernels are judged against; a function beside a description must agree with it."""
     if understood.beyond:
         assert asked.reference is not None
-        return Truth(function=stack.enter_context(open_reference(asked.reference, asked.framework)))
+        function = stack.enter_context(open_reference(asked.reference, asked.framework))
+        return Truth(function=AsProgram(function, understood.spec.tensors))
     own = stack.enter_context(agreeing(asked.reference, understood.spec, asked.framework))
     return Truth(spec=understood.spec, own=own)
 

@@ -30,7 +30,7 @@ def understand_words(words: str, client: Client, number: int = 0) -> Understood:
     for left in range(TRIES - 1, -1, -1):
         reply = client.complete(Request(messages, "understand", number))
         try:
-            return _readable(understanding.understood(reply.text, words))
+            return readable(understanding.understood(reply.text, words))
         except NotUnderstood as fault:
             if not left:
                 raise
@@ -39,8 +39,12 @@ def understand_words(words: str, client: Client, number: int = 0) -> Understood:
     raise AssertionError("the loop returns or raises")
 
 
-def _readable(found: Understood) -> Understood:
-    """Refuse a description whose mask or score no reference can read; the model is told, and may mend it."""
+def readable(found: Understood) -> Understood:
+    """Give a description whose mask and score a reference can read.
+
+    Raises:
+        NotUnderstood: it cannot; the model is told, and may mend it.
+    """
     try:
         Operator.of(found.spec)
     except SpecError as error:
