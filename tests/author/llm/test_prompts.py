@@ -28,7 +28,7 @@ SKETCH = "Copy Q from global to shared\n"
 MOST_TOKENS = {"understand": 1100, "sketch": 700, "code": 2900, "one_stage": 2900, "code_t4": 2900, "repair": 120}
 MOST_TOKENS |= {"understand_function": 1300}
 SOURCE = understanding.Source(
-    "attention", "def attention(q, k, v):\n    ...\n", ("q", "k", "v"), {"Hq": 8, "dtype": "bf16"}
+    "attention", "def attention(q, k, v):\n    return v\n", ("q", "k", "v"), {"Hq": 8, "dtype": "bf16"}
 )
 MOST_TOKENS |= {"vanilla": 700, "cot": 700, "vanilla_t4": 700}
 
