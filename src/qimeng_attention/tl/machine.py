@@ -278,7 +278,7 @@ class Reads:
     """What a Compute reads: all names, and those inside of each reduction."""
 
     names: frozenset[str]
-    reduced: tuple[tuple[str, frozenset[str]], ...]
+    reduced: tuple[tuple[s.Call, frozenset[str]], ...]
 
 
 @dataclass
@@ -314,7 +314,7 @@ class Machine:
         found = self._reads.get(id(n))
         if found is None:
             calls = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
-            reduced = tuple((e.function, frozenset(names_in(e.args))) for e in calls)
+            reduced = tuple((e, frozenset(names_in(e.args))) for e in calls)
             found = self._reads[id(n)] = Reads(frozenset(names_in(n.value)), reduced)
         return found
 
