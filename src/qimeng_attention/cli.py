@@ -135,6 +135,7 @@ def _asked_for(given: dict[str, Any]) -> tuple[str | None, Any]:
         given["fixed"] = flags
         return None, None
     elif cli_author.is_words(given["source"]):
+        cli_author.refuse_flags(flags)
         return None, None
     return _source(given["source"], given["spec_file"], flags)
 

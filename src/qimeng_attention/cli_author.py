@@ -73,6 +73,21 @@ def refuse_words(source: str | None) -> None:
         )
 
 
+def refuse_flags(flags: dict[str, Any]) -> None:
+    """Refuse fields of a description beside words, which nobody would read.
+
+    Raises:
+        SpecError: there are some.
+    """
+    if flags:
+        raise SpecError(
+            f"the words say what is asked for, and flags beside them ({', '.join(flags)}) would not count",
+            hint="say it in the words, or give flags alone",
+            field=next(iter(flags)),
+            value=str(next(iter(flags.values()))),
+        )
+
+
 def generate(given: dict[str, Any], spec: Any) -> None:
     """Run the workflow with a model, show what happens, and end with the exit code that fits.
 

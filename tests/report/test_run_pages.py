@@ -202,3 +202,23 @@ def test_the_same_note_is_written_once(tmp_path: Path) -> None:
             transcript.note_once("attempt", seconds=1.5, sample=0, passed=("a",))
             transcript.note_once("attempt", seconds=2.5, sample=0, passed=("a",))
     assert len(load(tmp_path / "a.jsonl").notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"input_tokens": 7', '"input_tokens": "many"'),
+        ('"sample": 0, "attempt"', '"sample": "x", "attempt"'),
+        ('"passed": ["answer", "parse"]', '"passed": 5'),
+        ('"seconds": 0.0', '"seconds": []'),
+        ('"text": "Write it."', '"text": 5'),
+    ],
+)
+def test_a_transcript_with_other_kinds_of_things_is_refused(tmp_path: Path, before: str, after: str) -> None:
+    path = recorded(tmp_path / "a.jsonl", notes=True)
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+    shown = show(str(path), "--full")
+    assert (shown.exit_code, "internal error" in shown.output) == (2, False)

@@ -76,7 +76,7 @@ def page_of(contents: Contents) -> Page:
         judged=tuple(_judged(verdict)),
         speed=tuple(speed_of(_json(files, "speed.json"))),
         predicted=_predicted(files),
-        made_by=tuple(_flat(cleaned(dict(manifest.provenance)))),
+        made_by=(*_flat(cleaned(dict(manifest.provenance))), *_written(_json(files, "reasons.json"))),
         tl=tuple(lines_of(tl)),
         cpp=tuple(lines_of(cpp)),
         rows=tuple(pair(tl, cpp)),
@@ -157,6 +157,19 @@ def _reasons(files: Mapping[str, bytes]) -> Iterator[Reason]:
         predicted = isinstance(figures, dict) and figures.get("kind") == "prediction"
         parameter, value, why = (str(item.get(name, "")) for name in ("parameter", "value", "why"))
         yield Reason(parameter, value, why, predicted)
+
+
+def _written(reasons: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say of a program that a model wrote which of its lines are not the model's, and what was refused before."""
+    if isinstance(repairs := reasons.get("repairs"), int):
+        yield "repairs", str(repairs)
+    added = reasons.get("not the author's")
+    for line in added if isinstance(added, list) else ():
+        yield "not the author's", str(line)
+    for before in _each(reasons, "failed before"):
+        codes = before.get("codes")
+        told = f" ({', '.join(map(str, codes))})" if isinstance(codes, list) and codes else ""
+        yield "refused before", f"{before.get('stage')} by {before.get('gate')}{told}"
 
 
 def _all_resources(manifest: Manifest, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from qimeng_attention.author.llm.answers import NoProgram, program_of
 from qimeng_attention.author.llm.understanding import NotUnderstood, understood
 from qimeng_attention.errors import QimengError, SpecError
 from qimeng_attention.llm.chat import ClientFault, Reply
-from qimeng_attention.llm.transcript import Call, Record
+from qimeng_attention.llm.transcript import Call, Record, TranscriptError
 from qimeng_attention.plain_text import cleaned, plain
 from qimeng_attention.report.understood import Understood, understand
 from qimeng_attention.spec import AttentionSpec
@@ -114,7 +114,21 @@ class RunPage:
 
 
 def run_page(record: Record, name: str) -> RunPage:
-    """Gather what is shown of a transcript."""
+    """Gather what is shown of a transcript.
+
+    Raises:
+        TranscriptError: something in it is of another kind than it should be.
+    """
+    try:
+        return _gathered(record, name)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TranscriptError(
+            f"the transcript {name} holds something of another kind than it should ({type(error).__name__})",
+            hint="transcripts are not edited: restore it",
+        ) from error
+
+
+def _gathered(record: Record, name: str) -> RunPage:
     calls = tuple(_said(record))
     attempts = tuple(_attempts(record))
     read, meant = _understood(record)
@@ -145,8 +159,8 @@ def _said(record: Record) -> Iterator[Said]:
         yield Said(
             number=call.number,
             stage=plain(call.request.stage),
-            sample=call.request.sample,
-            tried=call.attempt,
+            sample=int(call.request.sample),
+            tried=int(call.attempt),
             date=plain(call.date),
             prompt=tuple((role, plain(text)) for role, text in turns[known:]),
             prompt_characters=sum(len(text) for _, text in turns),
@@ -155,10 +169,10 @@ def _said(record: Record) -> Iterator[Said]:
             end="answered" if isinstance(end, Reply) else end.kind if end is not None else "stopped in the middle",
             why=plain(end.message) if isinstance(end, ClientFault) else "",
             model=plain(end.model) if isinstance(end, Reply) else "",
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            usd=usage.usd,
-            seconds=call.seconds,
+            input_tokens=None if usage.input_tokens is None else int(usage.input_tokens),
+            output_tokens=None if usage.output_tokens is None else int(usage.output_tokens),
+            usd=None if usage.usd is None else float(usage.usd),
+            seconds=float(call.seconds),
         )
 
 
