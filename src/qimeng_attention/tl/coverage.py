@@ -18,7 +18,7 @@ import numpy as np
 from qimeng_attention.errors import Diagnostic, Span
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.coordinates import copy_tensor
-from qimeng_attention.tl.evaluate import Environment, integer
+from qimeng_attention.tl.evaluate import Environment, Value, integer
 from qimeng_attention.tl.hidden import both, hiding
 from qimeng_attention.tl.interpreter import check_written, grid_points, grid_ranges, make_machine
 from qimeng_attention.tl.machine import Fault, Machine, Unfinished
@@ -224,10 +224,11 @@ def _needed(machine: Machine, axis: str, extent: int, index: dict[str, int]) -> 
     visible: Array = np.ones(extent, bool) if not groups else np.zeros(extent, bool)
     for group in groups:
         machine.spend(extent * len(group))
-        known = [h for h in group if _decided(h.condition, environment)]
-        if any(h.written for h in group if h not in known):
+        alone = [(h, _value(h.condition, environment)) for h in group]
+        if any(h.written for h, value in alone if value is None):
             return undecided  # it reads a tensor or a loop variable: not decided here
-        value = environment.evaluate(both(known))
+        known = [(h, value) for h, value in alone if value is not None]
+        value = known[0][1] if len(known) == 1 else environment.evaluate(both([h for h, _ in known]))
         data = np.asarray(value.data)
         if axis in value.axes:
             data = np.asarray(data.any(axis=tuple(i for i, a in enumerate(value.axes) if a != axis)))
@@ -235,12 +236,11 @@ def _needed(machine: Machine, axis: str, extent: int, index: dict[str, int]) -> 
     return visible
 
 
-def _decided(condition: s.Expr, environment: Environment) -> bool:
+def _value(condition: s.Expr, environment: Environment) -> Value | None:
     try:
-        environment.evaluate(condition)
+        return environment.evaluate(condition)
     except (KeyError, ZeroDivisionError):
-        return False
-    return True
+        return None
 
 
 def _row_ranges(machine: Machine, ints: dict[str, int]) -> dict[str, Array]:

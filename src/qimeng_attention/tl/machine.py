@@ -279,6 +279,7 @@ class Reads:
 
     names: frozenset[str]
     reduced: tuple[tuple[s.Call, frozenset[str]], ...]
+    chooses: bool  # whether a where is in it
 
 
 @dataclass
@@ -308,6 +309,7 @@ class Machine:
         }
         self.named = {n: (a, self.checked.tensors[n].dtype) for n, a in self.tensors.items()}
         self._reads: dict[int, Reads] = {}  # by statement: a loop runs one many times
+        self._names: dict[int, frozenset[str]] = {}  # by expression
 
     def reads(self, n: s.Compute) -> Reads:
         """Give what a Compute reads, worked out once."""
@@ -315,7 +317,15 @@ class Machine:
         if found is None:
             calls = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
             reduced = tuple((e, frozenset(names_in(e.args))) for e in calls)
-            found = self._reads[id(n)] = Reads(frozenset(names_in(n.value)), reduced)
+            chooses = any(isinstance(e, s.Call) and e.function == "where" for e in expressions(n.value))
+            found = self._reads[id(n)] = Reads(frozenset(names_in(n.value)), reduced, chooses)
+        return found
+
+    def names(self, e: s.Expr) -> frozenset[str]:
+        """Give the names in a part of a Compute, worked out once."""
+        found = self._names.get(id(e))
+        if found is None:
+            found = self._names[id(e)] = frozenset(names_in(e))
         return found
 
     def spend(self, elements: int = 0) -> None:

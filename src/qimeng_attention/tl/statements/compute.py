@@ -77,7 +77,10 @@ def _run(n: s.Compute, t: Strand) -> None:
     kept = {a.name for a in kind.axes}
     tiles = names & t.registers.keys()
     origin = {a: o for name in sorted(tiles) for a, o in t.registers[name].origin.items() if a in kept}
-    ends = {a: end for a, end in ends_of(n.value, t, n.span).items() if a in kept}
+    if t.machine.reads(n).chooses:
+        ends = {a: end for a, end in ends_of(n.value, t, n.span).items() if a in kept}
+    else:
+        ends = {a: end for name in sorted(tiles) for a, end in t.registers[name].ends.items() if a in kept}
     if n.out in t.registers and not tiles:
         origin = t.registers[n.out].origin
     _check_reductions(n, t)
@@ -94,10 +97,9 @@ def _run(n: s.Compute, t: Strand) -> None:
 
 def _check_reductions(n: s.Compute, t: Strand) -> None:
     for call, names in t.machine.reads(n).reduced:
-        ends = {a for x in call.args for a in ends_of(x, t, n.span)}
         for name in sorted(names & t.registers.keys()):
-            axes = t.machine.checked.tiles[name].axis_names
-            if len(axes) == 2 and axes[1] in t.registers[name].ends.keys() & ends:
+            axes, ragged = t.machine.checked.tiles[name].axis_names, t.registers[name].ends
+            if len(axes) == 2 and axes[1] in ragged and any(axes[1] in ends_of(x, t, n.span) for x in call.args):
                 unmasked(name, axes[1], call.function, n.span, t)
 
 

@@ -17,7 +17,6 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import align
 from qimeng_attention.tl.machine import Outside, Register, Strand
 from qimeng_attention.tl.numerics import Array
-from qimeng_attention.tl.traverse import expressions, names_in
 from qimeng_attention.tl.types import TileType
 
 Ends = dict[str, Outside]
@@ -25,26 +24,26 @@ Ends = dict[str, Outside]
 
 def ends_of(e: s.Expr, t: Strand, span: Span) -> Ends:
     """Give the ends that the register tiles of an expression leave in its value."""
-    known = {n: t.registers[n].ends for n in sorted(names_in(e) & t.registers.keys()) if t.registers[n].ends}
-    if not known:
+    held = [t.registers[n].ends for n in sorted(t.machine.names(e) & t.registers.keys())]
+    if not any(held):
         return {}
-    if not any(isinstance(x, s.Call) and x.function == "where" for x in expressions(e)):
-        return {a: end for ends in known.values() for a, end in ends.items()}
     if isinstance(e, s.Call) and e.function == "where":
         return _of_where(e, t, span)
-    return _union(*(ends_of(x, t, span) for x in _operands(e)))
+    operands = _operands(e)
+    return _union(*(ends_of(x, t, span) for x in operands)) if operands else _union(*held)
 
 
 def _of_where(e: s.Call, t: Strand, span: Span) -> Ends:
     condition, taken, other = e.args
     ends, rest = ends_of(taken, t, span), ends_of(other, t, span)
-    kind = _widest(e, t)
-    decided = kind is not None and not names_in(condition) & t.machine.checked.tiles.keys()
-    if not (ends or rest) or not decided or kind is None:
+    if t.machine.names(condition) & t.machine.checked.tiles.keys():  # it depends on values: not decided here
         return _union(ends, rest, ends_of(condition, t, span))
+    kind = _widest(e, t)
+    if kind is None or not (ends or rest):
+        return _union(ends, rest)
     t.machine.spend(kind.elements)
-    tiles = names_in(e) & t.registers.keys()
-    value = t.evaluate(condition, t.environment(tiles, span), span)
+    tiles = t.machine.names(e) & t.registers.keys()
+    value = t.evaluate(condition, t.environment(set(tiles), span), span)
     if not set(value.axes) <= set(kind.axis_names):
         return _union(ends, rest)
     keep = align(value, kind.axis_names, tuple(a.size for a in kind.axes))
@@ -63,9 +62,7 @@ def _operands(e: s.Expr) -> list[s.Expr]:
             return list(args)
         case s.Compare(operands, _):
             return list(operands)
-        case s.Name():
-            return []
-    return [x for x in expressions(e) if isinstance(x, s.Name)]
+    return []
 
 
 def _union(*ends: Mapping[str, Outside]) -> Ends:
@@ -74,7 +71,7 @@ def _union(*ends: Mapping[str, Outside]) -> Ends:
 
 def _widest(e: s.Expr, t: Strand) -> TileType | None:
     """Give the shape of an expression, as its widest tile has it; None where it has no tile."""
-    kinds = [t.machine.checked.tiles[n] for n in sorted(names_in(e) & t.registers.keys())]
+    kinds = [t.machine.checked.tiles[n] for n in sorted(t.machine.names(e) & t.registers.keys())]
     return max(kinds, key=lambda k: len(k.axes), default=None)
 
 
