@@ -73,12 +73,33 @@ def _show_run(transcript: Path, html: Path | None, program: bool, full: bool, as
     from qimeng_attention.llm.transcript import load
     from qimeng_attention.report import run_page, run_to_html, show_run
 
-    page = run_page(load(transcript), _name(transcript))
+    page = run_page(load(transcript), _name(transcript), _of_study(transcript))
     _write_html(html, lambda: run_to_html(page))
     if as_json:
         terminal.print_json(page.to_json(full=full))
     elif html is None:
         show_run(terminal.page_console(), page, program=program, full=full)
+
+
+def _of_study(transcript: Path) -> list[tuple[str, str]]:
+    """Give what the samples beside a study's transcripts say of one; nothing where it is of no study."""
+    from qimeng_attention.llm.transcript import SUFFIX
+    from qimeng_attention.study.run import transcript_of
+    from qimeng_attention.study.samples import SampleStore
+
+    folders = transcript.absolute().parents
+    for path in sorted(folders[3].glob(f"*{SUFFIX}")) if len(folders) > 3 else ():
+        try:
+            samples = SampleStore(path).samples()
+        except (SpecError, OSError):
+            continue  # another file of JSON lines
+        for sample in samples:
+            if transcript_of(folders[2], sample.key) == transcript.absolute():
+                last = sample.attempts[-1]
+                end = "accepted" if sample.accepted else f"failed ({last.refused_by or last.fault})"
+                on = f", judged on {sample.judged_on}" * bool(sample.judged_on)
+                return [("in the study", f"{end} after {sample.repairs} repairs, for {sample.target}{on}")]
+    return []
 
 
 # ------------------------------------------------------------------ which run

@@ -18,6 +18,8 @@ from qimeng_attention.llm.chat import Message, Refused, Reply, Request, Usage
 from qimeng_attention.llm.recorded import Recorded
 from qimeng_attention.llm.transcript import Transcript, load
 from qimeng_attention.report import RunPage, run_page, run_to_html, show_run
+from qimeng_attention.study.record import Attempt, Sample, outcomes_up_to
+from qimeng_attention.study.samples import record
 
 SHIPPED = "causal-gqa-softcap"
 FIRST = "Words.\n```tl\nKernel k for a100\n```\n"
@@ -222,3 +224,24 @@ def test_a_transcript_with_other_kinds_of_things_is_refused(tmp_path: Path, befo
 
     shown = show(str(path), "--full")
     assert (shown.exit_code, "internal error" in shown.output) == (2, False)
+
+
+def test_of_a_studys_transcript_the_samples_say_what_came_of_it(tmp_path: Path) -> None:
+    recorded(tmp_path / "transcripts" / "round1" / "one-stage" / "sink-s0.jsonl", notes=False)
+    record(
+        tmp_path / "samples.jsonl",
+        Sample(
+            request="sink",
+            stratum="known",
+            method="one-stage",
+            model="m",
+            sample=0,
+            attempts=[Attempt(outcomes=outcomes_up_to("checks")), Attempt(outcomes=outcomes_up_to(None))],
+            target="A100",
+            judged_on="cpu",
+        ),
+    )
+
+    shown = show(str(tmp_path / "transcripts"))
+    assert shown.exit_code == 0
+    assert "accepted after 1 repairs, for A100, judged on cpu" in shown.output

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,14 +113,14 @@ class RunPage:
         }
 
 
-def run_page(record: Record, name: str) -> RunPage:
-    """Gather what is shown of a transcript.
+def run_page(record: Record, name: str, further: Sequence[tuple[str, str]] = ()) -> RunPage:
+    """Gather what is shown of a transcript; `further` is what others say of its outcome.
 
     Raises:
         TranscriptError: something in it is of another kind than it should be.
     """
     try:
-        return _gathered(record, name)
+        return _gathered(record, name, further)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TranscriptError(
             f"the transcript {name} holds something of another kind than it should ({type(error).__name__})",
@@ -128,7 +128,7 @@ def run_page(record: Record, name: str) -> RunPage:
         ) from error
 
 
-def _gathered(record: Record, name: str) -> RunPage:
+def _gathered(record: Record, name: str, further: Sequence[tuple[str, str]]) -> RunPage:
     calls = tuple(_said(record))
     attempts = tuple(_attempts(record))
     read, meant = _understood(record)
@@ -141,7 +141,7 @@ def _gathered(record: Record, name: str) -> RunPage:
         meant=meant,
         calls=calls,
         attempts=attempts,
-        outcome=tuple(_outcome(record, attempts)),
+        outcome=(*_outcome(record, attempts), *((what, plain(said)) for what, said in further)),
         total=tuple(_total(calls)),
     )
 
