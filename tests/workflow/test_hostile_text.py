@@ -371,6 +371,26 @@ def test_what_a_source_makes_the_compiler_say_is_a_finding_and_no_prompt() -> No
     assert headings(prompt) == []
 
 
+@pytest.mark.cuda
+def test_a_source_that_grows_without_end_ends_with_its_process() -> None:
+    from qimeng_attention.build import find_toolchain
+    from qimeng_attention.build.apart import compile_apart
+
+    macros = "#define A0 x+\n" + "".join(f"#define A{n + 1} A{n} A{n}\n" for n in range(26))
+    source = macros + 'extern "C" __global__ void k(int* o) { int x = 1; o[0] = A26 0; }\n'
+    began = time.monotonic()
+    with pytest.raises(CompileError, match=r"the compiler (comes to no end|ends with)"):
+        compile_apart(source, arch="sm_80", name="k", toolchain=find_toolchain(), timeout_s=6)
+    assert time.monotonic() - began < 20
+    made = compile_apart(
+        'extern "C" __global__ void k(int* o) { o[0] = 1; }', arch="sm_80", name="k", toolchain=find_toolchain()
+    )
+    assert made.cubin.startswith(b"\x7fELF")
+    with pytest.raises(CompileError) as caught:
+        compile_apart("nonsense;\n", arch="sm_80", name="k", toolchain=find_toolchain())
+    assert caught.value.diagnostics[0].code == "CU001"
+
+
 # ------------------------------------------------------------------ what a reference says
 def test_the_words_of_a_references_exception_reach_no_prompt() -> None:
     error = JudgeError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
+from qimeng_attention.build.apart import compile_apart
 from qimeng_attention.build.cache import Cache, CacheEntry, CacheStats, cache_key
 from qimeng_attention.build.disassembly import Loop
 from qimeng_attention.build.nvrtc import CompileError, CompileOptions, CompileResult, compile_cubin, diagnose
@@ -89,6 +90,7 @@ def build(
     cache: Cache | None = None,
     options: CompileOptions | None = None,
     toolchain: Toolchain | None = None,
+    apart: bool = False,
 ) -> Built:
     """Compile a kernel, or take it from the cache, and report on it.
 
@@ -102,6 +104,7 @@ def build(
         cache: None opens the user's; `Cache.disabled()` keeps nothing.
         options: None takes the defaults.
         toolchain: None finds the installed one.
+        apart: compile in a process of its own, which takes no more than so much time and memory.
 
     Raises:
         CompileError: the compiler refused; its diagnostics name lines of TL.
@@ -114,7 +117,8 @@ def build(
 
     def compiled() -> CacheEntry:
         fixed: dict[str, Any] = {"arch": arch, "name": name, "toolchain": tools, "headers": headers}
-        compile_with = lambda o: compile_cubin(source, options=o, **fixed)  # noqa: E731
+        compiler = compile_apart if apart else compile_cubin
+        compile_with = lambda o: compiler(source, options=o, **fixed)  # noqa: E731
         result, remark = compile_without_spills(compile_with, chosen, ROLES_HEADER in source)
         _require_kernel(name, result.log)
         facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}

@@ -135,6 +135,7 @@ def to_cubin(results: Results, cache: Cache | None = None) -> Results:
             shared_bytes=t.shared_bytes,
             target=results.target,
             cache=cache,
+            apart=isinstance(t, Handwritten),  # nobody vouches for a model's own source
         )
         for t in results.translations
     ]
