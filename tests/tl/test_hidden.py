@@ -96,6 +96,11 @@ def test_what_one_mask_hides_stays_hidden_behind_the_next(masks: tuple[str, ...]
         (f"Compute S + where({SEEN}, 1, 0) and get new S", f"Compute where({IN}, S, -inf) and get new S"),
         (f"Compute where({SEEN} and {IN}, S, 0) and get new S",),
         (f"Compute where({SEEN}, S, 0) and get W", "Compute S + W and get new S", f"Compute Mask S where {IN}"),
+        (
+            "Compute S * 1 and get T",
+            f"Compute where({SEEN}, S, -inf) and get new S",
+            f"Compute where({IN}, T, -inf) and get new S",
+        ),
         (f"Compute where(S > 0 and {SEEN} and {IN}, S, -inf) and get new S", f"Compute Mask S where {IN}"),
     ],
 )
