@@ -200,6 +200,26 @@ def _accepted(rows: list[MatrixRow]) -> str:
     return f"{both} of {len(rows)}"
 
 
+def improved() -> str:
+    """Write every round of every program, dropped ones too, and what they gain together."""
+    blocks = []
+    for name, p in results("improve_h200").summary["programs"].items():
+        sizes = ", ".join(f"{size} = {value}" for size, value in p["sizes"].items())
+        rows = [[r["round"], "; ".join(r["changes"]).replace("|", "\\|"), _outcome(r)] for r in p["rounds"]]
+        low, high = p["interval"] or (1.0, 1.0)
+        total = f"{p['gain']:.3f} times as fast in all ({low:.3f} to {high:.3f})" if p["gain"] != 1 else "nothing kept"
+        head = f"**{name}**, {sizes}: {p['start_ms']:g} ms before; {total}"
+        blocks.append(f"{head}\n\n{table(['round', 'proposed', 'measured'], rows)}")
+    return "\n\n".join(blocks)
+
+
+def _outcome(r: dict[str, Any]) -> str:
+    if "ratio" not in r:
+        return r["outcome"].replace("|", "\\|").split("hint:")[0].strip()
+    low, high = r["interval"]
+    return f"{r['ratio']:.3f} ({low:.3f} to {high:.3f}), {'kept' if r['kept'] else 'dropped'}"
+
+
 JUDGED = {
     "judge_hopper_h200": "for the H200, head dims 64, 128, 256",
     "judge_decode_h200": "for the H200, one or three queries",
@@ -223,6 +243,7 @@ TABLES: dict[str, tuple[Callable[[], str], str]] = {
     "overhead": (overhead, "call_overhead_h200"),
     "serving": (serving, "serving_h200"),
     "caches": (caches, "serving_paged_h200"),
+    "improve": (improved, "improve_h200"),
     "judged": (judged, "judge_hopper_h200"),
     "matrix": (matrix, "matrix"),
 }

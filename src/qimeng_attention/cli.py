@@ -16,7 +16,17 @@ from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import __version__, cli_author, cli_machine, cli_mcp, cli_show, cli_study, terminal
+from qimeng_attention import (
+    __version__,
+    cli_author,
+    cli_improve,
+    cli_machine,
+    cli_mcp,
+    cli_show,
+    cli_study,
+    cli_waiting,
+    terminal,
+)
 from qimeng_attention import cli_options as options
 from qimeng_attention.cli_guard import Json, guarded
 from qimeng_attention.errors import SpecError
@@ -104,6 +114,9 @@ def generate(
     samples: cli_author.Samples = 1,
     yes: cli_author.Yes = False,
     run: cli_author.Run = None,
+    improve: cli_improve.Rounds = 0,
+    improver: cli_improve.Improver = None,
+    at: cli_improve.At = cli_improve.DEFAULT_AT,
     max_usd: cli_author.MostUsd = None,
     max_tokens: cli_author.MostTokens = None,
     max_calls: cli_author.MostCalls = None,
@@ -117,6 +130,8 @@ def generate(
     """Make a verified kernel: every stage, from a description or words to a bundle."""
     given = dict(locals())
     code, spec = _asked_for(given)
+    if improve:
+        cli_improve.refuse(given, spec)
     if author != cli_author.PLANNER:
         cli_author.generate(given, spec)
     else:
@@ -143,6 +158,7 @@ def _asked_for(given: dict[str, Any]) -> tuple[str | None, Any]:
 def _planned(given: dict[str, Any], code: str | None, spec: Any) -> None:
     """Run every stage with the planner's program, or with TL that was given."""
     from qimeng_attention.workflow import run
+    from qimeng_attention.workflow.attempts import Truth
 
     verbose = not given["quiet"] and not given["as_json"]
     if verbose and spec is not None:
@@ -158,7 +174,10 @@ def _planned(given: dict[str, Any], code: str | None, spec: Any) -> None:
     ):
         report = _report if verbose else None
         judge: dict[str, Any] = {"judge": given["judge"], "progress": progress, "own": own}
-        outcome = run(spec, code=code, report=report, until=emit, **judge, **where)
+        until = "cubin" if given["improve"] else emit
+        outcome = run(spec, code=code, report=report, until=until, **judge, **where)
+        if given["improve"]:
+            cli_improve.improve_planned(outcome, Truth(spec=spec, own=own), given, spec.describe()[0])
     for line in outcome.notes:
         terminal.note(line)
     _finish_generate(outcome, emit, given["as_json"], given["quiet"])
@@ -513,10 +532,12 @@ app.command(epilog="Example: qimeng show gqa     or: qimeng show runs/20261128-1
 # ------------------------------------------------------------------ the machine, and agents
 
 for command, example in (
+    (cli_improve.race, "race runs/20261128-150000-window"),
     (cli_machine.targets, "targets --json"),
     (cli_machine.doctor, "doctor"),
     (cli_machine.cache, "cache --clear"),
     (cli_mcp.mcp, "mcp --root out"),
+    (cli_waiting.judge_waiting, "judge-waiting out/gpu --jobs 8"),
 ):
     app.command(epilog=f"Example: qimeng {example}")(command)
 app.add_typer(cli_study.app, name="study")

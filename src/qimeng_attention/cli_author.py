@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from qimeng_attention import terminal
+from qimeng_attention import cli_improve, terminal
 from qimeng_attention.errors import QimengError, SpecError
 
 PLANNER = "planner"
@@ -30,7 +31,9 @@ Author = Annotated[
 MethodName = Annotated[
     str,
     typer.Option(
-        "--method", help="How a model is asked: two-stage (a sketch, then code), one-stage, or vanilla and cot (CUDA)."
+        "--method",
+        help="How a model is asked: two-stage (a sketch, then code), one-stage, translated (as two-stage, and then the "
+        "model translates to CUDA), or vanilla and cot (CUDA without TL).",
     ),
 ]
 Repairs = Annotated[int, typer.Option(min=0, max=20, help="How often a model may mend a refused program.")]
@@ -101,6 +104,7 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     from qimeng_attention.workflow.gpu import OnGpu
     from qimeng_attention.workflow.modelled import Asked, generate_with_model
     from qimeng_attention.workflow.noted import Noted
+    from qimeng_attention.workflow.waiting import JudgeHere
 
     function = _function(given)
     words = str(given["source"]) if spec is None else spec.describe()[0]
@@ -120,17 +124,22 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     budget = Budget(given["max_usd"], given["max_tokens"], given["max_calls"])
     verbose = not given["quiet"] and not given["as_json"]
     shown = _Shown(verbose, given["yes"], budget, asked)
-    folder = given["run"] or _new_run(asked.words)
-    with Transcript(folder / "transcript.jsonl", words=asked.words, facts={"method": asked.method}) as transcript:
+    folder = given["run"] or new_run(asked.words)
+    with ExitStack() as stack:
+        facts = {"method": asked.method}
+        transcript = stack.enter_context(Transcript(folder / "transcript.jsonl", words=asked.words, facts=facts))
         shown.noted = noted = Noted(transcript)
+        author = careful(client, transcript, budget)
+        improver = careful(open_client(given["improver"]), transcript, budget) if given["improver"] else author
         made = generate_with_model(
             asked,
-            careful(client, transcript, budget),
+            author,
             confirm=shown.confirm,
             out=given["out"],
             overwrite=given["force"],
             report=shown.attempt,
-            gpu=OnGpu(folder / "gpu"),
+            gpu=OnGpu(folder / "gpu", stack.enter_context(JudgeHere())),
+            refine=cli_improve.refiner(given, improver, transcript, verbose) if given["improve"] else None,
         )
         noted.outcome(made)
     _finish(made, folder, budget, given)
@@ -209,7 +218,8 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
-def _new_run(words: str) -> Path:
+def new_run(words: str) -> Path:
+    """Name the folder of a run that none was named for."""
     slug = "-".join(re.findall(r"[a-z0-9]+", words.lower())[:5])[:60] or "run"
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
 

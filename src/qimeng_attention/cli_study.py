@@ -13,6 +13,26 @@ import typer
 from qimeng_attention import terminal
 from qimeng_attention.cli_guard import Json, guarded
 
+Reuse = Annotated[
+    Path | None,
+    typer.Option(
+        "--reuse", help="Transcripts of two-stage samples, from which `translated` goes on; those beside --out if none."
+    ),
+]
+Gpu = Annotated[
+    Path | None,
+    typer.Option(
+        "--gpu", help="Where kernels in CUDA wait for a verdict, if no GPU here runs them; `gpu` beside --out if none."
+    ),
+]
+GpuName = Annotated[
+    str | None, typer.Option("--gpu-name", help="The GPU that judges them, for the samples; the one that is here.")
+]
+GpuArch = Annotated[
+    str | None,
+    typer.Option("--gpu-arch", help="Its architecture, as sm_90, where requests name another GPU; that of this one."),
+]
+
 app = typer.Typer(no_args_is_help=True, help="Compare methods and models: requests in words, answered and judged.")
 
 
@@ -38,13 +58,10 @@ def run(
         float | None, typer.Option("--max-usd", min=0, help="Make no call that might cost more.")
     ] = None,
     max_calls: Annotated[int | None, typer.Option("--max-calls", min=1, help="Make no more calls than this.")] = None,
-    gpu: Annotated[
-        Path | None, typer.Option("--gpu", help="Where kernels in CUDA wait for a verdict; `gpu` beside --out if none.")
-    ] = None,
-    gpu_name: Annotated[str, typer.Option("--gpu-name", help="The GPU that judges them, for the samples.")] = "gpu",
-    gpu_arch: Annotated[
-        str | None, typer.Option("--gpu-arch", help="Its architecture, as sm_90, where requests name another GPU.")
-    ] = None,
+    reuse: Reuse = None,
+    gpu: Gpu = None,
+    gpu_name: GpuName = None,
+    gpu_arch: GpuArch = None,
     as_json: Json = False,
 ) -> None:
     """Ask a model for every request, pass each answer through the gates, and record what came of it."""
@@ -55,21 +72,29 @@ def run(
     from qimeng_attention.study.run import Trial, recorded_client, requests_by_name, run_study
     from qimeng_attention.study.samples import SampleStore
     from qimeng_attention.workflow.gpu import OnGpu
+    from qimeng_attention.workflow.waiting import JudgeHere
 
-    requests = load_requests(folder, stratum=stratum, rounds=(round_,))  # type: ignore[arg-type]
+    requests = requests_by_name(load_requests(folder, stratum=stratum, rounds=(round_,)))  # type: ignore[arg-type]
     names = tuple(method(m).name for m in methods or ["two-stage"])
-    planned = plan(requests_by_name(requests), names, model or author, samples, round_)  # type: ignore[arg-type]
+    planned = plan(requests, names, model or author, samples, round_)  # type: ignore[arg-type]
     budget = Budget(max_usd, None, max_calls)
-    client_of = recorded_client(author, out.parent / "transcripts", budget)
-    where = OnGpu(gpu or out.parent / "gpu")
-    trial = Trial(
-        requests_by_name(requests), SampleStore(out), client_of, gpu=where, gpu_name=gpu_name, gpu_arch=gpu_arch
-    )
-    waiting = run_study(trial, planned, lambda key, sample: None if as_json else _told(key, sample))
+    client_of = recorded_client(author, out.parent / "transcripts", budget, reuse)
+    judging = _judging(gpu_name, gpu_arch)
+    with JudgeHere() as here:
+        trial = Trial(requests, SampleStore(out), client_of, gpu=OnGpu(gpu or out.parent / "gpu", here), **judging)
+        waiting = run_study(trial, planned, lambda key, sample: None if as_json else _told(key, sample))
     facts = {"planned": len(planned), "waiting": len(waiting), "samples": str(out), "spent": budget.line()}
     terminal.print_json(facts) if as_json else terminal.facts(facts)
     if waiting:
         raise typer.Exit(4)
+
+
+def _judging(name: str | None, arch: str | None) -> dict[str, Any]:
+    """Say which GPU judges kernels in CUDA, and what they are built for: by default the one that is here."""
+    from qimeng_attention.workflow.waiting import gpu_here
+
+    here = gpu_here() if name is None or arch is None else ("", "")
+    return {"gpu_name": name or here[0] or "gpu", "gpu_arch": arch or here[1] or None}
 
 
 def _told(key: tuple[str, str, str, int, int], sample: Any) -> None:

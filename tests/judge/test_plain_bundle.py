@@ -306,7 +306,7 @@ def test_a_bundle_without_a_description_is_judged_where_its_kernel_can_run(
     judge_path(bundle, Against(reference=reference), 7, None)
 
     assert (on_the_cpu.verdict, on_the_cpu.where) == ("accepted", "cpu")
-    assert asked == [(bundle, {"seed": 7, "progress": None})]
+    assert asked == [(bundle, {"seed": 7, "progress": None, "process": None})]
 
 
 def test_cuda_without_tl_is_not_judged_where_no_gpu_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

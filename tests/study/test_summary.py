@@ -17,7 +17,7 @@ from qimeng_attention.study import plots, tables
 from qimeng_attention.study.kinds import KINDS, code_of_verdict, kind_of, kinds_of
 from qimeng_attention.study.record import GATES, Attempt, Sample
 from qimeng_attention.study.results import results_of
-from qimeng_attention.study.samples import record
+from qimeng_attention.study.samples import read_samples, record
 from qimeng_attention.study.summary import choose, summarise
 
 from .conftest import MakeSample
@@ -58,6 +58,33 @@ def test_gates_are_counted_after_each_repair(trial: list[Sample]) -> None:
     assert [g["judged"]["passed"] for g in gates] == [1, 2, 3, 3]
     assert {n["of"] for g in gates for n in g.values()} == {4}
     assert list(cells["vanilla"]["unseen"]["gates"][0]) == ["compiles", "judged"]
+
+
+def test_a_method_of_two_languages_is_counted_by_its_own_gates(make: MakeSample, tmp_path: Path) -> None:
+    samples = [
+        make("a", ("interprets", "compiles", None), method="translated", taken_over=["sketch", "code"]),
+        make("a", (None,), method="two-stage"),
+    ]
+    for sample in samples:
+        record(tmp_path / "samples.jsonl", sample)
+    found = summarise(read_samples([tmp_path / "samples.jsonl"]))["translated"]["unseen"]
+
+    passed = [{g: n["passed"] for g, n in after.items()} for after in found["gates"]]
+    assert passed[0] == {"parses": 1, "checks": 1, "compiles": 0, "interprets": 0, "judged": 0}
+    assert passed[1] == {"parses": 1, "checks": 1, "compiles": 0, "interprets": 1, "judged": 0}
+    assert passed[2] == dict.fromkeys(passed[0], 1)
+    assert "schedules" not in passed[0]
+    rows = results_of(samples).rows
+    assert [r.taken_over for r in rows if isinstance(r, StudyRow)] == [["sketch", "code"], []]
+    assert "translated" in tables.markdown(results_of(samples).summary)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("LM300", "answer without a program"), ("LM310", "cannot be launched"), ("LM311", "another file included")],
+)
+def test_what_is_wrong_with_an_answer_has_a_kind(code: str, kind: str) -> None:
+    assert kind_of(code) == kind
 
 
 def test_a_sample_without_an_answer_is_a_failure(make: MakeSample) -> None:

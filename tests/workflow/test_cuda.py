@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from qimeng_attention.author.llm.includes import ALLOWED, check_includes
 from qimeng_attention.author.llm.methods import method
 from qimeng_attention.author.llm.wanted import Wanted
-from qimeng_attention.build import Cache, build
+from qimeng_attention.build import Cache, build, compile_apart
 from qimeng_attention.cli import app
 from qimeng_attention.errors import BundleError, SpecError
 from qimeng_attention.judge import Check, Verdict, open_reference
@@ -264,6 +265,28 @@ def test_static_and_dynamic_shared_memory_are_counted_together(truth: Truth, tmp
 
     assert attempt.failed == "build"
     assert "160000 bytes of dynamic and 36000 of static" in attempt.findings
+
+
+@pytest.mark.cuda
+def test_a_source_that_compiles_forever_is_refused_and_told_so(
+    truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = partial(compile_apart, timeout_s=2.0)
+    monkeypatch.setattr("qimeng_attention.build.compile_apart", soon)
+    tree = (
+        "template <int D, unsigned P> struct Tree { static constexpr unsigned value = "
+        "Tree<D - 1, 2 * P>::value + Tree<D - 1, 2 * P + 1>::value; };\n"
+        "template <unsigned P> struct Tree<0, P> { static constexpr unsigned value = P; };\n"
+    )
+    source = SOURCE.replace("// One thread", tree + "// One thread").replace(
+        "score *= scale;", "score *= Tree<24, 1>::value;"
+    )
+    attempt = refused(truth, source, tmp_path).attempts[0]
+
+    assert attempt.failed == "build"
+    assert attempt.codes == ("Q300",)
+    assert "was not done with plain.cu after 2 s" in attempt.findings
+    assert "hint: nest templates less" in attempt.findings
 
 
 def test_an_answer_fenced_as_tl_is_no_cuda(truth: Truth, tmp_path: Path) -> None:

@@ -379,7 +379,7 @@ def test_a_source_that_grows_without_end_ends_with_its_process() -> None:
     macros = "#define A0 x+\n" + "".join(f"#define A{n + 1} A{n} A{n}\n" for n in range(26))
     source = macros + 'extern "C" __global__ void k(int* o) { int x = 1; o[0] = A26 0; }\n'
     began = time.monotonic()
-    with pytest.raises(CompileError, match=r"the compiler (comes to no end|ends with)"):
+    with pytest.raises(CompileError, match=r"NVRTC (was not done|crashed|needs more)"):
         compile_apart(source, arch="sm_80", name="k", toolchain=find_toolchain(), timeout_s=6)
     assert time.monotonic() - began < 20
     made = compile_apart(

@@ -65,14 +65,7 @@ def bench_bundle(
             field="bundle",
             value=str(path),
         )
-    for field in ("varlen", "seqused_k"):
-        if fields.get(field):
-            raise SpecError(
-                "each call says itself how long its sequences are: there is no one length to time it at",
-                hint="time calls on lengths of your own, as benchmarks/serving.py does",
-                field=field,
-                value=True,
-            )
+    refuse_untimed(fields)
     if not runs_on(bundle.manifest.built_arch, torch.cuda.get_device_capability()):
         raise LaunchError(
             f"the kernel is built for {bundle.manifest.built_arch}, which this GPU is not",
@@ -89,6 +82,22 @@ def bench_bundle(
         save(bundle, measured)
     steps(3, 3, "")
     return measured
+
+
+def refuse_untimed(fields: Mapping[str, Any]) -> None:
+    """Refuse a description of calls that have no one length.
+
+    Raises:
+        SpecError: packed sequences, or caches with lengths of their own.
+    """
+    for field in ("varlen", "seqused_k"):
+        if fields.get(field):
+            raise SpecError(
+                "each call says itself how long its sequences are: there is no one length to time it at",
+                hint="time calls on lengths of your own, as benchmarks/serving.py does",
+                field=field,
+                value=True,
+            )
 
 
 def _torch() -> Any:

@@ -100,6 +100,7 @@ class StudyRow(BaseModel):
     usd: float | None
     minutes: float
     transcript: str = ""
+    taken_over: list[str] = Field(default_factory=list)  # stages answered by another method's sample
 
 
 class Results(BaseModel):

@@ -25,6 +25,7 @@ class Times:
     median_ms: float
     spread: float  # (largest - least) / median over rounds
     repetitions: int
+    samples: tuple[float, ...] = ()  # of each round, in order: what is compared round by round
 
 
 def time_graphs(calls: Mapping[str, Sequence[Callable[[], Any]]], rounds: int = 25) -> dict[str, Times]:
@@ -46,7 +47,7 @@ def time_graphs(calls: Mapping[str, Sequence[Callable[[], Any]]], rounds: int = 
         for name in draw.sample(list(graphs), len(graphs)):
             samples[name].append(_replay(*graphs[name], stream))
     return {
-        name: Times(statistics.median(s), (max(s) - min(s)) / statistics.median(s), graphs[name][1] * rounds)
+        name: Times(statistics.median(s), (max(s) - min(s)) / statistics.median(s), graphs[name][1] * rounds, tuple(s))
         for name, s in samples.items()
     }
 

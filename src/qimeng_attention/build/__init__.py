@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "Toolchain",
     "build",
     "cache_key",
+    "compile_apart",
     "compile_cubin",
     "diagnose",
     "find_toolchain",
@@ -104,7 +106,7 @@ def build(
         cache: None opens the user's; `Cache.disabled()` keeps nothing.
         options: None takes the defaults.
         toolchain: None finds the installed one.
-        apart: compile in a process of its own, which takes no more than so much time and memory.
+        apart: compile in a process of its own, which is ended when it takes too long: for a source of somebody else's.
 
     Raises:
         CompileError: the compiler refused; its diagnostics name lines of TL.
@@ -115,15 +117,8 @@ def build(
     headers = prelude()
     _require_arch(source, arch, target)
 
-    def compiled() -> CacheEntry:
-        fixed: dict[str, Any] = {"arch": arch, "name": name, "toolchain": tools, "headers": headers}
-        compiler = compile_apart if apart else compile_cubin
-        compile_with = lambda o: compiler(source, options=o, **fixed)  # noqa: E731
-        result, remark = compile_without_spills(compile_with, chosen, ROLES_HEADER in source)
-        _require_kernel(name, result.log)
-        facts = {"arch": arch, "log": result.log, "seconds": result.seconds, "versions": tools.versions}
-        return CacheEntry(source, result.cubin, facts | {"remark": remark})
-
+    fixed: dict[str, Any] = {"arch": arch, "name": name, "toolchain": tools, "headers": headers}
+    compiled = partial(_compiled, source, chosen, apart, fixed)
     made_by: dict[str, Any] = {"options": (*chosen.flags(), RULE), "toolchain": tools.key()}
     entry, cached = kept.get_or_build(cache_key(source, name=name, prelude=headers, arch=arch, **made_by), compiled)
     log = entry.facts["log"]
@@ -142,6 +137,16 @@ def build(
         log=log,
         notes=(kept.note,) if kept.note else (),
     )
+
+
+def _compiled(source: str, options: CompileOptions, apart: bool, fixed: Mapping[str, Any]) -> CacheEntry:
+    compiler = compile_apart if apart else compile_cubin
+    result, remark = compile_without_spills(
+        lambda chosen: compiler(source, options=chosen, **fixed), options, ROLES_HEADER in source
+    )
+    _require_kernel(fixed["name"], result.log)
+    facts = {"arch": fixed["arch"], "log": result.log, "seconds": result.seconds}
+    return CacheEntry(source, result.cubin, facts | {"versions": fixed["toolchain"].versions, "remark": remark})
 
 
 def _with_note(found: ResourceReport, remark: str) -> ResourceReport:

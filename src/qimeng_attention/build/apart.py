@@ -1,34 +1,37 @@
-"""NVRTC in a process of its own, for sources that nobody vouches for: no more than so much time and memory.
+"""A compilation in a process of its own, with a limit of time and of memory: for sources that nobody of ours wrote.
 
-A few lines of macros stand for more text than a machine holds, and no option of the compiler bounds it. The process
-inherits none of the environment but what Python and the compiler need to start.
+A few lines of templates can keep a compiler busy for hours, and NVRTC cannot be stopped from within its own process.
 
-Not here: compiling itself (nvrtc.py), which sources are compiled so (workflow/stages.py).
+Not here: what happens in that process (apart_worker.py), which sources need it (workflow/cuda.py).
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-from qimeng_attention.build.nvrtc import CompileError, CompileOptions, CompileResult, compile_cubin
-from qimeng_attention.build.toolchain import Toolchain
+from qimeng_attention.build.apart_worker import ANSWER, ASKED, CUBIN
+from qimeng_attention.build.nvrtc import CompileError, CompileOptions, CompileResult
+from qimeng_attention.build.toolchain import CUTLASS_VARIABLE, INSTALL, Toolchain
 from qimeng_attention.errors import Diagnostic, EnvironmentMissing, Span
 
-TIMEOUT_S = 120.0  # a hundred times what a kernel takes
-MEMORY_BYTES = 8 << 30
-KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT")
-KEPT_PREFIXES = ("CUDA_", "NVIDIA_")
-_HINT = "write less: macros and templates grow with each level"
+TIMEOUT_S = 120.0  # of the compiler's own time, so that a busy machine refuses nothing; a kernel of CuTe takes about 10
+PATIENCE = 4  # times as long may pass on a clock
+MEMORY_BYTES = 16 << 30  # of address space, of which NVRTC reserves more than it uses
+KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", CUTLASS_VARIABLE)  # of the environment
+SLOW = "took too long"
+_WORDS = "errors.txt"  # what the process says beside its answer
+_LESS = "nest templates less deeply, unroll less, and compute tables at run time"
 
 
 def compile_apart(
@@ -42,90 +45,73 @@ def compile_apart(
     timeout_s: float = TIMEOUT_S,
     memory_bytes: int = MEMORY_BYTES,
 ) -> CompileResult:
-    """Compile as `compile_cubin` does.
+    """Compile as `compile_cubin` does, elsewhere.
 
     Raises:
-        CompileError: as there; also where the compiler takes too long or too much.
-        EnvironmentMissing: a part of the tool chain is not there.
+        CompileError: NVRTC or ptxas refused, took too long or too much memory, or crashed.
+        EnvironmentMissing: a part of the tool chain is not there, or the process cannot be started.
     """
     asked = {
         "source": source,
         "arch": arch,
         "name": name,
-        "toolchain": {**asdict(toolchain), "includes": [str(folder) for folder in toolchain.includes]},
         "headers": dict(headers or {}),
-        "options": None if options is None else asdict(options),
+        "options": asdict(options or CompileOptions()),
+        "includes": [str(p) for p in toolchain.includes],
         "memory_bytes": memory_bytes,
+        "cpu_s": ceil(timeout_s),
     }
-    answer = _answer(json.dumps(asked, default=str).encode(), timeout_s)
-    if "missing" in answer:
-        raise EnvironmentMissing(answer["missing"], hint=answer["hint"])
-    if "refused" in answer:
-        found = [Diagnostic(d["code"], d["message"], d["hint"], Span(*d["span"])) for d in answer["diagnostics"]]
-        raise CompileError(answer["refused"], hint=answer["hint"], log=answer["log"], diagnostics=found)
-    return CompileResult(base64.b64decode(answer["cubin"]), answer["log"], answer["seconds"])
+    with tempfile.TemporaryDirectory(prefix="qimeng-compile-") as place:
+        folder = Path(place)
+        (folder / ASKED).write_text(json.dumps(asked))  # escapes what is no text: nvrtc.py names it
+        how = _run([sys.executable, "-m", "qimeng_attention.build.apart_worker", place], folder, PATIENCE * timeout_s)
+        if how == SLOW:
+            raise CompileError(f"NVRTC was not done with {name}.cu after {timeout_s:g} s", hint=_LESS, log=how)
+        if how:
+            raise CompileError(f"NVRTC {how} on {name}.cu", hint=_LESS, log=how)
+        answer = json.loads((folder / ANSWER).read_text())
+        if answer["kind"] == "compiled":
+            return CompileResult((folder / CUBIN).read_bytes(), answer["log"], answer["seconds"])
+    raise _error(answer)
 
 
-def _answer(asked: bytes, timeout_s: float) -> dict[str, Any]:
-    kept = {n: v for n, v in os.environ.items() if n in KEPT or n.startswith(KEPT_PREFIXES)}
-    kept["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p)
-    with subprocess.Popen(
-        [sys.executable, "-m", "qimeng_attention.build.apart"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=kept,
-        start_new_session=True,
-    ) as process:
+def _run(command: Sequence[str], folder: Path, timeout_s: float) -> str:
+    """Run a command to its end, or kill it with whatever it started; say how it ended, where it gave no answer."""
+    kept = {n: os.environ[n] for n in KEPT if n in os.environ}
+    kept["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    with (folder / _WORDS).open("wb") as words:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, env=kept, start_new_session=True
+        )
         try:
-            said, _ = process.communicate(asked, timeout_s)
+            code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise CompileError(f"the compiler comes to no end within {timeout_s:g} s", hint=_HINT) from None
-        finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-    try:
-        answer = json.loads(said)
-    except ValueError:
-        how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        raise CompileError(f"the compiler ends with {how}, or needs too much memory", hint=_HINT) from None
-    assert isinstance(answer, dict)
-    return answer
+            _kill(process)
+            return SLOW
+        except BaseException:
+            _kill(process)
+            raise
+    if code == -signal.SIGXCPU:
+        return SLOW
+    lines = (folder / _WORDS).read_text("utf-8", "replace").strip().splitlines()
+    if not code and (folder / ANSWER).is_file():
+        return ""
+    if any("bad_alloc" in line or "MemoryError" in line or "out of memory" in line for line in lines):
+        return "needs more memory than it may take"
+    if code > 0:  # Python's: no source makes it
+        last = lines[-1] if lines else "no reason given"
+        raise EnvironmentMissing(f"the compiler's process cannot run: {last[:300]}", hint=f"run: {INSTALL}")
+    return f"crashed ({signal.Signals(-code).name if code else 'without an answer'})"
 
 
-def main() -> None:
-    """Compile what standard input asks for, and say on standard output what came of it."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
-    asked = json.load(sys.stdin)
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (asked["memory_bytes"], asked["memory_bytes"]))
-    json.dump(_compiled(asked), answers)
-    answers.flush()
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def _compiled(asked: dict[str, Any]) -> dict[str, Any]:
-    tools, options = asked["toolchain"], asked["options"]
-    tools["includes"] = tuple(Path(folder) for folder in tools["includes"])
-    if options is not None:
-        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in options.items()}
-        options = CompileOptions(**fields)
-    given: dict[str, Any] = {"arch": asked["arch"], "name": asked["name"], "headers": asked["headers"]}
-    try:
-        made = compile_cubin(asked["source"], toolchain=Toolchain(**tools), options=options, **given)
-    except CompileError as error:
-        found = [
-            {"code": d.code, "message": d.message, "hint": d.hint, "span": [*asdict(d.span).values()]}
-            for d in error.diagnostics
-        ]
-        return {"refused": error.message, "hint": error.hint, "log": error.log, "diagnostics": found}
-    except EnvironmentMissing as missing:
-        return {"missing": missing.message, "hint": missing.hint}
-    return {"cubin": base64.b64encode(made.cubin).decode(), "log": made.log, "seconds": made.seconds}
-
-
-if __name__ == "__main__":
-    main()
+def _error(answer: Mapping[str, Any]) -> CompileError | EnvironmentMissing:
+    if answer["kind"] == "missing":
+        return EnvironmentMissing(answer["message"], hint=answer["hint"])
+    found = [Diagnostic(d["code"], d["message"], d["hint"], Span(d["line"])) for d in answer["diagnostics"]]
+    return CompileError(answer["message"], hint=answer["hint"], log=answer["log"], diagnostics=found)

@@ -23,12 +23,16 @@ from qimeng_attention.tl.numerics import Array
 EXACT = {"i32": np.int32, "i64": np.int64, "bool": np.bool_}  # types whose values are their bits
 
 
+MOST_HANGS = 2  # of one bundle: what hangs at two shapes has failed, and each hang takes the whole time of a launch
+
+
 class Launches:
     """A bundle's kernels in another process."""
 
     def __init__(self, face: runtime.Manifest, process: Process, path: str | Path) -> None:
         self._face, self._process, self._path = face, process, str(Path(path).absolute())
         self._types = {t.name: t.dtype for t in face.tensors}
+        self._hangs = 0
 
     def run(
         self,
@@ -69,9 +73,12 @@ class Launches:
 
     def _answered(self, request: dict[str, Any]) -> dict[str, list[str]]:
         """Give the files of each output, if nothing went wrong."""
+        if self._hangs >= MOST_HANGS:
+            raise Stopped(f"not launched: the kernel hung {self._hangs} times before")
         try:
             answer = self._process.ask(request)
         except Hung as hung:
+            self._hangs += 1
             raise Stopped(str(hung)) from None
         if error := answer.get("error"):
             self._process.stop()  # after an error a CUDA context is of no use

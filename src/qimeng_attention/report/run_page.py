@@ -27,7 +27,7 @@ from qimeng_attention.workflow.authoring import with_schedule
 from qimeng_attention.workflow.noted import ATTEMPT, OUTCOME, UNDERSTOOD
 
 NOTED, TOLD, UNKNOWN = "noted", "told", "unknown"
-BEFORE = ("understand", "sketch")  # stages whose answers hold no kernel
+BEFORE = ("understand", "sketch", "atoms")  # stages whose answers hold no kernel
 _FENCES = ("tl", "cuda")
 # How the prompt of a repair begins (author/llm/prompts/repair.j2), for transcripts without notes.
 _REFUSED = re.compile(r"The program was refused \((\w+)\):\n+(`{3,})\n(.*?)\n\2", re.DOTALL)

@@ -36,12 +36,13 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "schedule refused": ("TL601", "TL602", "TL603"),
     "not lowered": ("TL701",),
     "does not compile": ("Q300",),
-    "cannot be launched": ("Q500", "Q600"),
+    "cannot be launched": ("Q500", "Q600", "LM310"),
+    "another file included": ("LM311",),
     "not judged": ("Q400", "inconclusive"),
     "wrong numbers": ("rejected",),
     "not a number": ("rejected: NaN", "rejected: infinity"),
     "crash or hang": ("crashed", "timed out"),
-    "answer without a program": ("no program",),
+    "answer without a program": ("no program", "LM300"),
 }
 _KIND_OF = {code: kind for kind, codes in KINDS.items() for code in codes}
 

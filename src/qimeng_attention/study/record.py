@@ -20,7 +20,7 @@ Method = Literal["two-stage", "one-stage", "cot", "vanilla", "translated"]
 Gate = Literal["parses", "checks", "schedules", "compiles", "interprets", "judged"]
 Outcome = Literal["passed", "failed", "not run", "not asked"]
 METHODS: tuple[Method, ...] = get_args(Method)
-GATES: tuple[Gate, ...] = get_args(Gate)  # in the order in which an answer meets them
+GATES: tuple[Gate, ...] = get_args(Gate)  # in the order of tables
 MOST_REPAIRS = 3
 Key: TypeAlias = tuple[str, str, str, int, int]  # request, method, model, round, sample
 
@@ -28,8 +28,8 @@ Key: TypeAlias = tuple[str, str, str, int, int]  # request, method, model, round
 class Attempt(BaseModel):
     """One answer and how far it got; the first of a sample is the one before repair.
 
-    `outcomes` names the gates that the method has: a gate left out is not asked (CUDA is not parsed as TL). The first
-    refusal ends an attempt: the gates behind it were not run.
+    `outcomes` names the gates that the method has, in the order in which an answer meets them: a gate left out is not
+    asked (CUDA is not parsed as TL). The first refusal ends an attempt: the gates behind it were not run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,8 +46,7 @@ class Attempt(BaseModel):
     @model_validator(mode="after")
     def _in_order(self) -> Attempt:
         refused = False
-        for gate in GATES:
-            outcome = self.outcome(gate)
+        for gate, outcome in self.outcomes.items():
             if refused and outcome in ("passed", "failed"):
                 raise ValueError(f"{gate} has an outcome behind a gate that refused")
             refused = refused or outcome == "failed"
@@ -86,6 +85,7 @@ class Sample(BaseModel):
     judged_on: str = ""  # "cpu", or the GPU's name
     date: str = ""
     transcript: str = ""  # where everything said is kept
+    taken_over: list[str] = Field(default_factory=list)  # stages whose answers are those of another method's sample
 
     @model_validator(mode="after")
     def _ends_once(self) -> Sample:
@@ -146,11 +146,11 @@ def outcomes_up_to(refused_by: Gate | None, asked: tuple[Gate, ...] = GATES) -> 
 
 
 GATES_OF: Mapping[Method, tuple[Gate, ...]] = {
-    "two-stage": GATES,
+    "two-stage": GATES,  # the judge interprets what compiles
     "one-stage": GATES,
     "cot": ("compiles", "judged"),  # it writes CUDA
     "vanilla": ("compiles", "judged"),
-    "translated": GATES,
+    "translated": ("parses", "checks", "interprets", "compiles", "judged"),  # its TL is interpreted, its CUDA compiled
 }
 
 

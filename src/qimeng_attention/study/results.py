@@ -73,6 +73,7 @@ def row_of(sample: Sample) -> StudyRow:
         usd=sample.total("usd"),
         minutes=round(sample.minutes, 3),
         transcript=sample.transcript,
+        taken_over=list(sample.taken_over),
     )
 
 

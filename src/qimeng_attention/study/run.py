@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from qimeng_attention.author.llm.methods import METHODS
 from qimeng_attention.author.llm.wanted import Wanted
@@ -24,16 +25,20 @@ from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.study.record import GATES_OF, Attempt, Gate, Key, Sample, outcomes_up_to
 from qimeng_attention.study.requests import StudyRequest
 from qimeng_attention.study.samples import SampleStore
+from qimeng_attention.study.taken_over import TAKEN_OVER, Earlier, TakenOver
 from qimeng_attention.workflow import authoring
 from qimeng_attention.workflow.authoring import Truth
 from qimeng_attention.workflow.gpu import OnGpu
 from qimeng_attention.workflow.stages import Results, find_target
 
 T = TypeVar("T", int, float)
+Said: TypeAlias = tuple[str, Reply]  # a stage and its answer
+SAME_PROMPTS = {"translated": "two-stage"}  # a method, and the one whose stages in TL it begins with
 _GATE_OF: dict[str, Gate] = {
     "answer": "parses",
     "parse": "parses",
     "check": "checks",
+    "interpret": "interprets",
     "schedule": "schedules",
     "translate": "compiles",
     "build": "compiles",
@@ -92,14 +97,18 @@ def run_sample(trial: Trial, key: Key) -> Sample | None:
     request = trial.requests[name]
     results = Results(*find_target(request.target, trial.gpu_arch if in_cuda else None))
     attempts: list[authoring.Attempt] = []
-    replies: list[Reply] = []
+    said: list[Said] = []
     fault = ""
-    with open_reference(request.reference) as function:
+    client = trial.client_of(key)
+    with ExitStack() as stack:
+        function = stack.enter_context(open_reference(request.reference))
+        if isinstance(client, _WithTranscript):
+            stack.callback(client.close)
         try:
             authoring.write_sample(
                 wanted_of(request),
-                Truth(function=function),
-                _Listening(trial.client_of(key), replies),
+                Truth(function=function, place=request.reference),
+                _Listening(client, said),
                 results,
                 METHODS[method],
                 number=number,
@@ -118,10 +127,11 @@ def run_sample(trial: Trial, key: Key) -> Sample | None:
         model=model,
         sample=number,
         round=round_,
-        attempts=_attempts(attempts, replies, fault, GATES_OF[method]),  # type: ignore[index]
+        attempts=_attempts(attempts, said, fault, GATES_OF[method]),  # type: ignore[index]
         target=request.target,
         judged_on=trial.gpu_name if in_cuda else trial.judged_on,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        taken_over=[stage for stage, reply in said if TAKEN_OVER in reply.facts],
     )
 
 
@@ -135,38 +145,46 @@ def wanted_of(request: StudyRequest) -> Wanted:
 class _Listening:
     """A client that keeps the replies that came, whatever becomes of the sample."""
 
-    def __init__(self, client: Client, replies: list[Reply]) -> None:
-        self.name, self._client, self._replies = client.name, client, replies
+    def __init__(self, client: Client, said: list[Said]) -> None:
+        self.name, self._client, self._said = client.name, client, said
 
     def complete(self, request: Request) -> Reply:
         reply = self._client.complete(request)
-        self._replies.append(reply)
+        self._said.append((request.stage, reply))
         return reply
 
 
-def _attempts(
-    made: list[authoring.Attempt], replies: list[Reply], fault: str, asked: tuple[Gate, ...]
-) -> list[Attempt]:
-    """Write attempts as a study keeps them; answers before the first program count to the first attempt."""
-    before = len(replies) - len(made)  # sketches
-    shares = [replies[: before + 1], *([r] for r in replies[before + 1 :])]
-    found = [_attempt(one, said, asked) for one, said in zip(made, shares, strict=False)]
+def _attempts(made: list[authoring.Attempt], said: list[Said], fault: str, asked: tuple[Gate, ...]) -> list[Attempt]:
+    """Write attempts as a study keeps them: what stood after so many repairs.
+
+    Answers before a program (a sketch, a choice of instructions) count to its attempt, and TL that passed counts to the
+    attempt that translates it.
+    """
+    found, left, together, replies = list[Attempt](), list(said), list[authoring.Attempt](), list[Reply]()
+    for one in made:
+        end = next(n for n, (stage, _) in enumerate(left, 1) if stage == one.stage)
+        together, replies = [*together, one], [*replies, *(reply for _, reply in left[:end])]
+        left = left[end:]
+        if one.failed or "judge" in one.passed:
+            found.append(_attempt(together, replies, asked))
+            together, replies = [], []
     if not fault:
         return found
     unanswered = Attempt(outcomes=dict.fromkeys(asked, "not run"), fault=fault)
-    paid = [] if made else replies  # a sketch that no program followed
-    return [*found, unanswered.model_copy(update=_spent(paid))]
+    paid = [*replies, *(reply for _, reply in left)]  # a sketch that no program followed, TL without a translation
+    return [*found, unanswered.model_copy(update=_spent(paid, sum(one.seconds for one in together)))]
 
 
-def _attempt(one: authoring.Attempt, said: list[Reply], asked: tuple[Gate, ...]) -> Attempt:
-    gates = _GATE_OF if "parses" in asked else _GATE_OF_CUDA
+def _attempt(together: list[authoring.Attempt], said: list[Reply], asked: tuple[Gate, ...]) -> Attempt:
+    one = together[-1]
+    gates = _GATE_OF if one.language == "TL" else _GATE_OF_CUDA
     refused = gates[one.failed] if one.failed else None
-    if refused == "judged" and "interprets" in asked and "the interpreter stopped" in one.findings:
+    if refused == "judged" and one.language == "TL" and "the interpreter stopped" in one.findings:
         refused = "interprets"
     return Attempt(
         outcomes=outcomes_up_to(refused, asked),
         codes=[_code(one, code) for code in one.codes],
-        **_spent(said, one.seconds),
+        **_spent(said, sum(a.seconds for a in together)),
     )
 
 
@@ -199,8 +217,16 @@ def requests_by_name(requests: Iterable[StudyRequest]) -> dict[str, StudyRequest
     return {r.name: r for r in requests}
 
 
-def recorded_client(author: str, folder: Path, budget: Budget) -> Callable[[Key], Client]:
+def recorded_client(author: str, folder: Path, budget: Budget, reuse: Path | None = None) -> Callable[[Key], Client]:
     """Give each sample a client that writes its own transcript; a folder for answers has one of its own below it too.
+
+    A sample of a method whose first stages are those of another one goes on from that one's answers.
+
+    Args:
+        author: as `--author` names it.
+        folder: of transcripts.
+        budget: of all of them.
+        reuse: the folder of transcripts to go on from; `folder` if None.
 
     Raises:
         SpecError: there is no such client.
@@ -211,9 +237,22 @@ def recorded_client(author: str, folder: Path, budget: Budget) -> Callable[[Key]
         path = transcript_of(folder, key)
         kind, _, place = author.partition(":")
         name = f"file:{Path(place) / path.parent.name / path.stem}" if kind == "file" else author
-        return careful(open_client(name), Transcript(path, words=" ".join(map(str, key))), budget)
+        transcript = Transcript(path, words=" ".join(map(str, key)))
+        client: Client = careful(open_client(name), transcript, budget)
+        if (source := SAME_PROMPTS.get(key[1])) is None:
+            return _WithTranscript(client, transcript)
+        request, _, model, round_, number = key
+        earlier = Earlier(transcript_of(reuse or folder, (request, source, model, round_, number)), name)
+        return _WithTranscript(TakenOver(client, transcript, earlier), transcript)
 
     return client_of
+
+
+class _WithTranscript:
+    """A client whose transcript others may write, or read to its end, once the sample is over."""
+
+    def __init__(self, client: Client, transcript: Transcript) -> None:
+        self.name, self.complete, self.close = client.name, client.complete, transcript.close
 
 
 def transcript_of(folder: Path, key: Key) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from qimeng_attention.author.llm.methods import Language
 from qimeng_attention.errors import BundleError, EnvironmentMissing, QimengError
 from qimeng_attention.judge import OwnFunction
 from qimeng_attention.judge.reference_process import Reference
@@ -29,6 +30,8 @@ class Truth:
     spec: AttentionSpec | None = None
     function: Reference | None = None
     own: OwnFunction | None = None  # the function, once it agrees with the description
+    place: str = ""  # FILE.py:FUNCTION, where the function comes from a file
+    framework: str = "auto"  # what it takes
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,23 @@ class Attempt:
     codes: tuple[str, ...] = ()  # of its findings
     findings: str = ""  # as the model is told them
     plain_schedule: bool = False  # the schedule is not the model's
+    language: Language = "TL"  # of the program
     seconds: float = 0.0
 
 
 Gate: TypeAlias = Callable[[Attempt, Results], tuple[Attempt, Results]]
 
 
-def pass_gates(gates: Mapping[str, Gate], stage: str, results: Results) -> tuple[Attempt, Results]:
+def pass_gates(
+    gates: Mapping[str, Gate], stage: str, results: Results, language: Language = "TL"
+) -> tuple[Attempt, Results]:
     """Pass an answer through gates, in order, up to the first that refuses it.
 
     Raises:
         EnvironmentMissing, BundleError, ClientFault: what is no fault of the answer.
     """
     start, passed = time.perf_counter(), list[str]()
-    attempt = Attempt(stage)
+    attempt = Attempt(stage, language=language)
     failed, codes, findings = "", tuple[str, ...](), ""
     for gate, step in gates.items():
         try:

@@ -1,6 +1,6 @@
 """A kernel by a language model: ask, pass what comes through every gate, tell what was found, and ask again.
 
-One sample is one conversation: the prompts of a method, then at most so many repairs. Nothing is mended behind the
+One sample is the prompts of a method and at most so many repairs, over all of its stages. Nothing is mended behind the
 model's back: what it wrote goes through the gates as it stands, and a schedule that it left out is the trivial one.
 
 Not here: prompts (author/llm), gates of CUDA (cuda.py), clients (llm), running samples of many requests (study).
@@ -8,13 +8,14 @@ Not here: prompts (author/llm), gates of CUDA (cuda.py), clients (llm), running 
 
 from __future__ import annotations
 
-import secrets
+import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from qimeng_attention.author.llm import render
 from qimeng_attention.author.llm.answers import NoProgram, clean, program_of
-from qimeng_attention.author.llm.methods import Method
+from qimeng_attention.author.llm.methods import Method, Stage
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import QimengError, SpecError
@@ -28,10 +29,10 @@ from qimeng_attention.workflow.cuda import refuse_other_arguments, try_cuda
 from qimeng_attention.workflow.gpu import OnGpu
 from qimeng_attention.workflow.stages import Results
 
-__all__ = ["REPAIRS", "Attempt", "Sample", "Truth", "try_answer", "write_sample"]
+__all__ = ["REPAIRS", "Attempt", "Sample", "Truth", "try_answer", "try_meaning", "write_sample"]
 
 REPAIRS = 3
-MOST_SKETCH = 20_000  # characters of a text without a program that are passed on as a sketch
+MOST_SKETCH = 20_000  # characters of a text without a block that are passed on
 _PLAINEST = "\nSchedule\n    warps 4 along q  # the author left the schedule out\n"
 
 
@@ -39,11 +40,13 @@ _PLAINEST = "\nSchedule\n    warps 4 along q  # the author left the schedule out
 class Sample:
     """One conversation: what was said, what came of each answer, and the stages' results where one passed."""
 
-    messages: tuple[Message, ...] = ()  # of the last stage and its repairs
+    messages: tuple[Message, ...] = ()  # of the last conversation: a program asked for, and its repairs
     attempts: list[Attempt] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     sketch: str = ""
     sketch_finding: str = ""  # what the parser says of a sketch that is no TL
+    code: str = ""  # in TL, as the model wrote it, once it passed
+    atoms: str = ""  # the instructions that a translation begins with
     results: Results | None = None
     verdict: Verdict | None = None
 
@@ -92,28 +95,76 @@ def write_sample(
     if method.language == "CUDA":
         _require_gpu(method, gpu)
         refuse_other_arguments(truth.spec)
-    sample = Sample()
-    for before in method.stages[:-1]:
-        reply = _ask(sample, client, render.sketch_prompt(wanted), before, number)
-        sample.sketch, sample.sketch_finding = _sketch_of(reply.text)
-        sample.messages = ()  # the next prompt holds the sketch: what led to it need not be paid for again
-    stage: str = method.stages[-1]
-    prompt = _last_prompt(wanted, results, sample, method)
-    for left in range(repairs, -1, -1):
-        reply = _ask(sample, client, prompt, stage, number)
-        if method.language == "CUDA" and gpu is not None:
-            attempt, found = try_cuda(reply.text, wanted, results, truth, stage, gpu, cache)
-        else:
-            attempt, found = try_answer(reply.text, results, truth, stage, cache)
+    sample, left = Sample(), repairs
+    for part in method.parts:
+        for before in part[:-1]:
+            sample.messages = ()  # each prompt holds what it needs: what led to it need not be paid for again
+            reply = _ask(sample, client, _prompt(before, wanted, results, sample), before.name, number)
+            _keep(sample, before, reply.text)
+        sample.messages = ()
+        gates = _gates_of(part[-1], part[-1] is method.stages[-1], wanted, results, truth, gpu, cache)
+        prompt = _prompt(part[-1], wanted, results, sample, steps=method.steps)
+        left = _until_passed(sample, client, part[-1], prompt, gates, (left, repairs), number, report)
+        if not sample.solved:
+            break
+        _keep(sample, part[-1], sample.attempts[-1].program)
+    return sample
+
+
+Try = Callable[[str, str], tuple[Attempt, Results]]  # an answer and its stage's name, to what came of it
+
+
+def _until_passed(
+    sample: Sample,
+    client: Client,
+    stage: Stage,
+    prompt: str,
+    gates: Try,
+    repairs: tuple[int, int],
+    number: int,
+    report: Callable[[Attempt], None] | None,
+) -> int:
+    """Ask for a whole program until one passes or no repair is left.
+
+    Args:
+        sample: to which attempts are added.
+        client: who answers.
+        stage: what is asked for.
+        prompt: that asks for it first.
+        gates: what an answer is passed through.
+        repairs: how many are left of how many, over all stages.
+        number: of the sample.
+        report: called after each answer.
+
+    Returns:
+        how many repairs are left.
+    """
+    left, most = repairs
+    name: str = stage.name
+    while True:
+        reply = _ask(sample, client, prompt, name, number)
+        attempt, found = gates(reply.text, name)
         sample.attempts.append(attempt)
         sample.results, sample.verdict = found, found.verdict
         if report is not None:
             report(attempt)
         if not attempt.failed or not left:
-            break
-        stage = f"repair {repairs - left + 1}"
-        prompt = render.repair_prompt(attempt.failed, attempt.findings, method.fence)
-    return sample
+            return left
+        name, left = f"repair {most - left + 1}", left - 1
+        gate = "judge" if attempt.failed == "interpret" else attempt.failed
+        prompt = render.repair_prompt(gate, attempt.findings, stage.fence)
+
+
+def _gates_of(
+    stage: Stage, last: bool, wanted: Wanted, results: Results, truth: Truth, gpu: OnGpu | None, cache: Cache | None
+) -> Try:
+    """Give what an answer of a stage is passed through."""
+    if stage.language == "CUDA":
+        assert gpu is not None
+        return lambda text, name: try_cuda(text, wanted, results, truth, name, gpu, cache)
+    if last:
+        return lambda text, name: try_answer(text, results, truth, name, cache)
+    return lambda text, name: try_meaning(text, results, truth, name)
 
 
 def _require_gpu(method: Method, gpu: OnGpu | None) -> None:
@@ -135,6 +186,16 @@ def _ask(sample: Sample, client: Client, prompt: str, stage: str, number: int) -
     return reply
 
 
+def _keep(sample: Sample, stage: Stage, text: str) -> None:
+    """Keep what later prompts hold of an answer."""
+    if stage.name == "sketch":
+        sample.sketch, sample.sketch_finding = _sketch_of(text)
+    elif stage.name == "atoms":
+        sample.atoms = _block_of(text, stage.fence, "cpp", "c++").replace("```", "")
+    elif stage.name == "code":
+        sample.code = text
+
+
 def _sketch_of(text: str) -> tuple[str, str]:
     """Give the sketch of an answer, and what is wrong with it.
 
@@ -151,10 +212,26 @@ def _sketch_of(text: str) -> tuple[str, str]:
     return sketch, ""
 
 
-def _last_prompt(wanted: Wanted, results: Results, sample: Sample, method: Method) -> str:
-    if method.language == "CUDA":
-        return render.cuda_prompt(wanted, results.target, steps=method.steps)
-    return render.code_prompt(wanted, results.target, list(REWRITINGS.values()), sample.sketch, sample.sketch_finding)
+def _block_of(text: str, *fences: str) -> str:
+    """Give the block of an answer; one without a block is passed on whole: the method keeps its stages."""
+    for fence in fences:
+        with suppress(NoProgram):
+            return program_of(text, fence)
+    return clean(text)[:MOST_SKETCH]
+
+
+def _prompt(stage: Stage, wanted: Wanted, results: Results, sample: Sample, *, steps: bool = False) -> str:
+    """Ask for a stage's answer."""
+    target, arch = results.target, results.arch
+    if stage.name == "sketch":
+        return render.sketch_prompt(wanted)
+    if stage.name == "atoms":
+        return render.atoms_prompt(wanted, target, arch, sample.code)
+    if stage.name == "translation":
+        return render.translation_prompt(wanted, target, arch, sample.code, sample.atoms)
+    if stage.language == "CUDA":
+        return render.cuda_prompt(wanted, target, steps=steps)
+    return render.code_prompt(wanted, target, list(REWRITINGS.values()), sample.sketch, sample.sketch_finding)
 
 
 # ------------------------------------------------------------------ gates
@@ -169,7 +246,7 @@ def try_answer(
         return replace(attempt, program=program_of(text)), found
 
     def judge(attempt: Attempt, found: Results) -> tuple[Attempt, Results]:
-        return attempt, replace(found, verdict=_judged(found, truth))
+        return attempt, replace(found, verdict=judge_on_cpu(found, truth))
 
     steps: dict[str, Gate] = {
         "answer": answer,
@@ -179,6 +256,28 @@ def try_answer(
         "translate": lambda a, r: (a, stages.to_cute(r)),
         "build": lambda a, r: (a, stages.to_cubin(r, cache)),
         "judge": judge,
+    }
+    return pass_gates(steps, stage, results)
+
+
+def try_meaning(text: str, results: Results, truth: Truth, stage: str) -> tuple[Attempt, Results]:
+    """Pass an answer in TL through the gates that ask what it means; how it runs fast is left to who translates it."""
+
+    def answer(attempt: Attempt, found: Results) -> tuple[Attempt, Results]:
+        return replace(attempt, program=program_of(text)), found
+
+    def parsed(attempt: Attempt, found: Results) -> tuple[Attempt, Results]:
+        parse(attempt.program, "code.tl")
+        return attempt, replace(found, code=attempt.program)
+
+    def interpret(attempt: Attempt, found: Results) -> tuple[Attempt, Results]:
+        return attempt, replace(found, verdict=judge_on_cpu(found, truth))
+
+    steps: dict[str, Gate] = {
+        "answer": answer,
+        "parse": parsed,
+        "check": lambda a, r: (a, stages.check_code(r)),
+        "interpret": interpret,
     }
     return pass_gates(steps, stage, results)
 
@@ -199,9 +298,13 @@ def _parsed(attempt: Attempt, results: Results) -> tuple[Attempt, Results]:
     return replace(attempt, plain_schedule=plain), made
 
 
-def _judged(results: Results, truth: Truth) -> Verdict:
-    """Judge the scheduled program on the CPU."""
-    entropy = secrets.randbits(32)
+def judge_on_cpu(results: Results, truth: Truth) -> Verdict:
+    """Judge the program on the CPU.
+
+    The seed follows from the text: no author can aim at it, and a run begun again tells the model the same words, so
+    that the answer to them is found.
+    """
+    entropy = int.from_bytes(hashlib.sha256(results.code.encode()).digest()[:4], "big")
     if truth.spec is not None:
         return judge_program(results.kernels, truth.spec, seed=entropy, own=truth.own)
     assert truth.function is not None

@@ -52,7 +52,7 @@ def try_cuda(
         BundleError: what lies beside it is no verdict on it.
         EnvironmentMissing: this machine cannot compile.
     """
-    return pass_gates(_gates(text, wanted, truth, where, cache), stage, replace(results, spec=truth.spec))
+    return pass_gates(_gates(text, wanted, truth, where, cache), stage, replace(results, spec=truth.spec), "CUDA")
 
 
 def _gates(text: str, wanted: Wanted, truth: Truth, where: OnGpu, cache: Cache | None) -> Mapping[str, Gate]:

@@ -23,7 +23,6 @@ from qimeng_attention.author.llm.quoting import in_a_line
 from qimeng_attention.author.llm.understanding import NotUnderstood, Understood
 from qimeng_attention.errors import JudgeError, SpecError
 from qimeng_attention.judge import OwnFunction, Reference, agree, open_reference
-from qimeng_attention.judge.renamed import AsProgram
 from qimeng_attention.judge.user_function import Asked
 from qimeng_attention.llm.chat import Client, Message, Request
 from qimeng_attention.named_tensors import kernel_name, own_sizes
@@ -137,7 +136,7 @@ def _compare(found: Understood, function: Reference) -> None:
         JudgeError: it is not.
     """
     if found.beyond:
-        call_small(AsProgram(function, found.spec.tensors), found.spec)
+        call_small(function, found.spec)
     else:
         agree(OwnFunction(function, found.spec), seed=secrets.randbits(32))
 

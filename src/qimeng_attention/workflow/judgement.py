@@ -23,6 +23,7 @@ from qimeng_attention.judge import (
     judge_program,
     open_reference,
 )
+from qimeng_attention.judge.process import Process
 from qimeng_attention.runtime import Bundle, load
 from qimeng_attention.runtime.launcher import runs_on
 from qimeng_attention.runtime.manifest import ARCH
@@ -41,8 +42,17 @@ class Against:
     framework: str = "auto"  # what the function takes
 
 
-def judge_path(path: Path, against: Against, seed: int | None, progress: Progress | None) -> Verdict:
+def judge_path(
+    path: Path, against: Against, seed: int | None, progress: Progress | None, process: Process | None = None
+) -> Verdict:
     """Judge a TL file or a bundle; a bundle's own description counts where none is named.
+
+    Args:
+        path: of either.
+        against: what says what is right.
+        seed: entropy; None draws it.
+        progress: called before each case.
+        process: in which kernels run, where several are judged one after the other.
 
     Raises:
         SpecError: nothing says what it should compute.
@@ -57,11 +67,11 @@ def judge_path(path: Path, against: Against, seed: int | None, progress: Progres
     if spec is None:
         assert against.reference is not None
         with open_reference(against.reference, against.framework) as function:
-            return _judge_alone(bundle, given, function, entropy, progress)
+            return _judge_alone(bundle, given, function, entropy, progress, process)
     if against.reference is None:
-        return _judge(bundle, given, spec, None, entropy, progress)
+        return _judge(bundle, given, spec, None, entropy, progress, process)
     with agreeing(against.reference, spec, against.framework, entropy, progress) as own:
-        return _judge(bundle, given, spec, own, entropy, progress)
+        return _judge(bundle, given, spec, own, entropy, progress, process)
 
 
 @contextmanager
@@ -95,11 +105,16 @@ def agreeing(
 
 
 def _judge_alone(
-    bundle: Bundle | None, given: Sequence[Checked], function: Reference, entropy: int, progress: Progress | None
+    bundle: Bundle | None,
+    given: Sequence[Checked],
+    function: Reference,
+    entropy: int,
+    progress: Progress | None,
+    process: Process | None,
 ) -> Verdict:
     """Judge what no description covers."""
-    if bundle is not None and _runs_here(bundle):
-        return judge_bundle_by_function(bundle.path, function, seed=entropy, progress=progress)
+    if bundle is not None and runs_here(bundle.manifest.built_arch):
+        return judge_bundle_by_function(bundle.path, function, seed=entropy, progress=progress, process=process)
     return judge_function(given or _scheduled(bundle), function, seed=entropy, progress=progress)
 
 
@@ -110,9 +125,10 @@ def _judge(
     own: OwnFunction | None,
     entropy: int,
     progress: Progress | None,
+    process: Process | None,
 ) -> Verdict:
     if bundle is not None and has_gpu():
-        return judge_bundle(bundle.path, spec, seed=entropy, progress=progress, own=own)
+        return judge_bundle(bundle.path, spec, seed=entropy, progress=progress, own=own, process=process)
     return judge_program(given or _scheduled(bundle), spec, seed=entropy, progress=progress, own=own)
 
 
@@ -166,10 +182,10 @@ def has_gpu() -> bool:
     return True
 
 
-def _runs_here(bundle: Bundle) -> bool:
-    """Tell whether this machine has a GPU that a bundle's kernel is built for."""
+def runs_here(built_arch: str) -> bool:
+    """Tell whether this machine has a GPU that a kernel is built for."""
     try:
         arch = ARCH.fullmatch(detect().arch)
     except QimengError:
         return False
-    return arch is not None and runs_on(bundle.manifest.built_arch, (int(arch[1]), int(arch[2])))
+    return arch is not None and runs_on(built_arch, (int(arch[1]), int(arch[2])))

@@ -16,7 +16,6 @@ from qimeng_attention.author.llm.understanding import Understood
 from qimeng_attention.build import Cache
 from qimeng_attention.errors import SpecError
 from qimeng_attention.judge import Place, open_reference
-from qimeng_attention.judge.renamed import AsProgram
 from qimeng_attention.llm.chat import Client, Waiting
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import refuse_existing
@@ -76,6 +75,7 @@ def generate_with_model(
     cache: Cache | None = None,
     report: Callable[[int, Attempt], None] | None = None,
     gpu: OnGpu | None = None,
+    refine: Callable[[Results, Truth], Results] | None = None,
 ) -> Made:
     """Let a model write a kernel.
 
@@ -88,6 +88,7 @@ def generate_with_model(
         cache: of cubins.
         report: called after each answer, with the sample's number.
         gpu: where kernels of a method that writes CUDA are judged.
+        refine: makes the best sample's program faster, before its bundle is written.
 
     Raises:
         SpecError: nothing that could be made is asked for, or what no description says comes without a function.
@@ -112,7 +113,7 @@ def generate_with_model(
     with ExitStack() as stack:
         truth = _truth(asked, understood, stack)
         _write_samples(made, asked, way, client, results, truth, cache, report, gpu)
-    _keep(made, truth, out, overwrite)
+        _keep(made, truth, out, overwrite, refine)
     return made
 
 
@@ -126,12 +127,17 @@ def _understand(asked: Asked, client: Client) -> Understood:
 
 def _truth(asked: Asked, understood: Understood, stack: ExitStack) -> Truth:
     """Open what kernels are judged against; a function beside a description must agree with it."""
+    place = asked.reference if isinstance(asked.reference, str) else ""
     if understood.beyond:
         assert asked.reference is not None
         function = stack.enter_context(open_reference(asked.reference, asked.framework))
-        return Truth(function=AsProgram(function, understood.spec.tensors))
+        return Truth(
+            function=function,
+            place=place,
+            framework=asked.framework,
+        )
     own = stack.enter_context(agreeing(asked.reference, understood.spec, asked.framework))
-    return Truth(spec=understood.spec, own=own)
+    return Truth(spec=understood.spec, own=own, place=place, framework=asked.framework)
 
 
 def _write_samples(
@@ -159,13 +165,19 @@ def _write_samples(
         raise waiting[0]
 
 
-def _keep(made: Made, truth: Truth, out: str | Path | None, overwrite: bool) -> None:
+def _keep(
+    made: Made,
+    truth: Truth,
+    out: str | Path | None,
+    overwrite: bool,
+    refine: Callable[[Results, Truth], Results] | None,
+) -> None:
     """Write the best sample's bundle."""
     best = made.best
     if best is None or best.results is None:
         return
     results = stages.with_author(best.results, truth.spec, best.sketch, _reasons(best))
-    made.outcome = Outcome(results)
+    made.outcome = Outcome(results if refine is None else refine(results, truth))
     made.outcome.folder = save(made.outcome, out, overwrite)
 
 
@@ -173,11 +185,15 @@ def _reasons(sample: Sample) -> dict[str, object]:
     """Say who wrote the program, and which of its lines are not the author's."""
     last = sample.attempts[-1]
     added = ["Schedule: warps 4 along q"] if last.plain_schedule else []
+    translated = last.language == "CUDA" and sample.code
     return {
         "author": sample.replies[-1].model,
+        **({"translated from": sample.code, "instructions": sample.atoms} if translated else {}),
         "repairs": sample.repairs,
         "not the author's": added,
         **({"sketch": f"no TL: {sample.sketch_finding.splitlines()[0]}"} if sample.sketch_finding else {}),
         "reasons": [],
-        "failed before": [{"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in sample.attempts[:-1]],
+        "failed before": [
+            {"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in sample.attempts if a.failed
+        ],
     }

@@ -14,7 +14,6 @@ import numpy as np
 
 from qimeng_attention.errors import QimengError
 from qimeng_attention.judge import Place, Reference, open_reference
-from qimeng_attention.judge.renamed import AsProgram
 from qimeng_attention.judge.user_function import Asked
 from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.tl.numerics import Array
@@ -38,11 +37,10 @@ def observe(spec: AttentionSpec, place: Place, framework: str = "auto") -> Obser
     """Call a function with unit vectors for values."""
     try:
         with open_reference(place, framework) as function:
-            asked = AsProgram(function, spec.tensors)
-            weights, linear = _weights(asked, spec, WEIGHTS, 0)
+            weights, linear = _weights(function, spec, WEIGHTS, 0)
             if not linear:
                 return Observed(why="an output of the function is no sum of values with weights")
-            seen = [_weights(asked, spec, PICTURE, draw)[0] != 0 for draw in range(_DRAWS)]
+            seen = [_weights(function, spec, PICTURE, draw)[0] != 0 for draw in range(_DRAWS)]
     except QimengError as error:
         return Observed(why=error.message)
     return Observed(weights, np.logical_or.reduce(seen))

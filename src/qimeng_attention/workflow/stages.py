@@ -125,7 +125,7 @@ def to_cute(results: Results) -> Results:
 
 
 def to_cubin(results: Results, cache: Cache | None = None) -> Results:
-    """Compile the CuTe C++, each kernel by itself."""
+    """Compile the CuTe C++, each kernel by itself; one that came from no TL within a limit of time."""
     builds = [
         build(
             t.source,
@@ -135,7 +135,7 @@ def to_cubin(results: Results, cache: Cache | None = None) -> Results:
             shared_bytes=t.shared_bytes,
             target=results.target,
             cache=cache,
-            apart=isinstance(t, Handwritten),  # nobody vouches for a model's own source
+            apart=isinstance(t, Handwritten),
         )
         for t in results.translations
     ]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
+from qimeng_attention.author.llm import cute
 from qimeng_attention.author.llm.answers import clean
 from qimeng_attention.author.llm.launch import signature
 from qimeng_attention.author.llm.quoting import as_data, fence_of, in_a_line, shortened
@@ -24,6 +25,26 @@ from qimeng_attention.tl.statements import TABLE
 
 OWN_PROMPTS = "QIMENG_PROMPTS_DIR"  # a folder of the user's, whose templates win
 _PLAIN = ("ring", "prefetch", "store", "copies", "guard", "split", "carry", "warps", "grid")
+# What blocks whose warps all do the same take on each kind of GPU, and what blocks of roles take.
+_WARPS = (
+    "approximate",
+    "ring",
+    "prefetch",
+    "hold",
+    "sums",
+    "store",
+    "copies",
+    "guard",
+    "unroll",
+    "warps",
+    "skip",
+    "grid",
+)
+_CARRIED = ("approximate", "carry", "hold", "sums", "store", "guard", "unroll", "warps", "skip", "grid")
+_ROLES = (
+    *("approximate", "ring", "sums", "threshold", "guard", "roles", "ahead", "overlap", "rescale", "unswitch"),
+    *("pingpong", "stage", "skip", "grid", "group"),
+)
 _NOT_WRITTEN = {"exp2_fma", "tanh_approx", "LaneSum"}  # what rewritings put for others
 
 
@@ -120,7 +141,40 @@ def cuda_prompt(wanted: Wanted, target: Target, *, steps: bool = False) -> str:
     return template("vanilla", facts)
 
 
+def atoms_prompt(wanted: Wanted, target: Target, arch: str, code: str) -> str:
+    """Ask which of the GPU's instructions a program in TL should take."""
+    mma, copies = cute.atom_lines(target, arch, wanted.dtype)
+    asynchronous = target.has("async copy")
+    facts = {"mma": mma, "copies": copies, "asynchronous": asynchronous, "dtype": wanted.dtype}
+    return template("atoms", {"target": target, "code": code, **facts})
+
+
+def translation_prompt(wanted: Wanted, target: Target, arch: str, code: str, atoms: str) -> str:
+    """Ask for CUDA that does what a program in TL says, by the instructions chosen for it."""
+    facts = {"request": as_data(wanted.words.strip()), "signature": signature(wanted), "target": target}
+    mma, _ = cute.atom_lines(target, arch, wanted.dtype)
+    said = {"code": code, "atoms": atoms, "mma": mma, "terms": cute.terms(target, wanted.dtype)}
+    return template("translate", facts | said)
+
+
 def repair_prompt(gate: str, findings: str, fence: str = "tl") -> str:
     """Tell what a gate found, and ask for the whole again."""
     told = in_a_line(findings) if gate == "answer" else shortened(findings)
     return template("repair", {"gate": gate, "findings": told, "fence": fence, "marks": fence_of(told)})
+
+
+def improve_prompt(facts: Mapping[str, Any], target: Target, rewritings: Sequence[Rewriting], *, roles: bool) -> str:
+    """Ask for other tiles and another schedule.
+
+    Args:
+        facts: what the template says of program, measurements, kernels and history.
+        target: the GPU.
+        rewritings: all of them; those that the target has are told.
+        roles: the program's kernels all have roles: what others take is left out.
+    """
+    groups = "wgmma" in target.capabilities
+    plain = not groups or not roles
+    warps = _WARPS if "async copy" in target.capabilities else _CARRIED
+    names = {*(_ROLES if groups else ()), *(warps if plain else ())}
+    chosen = [r for r in rewritings if r.name in names]
+    return template("improve", {**facts, "target": target, "rewritings": chosen, "groups": groups, "plain": plain})
