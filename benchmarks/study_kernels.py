@@ -1,11 +1,11 @@
 """The kernels that models wrote in a trial, on a GPU: the judge's verdicts, and times beside FlexAttention.
 
-    python benchmarks/study_kernels.py --bundles out/kernels --out benchmarks/results     # on an H200
+    python benchmarks/study_kernels.py two-stage=out/tl vanilla=out/cuda --out benchmarks/results     # on an H200
 
-`--bundles` holds a bundle a request, built for the GPU (sm_90), under the request's name. Each is judged on the GPU
-against the request's own reference. Those that FlexAttention can say are timed beside it, compiled and with its block
-mask made beforehand, as replayed graphs that take turns; its output and ours must agree before and after. TFLOP/s
-count the products of visible pairs.
+Each folder holds the bundles of a method, one a request, built for the GPU (sm_90), under the request's name. Each is
+judged on the GPU against the request's own reference. The methods' kernels of a request are timed beside each other,
+and beside FlexAttention where that can say the operator, compiled and with its block mask made beforehand: replayed
+graphs that take turns. All outputs must agree before and after. TFLOP/s count the products of visible pairs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from qimeng_attention.bench.results import provenance
 from qimeng_attention.bench.timing import time_graphs
 from qimeng_attention.errors import QimengError
-from qimeng_attention.judge import judge_bundle_by_function
+from qimeng_attention.judge import Verdict, judge_bundle_by_function
 from qimeng_attention.runtime import load
 from qimeng_attention.study.requests import StudyRequest, load_requests
 
@@ -32,6 +33,7 @@ MOST_DIFFERENCE = 2e-2  # relative, of two 16-bit results
 WINDOWS = {"window": 72, "tanh_window": 80}  # keys that a query sees; others here are causal, or full
 FULL = ("softplus_share",)
 Score = Callable[..., torch.Tensor]
+Wanted = list[tuple[StudyRequest, dict[str, Path]]]  # requests, and a bundle a method
 
 
 def scores(heads: int, named: dict[str, torch.Tensor]) -> dict[str, Score | None]:
@@ -102,12 +104,11 @@ def inputs(request: StudyRequest) -> dict[str, torch.Tensor]:
     return found | {n: torch.randn(hq, device="cuda") for n in request.tensors}
 
 
-def timed(folder: Path, request: StudyRequest, rounds: int) -> dict[str, Any]:
-    """Time a bundle, beside FlexAttention where that can say the operator."""
+def timed(folders: dict[str, Path], request: StudyRequest, rounds: int) -> dict[str, Any]:
+    """Time a request's kernels, one a method, beside FlexAttention where that can say the operator."""
     x = inputs(request)
-    call, out = ours(folder, request, x)
-    call()
-    calls: dict[str, list[Callable[[], Any]]] = {"ours": [call]}
+    made = {method: ours(folder, request, x) for method, folder in folders.items()}
+    calls: dict[str, list[Callable[[], Any]]] = {method: [call] for method, (call, _) in made.items()}
     said = scores(request.heads["Hq"], x)
     if request.name in said:
         q, k, v = (x[n].transpose(1, 2) for n in "QKV")
@@ -118,45 +119,86 @@ def timed(folder: Path, request: StudyRequest, rounds: int) -> dict[str, Any]:
         def flex() -> Any:
             return compiled(q, k, v, score_mod=said[request.name], block_mask=mask, enable_gqa=grouped)
 
-        assert difference(out, flex().transpose(1, 2)) < MOST_DIFFERENCE, request.name
         calls["FlexAttention"] = [flex]
+    compare(request.name, made, calls)
     times = time_graphs(calls, rounds)
-    if "FlexAttention" in calls:
-        assert difference(out, calls["FlexAttention"][0]().transpose(1, 2)) < MOST_DIFFERENCE, request.name
+    compare(request.name, made, calls)
     flops = 2 * (TOKENS // LENGTH) * request.heads["Hq"] * pairs(request.name) * sum(request.head_dims.values())
-    rates = {name: round(flops / t.median_ms / 1e9, 1) for name, t in times.items()}
-    found: dict[str, Any] = {"tflops": rates, "ms": {n: t.median_ms for n, t in times.items()}}
-    return found | (
-        {"ratio": round(times["FlexAttention"].median_ms / times["ours"].median_ms, 3)} if len(rates) > 1 else {}
-    )
+    found: dict[str, Any] = {"tflops": {name: round(flops / t.median_ms / 1e9, 1) for name, t in times.items()}}
+    found["ms"] = {name: t.median_ms for name, t in times.items()}
+    first = next(iter(folders))
+    of = {n: round(t.median_ms / times[first].median_ms, 3) for n, t in times.items() if n != first}
+    return found | ({"ratio": of} if of else {})
+
+
+def compare(
+    name: str, made: dict[str, tuple[Callable[[], None], torch.Tensor]], calls: dict[str, list[Callable[[], Any]]]
+) -> None:
+    """Run everything once, and refuse to time what does not agree."""
+    outputs: dict[str, torch.Tensor] = {}
+    for method, (call, out) in made.items():
+        out.fill_(math.nan)
+        call()
+        outputs[method] = out
+    if "FlexAttention" in calls:
+        outputs["FlexAttention"] = calls["FlexAttention"][0]().transpose(1, 2)
+    torch.cuda.synchronize()
+    first, *rest = outputs.items()
+    for method, out in rest:
+        apart = difference(out, first[1])
+        assert apart < MOST_DIFFERENCE, f"{name}: {method} is {apart:.3g} from {first[0]}"
+
+
+def judge_all(wanted: Wanted, jobs: int) -> dict[tuple[str, str], Verdict | str]:
+    """Judge every kernel, several at a time; what cannot be judged gives its reason as text."""
+
+    def judge(request: StudyRequest, folder: Path) -> Verdict | str:
+        try:
+            return judge_bundle_by_function(folder, request.reference, seed=1)
+        except QimengError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        asked = {(r.name, m): pool.submit(judge, r, folder) for r, folders in wanted for m, folder in folders.items()}
+        return {key: answer.result() for key, answer in asked.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundles", type=Path, required=True)
+    parser.add_argument("bundles", nargs="+", metavar="METHOD=FOLDER", help="the first is what ratios are of")
     parser.add_argument("--requests", type=Path, default=Path("benchmarks/study/requests"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="study_kernels_h200")
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--jobs", type=int, default=8, help="how many are judged at the same time")
     parser.add_argument("--commit")
     args = parser.parse_args()
     results = provenance(args.name, args.commit)
     rows = []
+    methods = {name: Path(folder) for name, _, folder in (b.partition("=") for b in args.bundles)}
+    wanted: Wanted = []
     for request in load_requests(args.requests):
-        folder = args.bundles / request.name
-        if not (folder / "manifest.json").is_file():
-            continue
+        found = {m: f / request.name for m, f in methods.items() if (f / request.name / "manifest.json").is_file()}
+        wanted += [(request, found)] if found else []
+    judged = judge_all(wanted, args.jobs)
+    for request, folders in wanted:
         row: dict[str, Any] = {"request": request.name, "stratum": request.stratum, "target": request.target}
+        row |= {"verdict": {}, "checks": {}, "reason": {}}
+        for method in folders:
+            verdict = judged[request.name, method]
+            row["verdict"][method] = verdict if isinstance(verdict, str) else verdict.verdict
+            row["checks"][method] = 0 if isinstance(verdict, str) else len(verdict.checks)
+            row["reason"][method] = "" if isinstance(verdict, str) else verdict.reason
         try:
-            verdict = judge_bundle_by_function(folder, request.reference, seed=1)
-            row |= {"verdict": verdict.verdict, "checks": len(verdict.checks), "reason": verdict.reason}
-            row |= timed(folder, request, args.rounds)
+            kept = {m: f for m, f in folders.items() if row["verdict"][m] == "accepted"}
+            row |= timed(kept, request, args.rounds) if kept else {}
         except (QimengError, AssertionError) as error:
             row |= {"error": str(error)}
         rows.append(row)
         print(json.dumps(row), flush=True)
-    accepted = sum(r.get("verdict") == "accepted" for r in rows)
-    summary = {"kernels": len(rows), "accepted": accepted, "rows": rows, "length": LENGTH, "tokens": TOKENS}
+    verdicts = [v for r in rows for v in r.get("verdict", {}).values()]
+    summary = {"kernels": len(verdicts), "accepted": verdicts.count("accepted"), "rows": rows}
+    summary |= {"length": LENGTH, "tokens": TOKENS}
     print(results.model_copy(update={"summary": summary}).save(args.out))
 
 

@@ -1,16 +1,17 @@
 """Shared memory and registers of a block, against the target's budget.
 
-Shared memory is exact. Registers are a lower bound: fragments only, spread over the block's threads; a vector along the
-rows is held by every lane that shares a row. What addresses and temporaries take is left to ptxas, whose report counts.
+Shared memory is exact. Registers are a lower bound: fragments only, spread over the block's threads, at the statement
+where most are held; a vector along the rows is held by every lane that shares a row. What addresses and temporaries
+take is left to ptxas, whose report counts.
 """
 
 from __future__ import annotations
 
-from qimeng_attention.errors import Span
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.functions import LANES_A_ROW
 from qimeng_attention.tl.numerics import BYTES
 from qimeng_attention.tl.scope import LANE, Scope
+from qimeng_attention.tl.traverse import statements, words_in
 from qimeng_attention.tl.types import PIECES, TileType
 
 THREADS_A_WARP = 32
@@ -36,10 +37,11 @@ def _registers(tile: TileType, threads: int) -> int:
     return -(-words // threads)
 
 
-def check_budget(scope: Scope, span: Span, threads: int) -> None:
+def check_budget(kernel: s.Kernel, scope: Scope, threads: int) -> None:
     """Report TL501 and TL502 where the block does not fit the target."""
     if scope.target is None:
         return
+    span = kernel.span
     used = shared_bytes(scope.tiles)
     if used > scope.target.shared_per_block_bytes:
         largest = max((t for t in scope.tiles.values() if t.space == "shared"), key=lambda t: t.bytes)
@@ -52,22 +54,58 @@ def check_budget(scope: Scope, span: Span, threads: int) -> None:
             f"{scope.target.shared_per_block_bytes:,}",
             f"{largest.name} takes {largest.bytes:,}: fewer stages or a smaller tile",
         )
-    needed = registers_a_thread({n: t for n, t in scope.tiles.items() if n in _held_together(scope)}, threads)
+    held = most_held(kernel, _accumulators(scope), threads)
+    needed = registers_a_thread(held, threads)
     if needed > scope.target.max_registers_per_thread:
+        heaviest = sorted(held, key=lambda n: -_registers(held[n], threads))[:4]
+        counts = ", ".join(f"{n} {_registers(held[n], threads)}" for n in heaviest)
         scope.report(
             "TL502",
             span,
-            f"the register tiles alone take {needed} registers a thread, "
-            f"{scope.target.name} has "
-            f"{scope.target.max_registers_per_thread}",
-            "take smaller tiles or more warps",
+            f"the register tiles held at once take {needed} registers a thread ({counts}), "
+            f"{scope.target.name} has {scope.target.max_registers_per_thread}",
+            "take smaller tiles or more warps; `and get new S` puts a tile in the place of the old one",
         )
 
 
-def _held_together(scope: Scope) -> set[str]:
+def _accumulators(scope: Scope) -> dict[str, TileType]:
     """Give the f32 accumulators and vectors, and tiles in pieces: an operand made by Reshape takes the place of what it
     was made from."""
-    return {n for n, t in scope.tiles.items() if t.space == "register" and (t.dtype == "f32" or t.role == PIECES)}
+    tiles = scope.tiles.items()
+    return {n: t for n, t in tiles if t.space == "register" and (t.dtype == "f32" or t.role == PIECES)}
+
+
+def most_held(kernel: s.Kernel, tiles: dict[str, TileType], threads: int) -> dict[str, TileType]:
+    """Give the tiles that are held where most registers are.
+
+    A tile is held from behind the statement that makes it up to the last one that reads it, and through a whole loop
+    if it is made before the loop and named in it. What no statement names (a macro's own tiles) is held throughout.
+    """
+    lives = _lives(kernel, set(tiles))
+    last = max((end for _, end in lives.values()), default=0)
+
+    def held(place: int) -> dict[str, TileType]:
+        always = (0, last + 1)
+        return {n: t for n, t in tiles.items() if lives.get(n, always)[0] <= place < lives.get(n, always)[1]}
+
+    return max((held(p) for p in range(last + 1)), key=lambda h: registers_a_thread(h, threads), default=tiles)
+
+
+def _lives(kernel: s.Kernel, tiles: set[str]) -> dict[str, tuple[int, int]]:
+    """Tell for each tile the first and the last statement that needs it, by their places in the program."""
+    lives: dict[str, tuple[int, int]] = {}
+    loops: list[tuple[int, int]] = []
+    for at, n in enumerate(statements(kernel.body)):
+        if isinstance(n, s.For | s.If | s.Role):
+            loops += [(at, at + sum(1 for _ in statements(n.body)))] if isinstance(n, s.For) else []
+            continue
+        for name in words_in(n) & tiles:
+            lives[name] = (lives.get(name, (at, at))[0], at)
+    for start, end in loops:
+        for name, (first, last) in lives.items():
+            if first < start <= last:
+                lives[name] = (first, max(last, end + 1))
+    return lives
 
 
 def check_role_registers(kernel: s.Kernel, scope: Scope, threads: int) -> None:

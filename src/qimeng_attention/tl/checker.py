@@ -155,10 +155,10 @@ def _check_whole(kernel: s.Kernel, scope: Scope) -> None:
         if isinstance(n, s.Allocate) and n.space == "global" and n.name not in [*scope.read, *scope.written]:
             scope.report("TL206", n.span, f"tensor {n.name} is never used", "remove its Allocate, or use it", "warning")
     if scope.roles:
-        check_budget(scope, kernel.span, WARPGROUP)
+        check_budget(kernel, scope, WARPGROUP)
         check_role_registers(kernel, scope, WARPGROUP)
     else:
-        check_budget(scope, kernel.span, _warps(kernel, scope) * THREADS_A_WARP)
+        check_budget(kernel, scope, _warps(kernel, scope) * THREADS_A_WARP)
 
 
 def _check_pieces(kernel: s.Kernel, scope: Scope) -> None:

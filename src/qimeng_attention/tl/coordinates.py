@@ -80,7 +80,8 @@ def places(copy: s.Copy, extents: Sequence[int], dims: Sequence[str]) -> list[Pl
     if left:
         raise CoordinateError(
             f"the shape has {len(extents)} extents, the coordinate names {len(extents) - len(left)}",
-            "name each axis of the tile in the coordinate, as `q = block * BM`",
+            "name each axis of the tile in the coordinate, as `q = block * BM`; a single number needs no Copy: "
+            f"`{copy_tensor(copy)}[head]` in an expression reads it",
         )
     gathered = {p.axis: p.size for p in found if p.at is not None}
     return [_along(p, gathered) if p.kind == "index" and gathered else p for p in found]

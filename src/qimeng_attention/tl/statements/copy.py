@@ -90,7 +90,8 @@ def tile_places(n: s.Copy, tensor: TensorType, scope: Scope) -> list[Place] | No
             "TL110",
             n.span,
             f"Copy {n.name} has no shape and coordinate",
-            "write `(BM, D) in coordinate [batch, q = block * BM, head]`",
+            f"write `(BM, D) in coordinate [batch, q = block * BM, head]`; a single number needs no Copy: "
+            f"`{n.name}[head]` in an expression reads it",
         )
         return None
     if any(d.start is not None for d in n.dims):
