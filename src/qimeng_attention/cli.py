@@ -22,6 +22,7 @@ from qimeng_attention import (
     cli_improve,
     cli_machine,
     cli_mcp,
+    cli_show,
     cli_study,
     cli_waiting,
     terminal,
@@ -145,7 +146,11 @@ def _asked_for(given: dict[str, Any]) -> tuple[str | None, Any]:
     flags = {k: v for k, v in flags.items() if v is not None} | _tensors(given["tensor"])
     if given["author"] == cli_author.PLANNER:
         cli_author.refuse_words(given["source"])
+    elif cli_author.is_function(given["source"]):
+        given["fixed"] = flags
+        return None, None
     elif cli_author.is_words(given["source"]):
+        cli_author.refuse_flags(flags)
         return None, None
     return _source(given["source"], given["spec_file"], flags)
 
@@ -202,8 +207,9 @@ def _tensors(given: list[str] | None) -> dict[str, Any]:
         raise SpecError(problem.message, hint=problem.hint, field="tensors", value=" ".join(given or ())) from None
 
 
-def _source(source: Path | None, spec_file: Path | None, flags: dict[str, Any]) -> tuple[str | None, Any]:
+def _source(given: str | None, spec_file: Path | None, flags: dict[str, Any]) -> tuple[str | None, Any]:
     """Read what generate begins with: a TL file and perhaps a spec for the judge, or a spec."""
+    source = None if given is None else Path(given)
     if source is None or source.suffix != ".tl":
         return None, _spec(source, flags)
     return _read(source), _spec(spec_file, flags) if spec_file is not None or flags else None
@@ -519,28 +525,9 @@ def bench(
     terminal.facts(dict(speed_of(measured)))
 
 
-@app.command(epilog="Example: qimeng show gqa     or: qimeng show gqa --html gqa.html")
-@guarded
-def show(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
-    html: Annotated[Path | None, typer.Option("--html", help="Write one HTML file that loads nothing else.")] = None,
-    program: Annotated[bool, typer.Option(help="Show TL beside the CuTe C++ it became.")] = True,
-    as_json: Json = False,
-) -> None:
-    """Show a bundle: operator, reasons, resources, verdict, speed, and TL beside the CuTe C++ it became."""
-    from qimeng_attention.report import page_of, show_page, to_html
-    from qimeng_attention.runtime import read_folder
-
-    contents = read_folder(bundle)
-    if html is not None:
-        html.write_text(to_html(page_of(contents)), "utf-8")
-        terminal.note(f"written: {html}")
-    if as_json:
-        folder = contents.path
-        terminal.print_json({p.stem: json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))})
-    elif html is None:
-        show_page(terminal.page_console(), page_of(contents), program=program)
-
+app.command(epilog="Example: qimeng show gqa     or: qimeng show runs/20261128-120154-causal --html run.html")(
+    cli_show.show
+)
 
 # ------------------------------------------------------------------ the machine, and agents
 

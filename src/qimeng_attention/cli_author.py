@@ -49,24 +49,45 @@ MostTokens = Annotated[
 MostCalls = Annotated[int | None, typer.Option("--max-calls", min=1, help="Make no more calls than this.")]
 
 
-def is_words(source: Path | None) -> bool:
+def is_words(source: str | None) -> bool:
     """Tell whether what stands in the place of a file is a request in words."""
-    text = str(source or "")
+    text = source or ""
     return bool(text) and Path(text).suffix not in _FILES and bool(re.search(r"\s", text))
 
 
-def refuse_words(source: Path | None) -> None:
-    """Refuse words where no model is to read them.
+def is_function(source: str | None) -> bool:
+    """Tell whether what stands in the place of a file names a function of one."""
+    return source is not None and re.fullmatch(r".+\.py:\w+", source) is not None
+
+
+def refuse_words(source: str | None) -> None:
+    """Refuse words, and a function, where no model is to read them.
 
     Raises:
-        SpecError: they are words.
+        SpecError: they are words, or name a function.
     """
-    if is_words(source):
+    if is_function(source) or is_words(source):
+        what = "that is a function" if is_function(source) else "in words"
         raise SpecError(
-            "a request in words is read by a language model, and the author is the planner",
+            f"a request {what} is read by a language model, and the author is the planner",
             hint="name one: --author anthropic:MODEL, file:FOLDER or replay, or give flags such as --Hq",
             field="author",
             value=PLANNER,
+        )
+
+
+def refuse_flags(flags: dict[str, Any]) -> None:
+    """Refuse fields of a description beside words, which nobody would read.
+
+    Raises:
+        SpecError: there are some.
+    """
+    if flags:
+        raise SpecError(
+            f"the words say what is asked for, and flags beside them ({', '.join(flags)}) would not count",
+            hint="say it in the words, or give flags alone",
+            field=next(iter(flags)),
+            value=str(next(iter(flags.values()))),
         )
 
 
@@ -82,14 +103,18 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     from qimeng_attention.llm.transcript import Transcript
     from qimeng_attention.workflow.gpu import OnGpu
     from qimeng_attention.workflow.modelled import Asked, generate_with_model
+    from qimeng_attention.workflow.noted import Noted
     from qimeng_attention.workflow.waiting import JudgeHere
 
+    function = _function(given)
+    words = str(given["source"]) if spec is None else spec.describe()[0]
     asked = Asked(
-        words=str(given["source"]) if spec is None else spec.describe()[0],
+        words=words if function is None else function.words,
         spec=spec,
+        function=function,
         target=None if given["target"] == "auto" and spec is None else given["target"],
         arch=given["arch"],
-        reference=given["reference"],
+        reference=given["reference"] if function is None else function.place,
         framework=given["framework"],
         method=given["method"],
         repairs=given["repairs"],
@@ -98,11 +123,12 @@ def generate(given: dict[str, Any], spec: Any) -> None:
     client = open_client(given["author"])
     budget = Budget(given["max_usd"], given["max_tokens"], given["max_calls"])
     verbose = not given["quiet"] and not given["as_json"]
-    shown = _Shown(verbose, given["yes"], budget)
+    shown = _Shown(verbose, given["yes"], budget, asked)
     folder = given["run"] or new_run(asked.words)
     with ExitStack() as stack:
         facts = {"method": asked.method}
         transcript = stack.enter_context(Transcript(folder / "transcript.jsonl", words=asked.words, facts=facts))
+        shown.noted = noted = Noted(transcript)
         author = careful(client, transcript, budget)
         improver = careful(open_client(given["improver"]), transcript, budget) if given["improver"] else author
         made = generate_with_model(
@@ -111,22 +137,45 @@ def generate(given: dict[str, Any], spec: Any) -> None:
             confirm=shown.confirm,
             out=given["out"],
             overwrite=given["force"],
-            report=shown.attempt if verbose else None,
+            report=shown.attempt,
             gpu=OnGpu(folder / "gpu", stack.enter_context(JudgeHere())),
             refine=cli_improve.refiner(given, improver, transcript, verbose) if given["improve"] else None,
         )
+        noted.outcome(made)
     _finish(made, folder, budget, given)
+
+
+def _function(given: dict[str, Any]) -> Any:
+    """Give the function that is asked for, or None.
+
+    Raises:
+        SpecError: another one is named as the reference.
+    """
+    from qimeng_attention.workflow.from_function import FunctionAsked
+
+    if not is_function(given["source"]):
+        return None
+    if given["reference"] not in (None, given["source"]):
+        raise SpecError(
+            "the function that is asked for is the reference, and --reference names another one",
+            hint="leave --reference out",
+            field="reference",
+            value=given["reference"],
+        )
+    return FunctionAsked(given["source"], given["framework"], given["fixed"])
 
 
 class _Shown:
     """What a person sees while a model works, and the question whether the words were understood."""
 
-    def __init__(self, verbose: bool, yes: bool, budget: Any) -> None:
-        self._verbose, self._yes, self._budget = verbose, yes, budget
+    def __init__(self, verbose: bool, yes: bool, budget: Any, asked: Any) -> None:
+        self._verbose, self._yes, self._budget, self._asked = verbose, yes, budget, asked
+        self.noted: Any = None  # where it is also kept
 
     def confirm(self, understood: Any, target: str) -> bool:
+        self.noted.understood(understood, target)
         if self._verbose or not self._yes:
-            _show_understood(understood, target)
+            _show_understood(understood, target, self._asked)
         if self._yes:
             return True
         if not sys.stdin.isatty():
@@ -139,6 +188,9 @@ class _Shown:
         return typer.confirm("Is that what you ask for?", err=True)
 
     def attempt(self, sample: int, attempt: Any) -> None:
+        self.noted.attempt(sample, attempt)
+        if not self._verbose:
+            return
         terminal.heading(f"sample {sample + 1}, {attempt.stage} ({attempt.seconds:.1f} s; {self._budget.line()})")
         if not attempt.failed:
             terminal.listing("  passed every gate" + (", with the plainest schedule" if attempt.plain_schedule else ""))
@@ -147,15 +199,18 @@ class _Shown:
         terminal.listing(f"  refused by {attempt.failed}:\n" + _indented(attempt.findings))
 
 
-def _show_understood(understood: Any, target: str) -> None:
-    terminal.heading("what was understood")
-    if understood.beyond:
-        terminal.listing(_indented(understood.meaning))
-        terminal.listing("  judged against your function")
-    else:
-        from qimeng_attention.report import show_understood, understand
+def _show_understood(understood: Any, target: str, asked: Any) -> None:
+    from qimeng_attention.report import show_observed, show_understood, understand
+    from qimeng_attention.workflow.observed import observe
 
-        show_understood(terminal.page_console(), understand(understood.spec))
+    terminal.heading("what was understood")
+    console = terminal.page_console()
+    if understood.beyond:
+        show_observed(console, understood.meaning, observe(understood.spec, asked.reference, asked.framework))
+    else:
+        show_understood(console, understand(understood.spec))
+    if understood.beyond or asked.function is not None:
+        terminal.listing("  judged against your function")
     terminal.listing(f"  for {target}" + (f"\n  assumed: {understood.why}" if understood.why else ""))
 
 
@@ -165,7 +220,7 @@ def _indented(text: str) -> str:
 
 def new_run(words: str) -> Path:
     """Name the folder of a run that none was named for."""
-    slug = "-".join(re.findall(r"[a-z0-9]+", words.lower())[:5]) or "run"
+    slug = "-".join(re.findall(r"[a-z0-9]+", words.lower())[:5])[:60] or "run"
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
 
 
@@ -180,14 +235,15 @@ def _finish(made: Any, folder: Path, budget: Any, given: dict[str, Any]) -> None
         terminal.listing(str(bundle))
     elif bundle is not None:
         terminal.heading("bundle")
-        terminal.listing(f"  {bundle}    ({terminal.own_command()} show {bundle})\n  {budget.line()}\n  run: {folder}")
+        terminal.listing(f"  {bundle}    ({terminal.own_command()} show {bundle})\n  {budget.line()}")
+        terminal.listing(f"  run: {folder}    ({terminal.own_command()} show {folder})")
     elif best is None:
         last = made.samples[-1].attempts[-1]
         tried = f"{len(made.samples)} sample{'s' if len(made.samples) > 1 else ''}"
         terminal.print_error(
             QimengError(
                 f"no program passed every gate ({tried}; the last one was refused by {last.failed})",
-                hint=f"more --samples or --repairs, or read {folder}",
+                hint=f"more --samples or --repairs, or read it: {terminal.own_command()} show {folder}",
             ),
             False,
         )

@@ -25,9 +25,10 @@ Framework = Annotated[
     ),
 ]
 Source = Annotated[
-    Path | None,
+    str | None,  # no Path, which would write `h // 4` in a request as `h / 4`
     typer.Argument(
-        help="A spec (YAML or JSON), a TL file to begin with, or, with --author, a request in words.",
+        help="A spec (YAML or JSON), a TL file to begin with, or, with --author, a request in words "
+        "or a function, FILE.py:FUNCTION.",
         show_default=False,
     ),
 ]

@@ -1,5 +1,7 @@
 """What the command line shows: tables, panels and listings. Data goes to stdout, progress and notes to stderr.
 
+Texts may be a model's or anybody's: what moves a cursor or turns a line around is shown as a sign.
+
 Not here: what the commands do (cli.py).
 """
 
@@ -19,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qimeng_attention.errors import QimengError
+from qimeng_attention.plain_text import plain
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -46,22 +49,22 @@ def print_error(error: QimengError, as_json: bool) -> None:
     if as_json:
         print_json(error.to_json())
     else:
-        err.print(str(error), style="red", markup=False)
+        err.print(plain(str(error)), style="red", markup=False)
 
 
 def note(text: str) -> None:
     """Say something beside the result."""
-    err.print(f"note: {text}", style="yellow", markup=False)
+    err.print(plain(f"note: {text}"), style="yellow", markup=False)
 
 
 def heading(text: str) -> None:
     """Begin a part of the output."""
-    out.print(f"\n── {text} " + "─" * max(0, 96 - len(text)), style="bold cyan", markup=False)
+    out.print(plain(f"\n── {text} ") + "─" * max(0, 96 - len(text)), style="bold cyan", markup=False)
 
 
 def listing(text: str) -> None:
     """Print a program as it is."""
-    out.print(text.rstrip(), markup=False)
+    out.print(plain(text.rstrip()), markup=False)
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
@@ -70,7 +73,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*[Text(str(cell)) for cell in row])
+        made.add_row(*[Text(plain(str(cell))) for cell in row])
     out.print(made)
 
 
@@ -78,7 +81,7 @@ def facts(values: Mapping[str, Any]) -> None:
     """Print names and values, a line each."""
     width = max((len(k) for k in values), default=0)
     for key, value in values.items():
-        out.print(f"  {key.ljust(width)}  {value}", markup=False)
+        out.print(plain(f"  {key.ljust(width)}  {value}"), markup=False)
 
 
 @contextmanager

@@ -71,6 +71,14 @@ def test_words_without_a_model_are_refused_with_the_way_out() -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_flags_beside_words_are_refused_by_name() -> None:
+    result = run(WORDS, "--author", "replay", "--yes", "--Hq", "8")
+
+    assert result.exit_code == 2
+    assert "(Hq) would not count" in result.output
+
+
+@pytest.mark.usefixtures("here")
 def test_without_a_terminal_nothing_is_made_unless_told_so() -> None:
     result = run(WORDS, "--author", "replay", "--run", "run", "--out", "out")
 

@@ -205,3 +205,18 @@ def test_without_a_measured_speed_there_is_a_prediction_that_says_so(page: Calla
     assert shown.predicted
     text = terminal(shown).partition("speed ──")[2]
     assert text.index("not measured") < text.index("prediction")
+
+
+def test_of_a_models_program_it_says_what_the_model_did_not_write(page: Callable[..., Page]) -> None:
+    reasons = {
+        "author": "a model",
+        "repairs": 1,
+        "not the author's": ["Schedule: warps 4 along q"],
+        "reasons": [],
+        "failed before": [{"stage": "code", "gate": "check", "codes": ["TL202"]}],
+    }
+    shown = page({"reasons.json": json.dumps(reasons).encode()})
+
+    for text in (html.unescape(to_html(shown)), terminal(shown)):
+        assert "Schedule: warps 4 along q" in text
+        assert "code by check (TL202)" in text

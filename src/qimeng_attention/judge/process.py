@@ -26,11 +26,13 @@ TIMEOUT_S = 60.0  # of one launch, its transfers and, the first time, the start 
 WORKER = (sys.executable, "-m", "qimeng_attention.judge.worker")
 ERRORS = "errors.txt"  # in the shared folder: what the process says beside its answers
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "PYTHONPATH")  # of the environment; keys and tokens stay behind
+LONGEST_LINE = 16 << 20  # bytes of an answer: arrays travel as files
+_READ_BYTES = 4096  # of the end of what a process says beside its answers
 KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "LD_")
 
 
 def read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
-    """Read a line of a process; None if none came in time, an unfinished one if the process ended."""
+    """Read a line of a process; None if none came in time or it has no end, an unfinished one if the process ended."""
     assert process.stdout is not None
     line, deadline = b"", time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
@@ -42,6 +44,8 @@ def read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
             if not piece:
                 return line
             line += piece
+            if len(line) > LONGEST_LINE:
+                return None
     return line
 
 
@@ -50,9 +54,16 @@ def how_it_ended(process: subprocess.Popen[bytes], errors: Path) -> str:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=5)
     code = process.poll()
-    lines = errors.read_text("utf-8", "replace").strip().splitlines()
+    lines = _end_of(errors).strip().splitlines()
     how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
     return how + (f": {lines[-1][:300]}" if lines else "")
+
+
+def _end_of(errors: Path) -> str:
+    with errors.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _READ_BYTES))
+        return file.read().decode("utf-8", "replace")
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -3,9 +3,10 @@
     with open_reference("mine.py:attention") as function:  # or a function: then it runs in this process
         function(q=q, k=k, v=v)                            # {"0": array}, or outputs by the function's names
 
-The process inherits none of the environment but what Python needs to start, reads nothing, and is killed, with
-whatever it started, when a call takes too long. It is no sandbox: the file may do to files and networks what its user
-may.
+The process inherits none of the environment but what Python needs to start, has a folder of its own as home and
+working directory, reads nothing, and is killed, with whatever it started, when a call takes too long. It writes no file
+elsewhere, starts nothing and reaches no network (confinement.py). That is no sandbox: native code is not held, and the
+file may read what its user may.
 
 Not here: what happens in that process (reference_worker.py), what is asked of its outputs (own_function.py).
 """
@@ -17,6 +18,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,7 +36,8 @@ from qimeng_attention.tl.numerics import Array
 TIMEOUT_S = 60.0  # of one call, and of the start, which may import PyTorch
 MEMORY_BYTES = 8 << 30
 THREADS = 2  # of its libraries: tensors are small, and other work runs beside it
-KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT")
+KEPT = ("PATH", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT")
+HOME = "home"  # in the shared folder: where it may write
 Place: TypeAlias = "str | Callable[..., Any]"
 
 
@@ -147,7 +150,10 @@ class InItsOwnProcess(Reference):
             np.save(folder / file, arrays[name], allow_pickle=False)
         values = {name: value for name, value in given.items() if name not in arrays}
         answer = self._answer({"arrays": files, "values": values})
-        return {name: np.load(folder / file, allow_pickle=False) for name, file in answer["outputs"].items()}
+        try:
+            return {str(name): np.load(folder / file, allow_pickle=False) for name, file in _outputs(answer)}
+        except (OSError, ValueError, EOFError, MemoryError):
+            raise self.wrong("gives files that hold no arrays", "let it leave its process's files alone") from None
 
     def stop(self) -> None:
         """End the process and whatever it started."""
@@ -179,13 +185,16 @@ class InItsOwnProcess(Reference):
             )
         if not line.endswith(b"\n"):
             raise self.wrong(f"ends its process: {self._ended()}", "let it return, and keep what it needs small")
-        answer: dict[str, Any] = json.loads(line)
+        answer = _read(line)
+        if answer is None:
+            self._kill()
+            raise self.wrong("answers something that makes no sense", "let it leave its process's files alone")
         if "missing" in answer:
-            raise EnvironmentMissing(answer["missing"], hint=answer["hint"])
+            raise EnvironmentMissing(str(answer["missing"]), hint=str(answer.get("hint", "")))
         if "wrong" in answer and request is None:  # the file, not the function
-            raise JudgeError(answer["wrong"], hint=answer["hint"], field="reference")
+            raise JudgeError(str(answer["wrong"]), hint=str(answer.get("hint", "")), field="reference")
         if "wrong" in answer:
-            raise self.wrong(answer["wrong"], answer["hint"])
+            raise self.wrong(str(answer["wrong"]), str(answer.get("hint", "")))
         return answer
 
     def _ended(self) -> str:
@@ -196,7 +205,10 @@ class InItsOwnProcess(Reference):
 
     def _started(self) -> subprocess.Popen[bytes]:
         kept = {name: value for name, value in os.environ.items() if name in KEPT}
-        kept["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        kept["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p)
+        home = Path(self._folder.name) / HOME
+        home.mkdir(exist_ok=True)
+        kept |= {"HOME": str(home), "TMPDIR": str(home)}
         kept |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
         with (Path(self._folder.name) / ERRORS).open("wb") as errors:
             return subprocess.Popen(
@@ -205,8 +217,31 @@ class InItsOwnProcess(Reference):
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=kept,
+                cwd=home,
                 start_new_session=True,
             )
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    """Read an answer; None where it is none: a function that looks for the way out of its process may write there."""
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(answer, dict) and answer.keys() & {"missing", "wrong", "parameters", "outputs"}
+    return answer if known else None
+
+
+def _outputs(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Give the files of outputs, by name.
+
+    Raises:
+        ValueError: one is not in the shared folder.
+    """
+    files = answer.get("outputs")
+    if not isinstance(files, dict) or any(not re.fullmatch(r"\d+\.out\.npy", str(f)) for f in files.values()):
+        raise ValueError("no files of outputs")
+    return list(files.items())
 
 
 _KINDS = {

@@ -26,6 +26,9 @@ import numpy as np
 
 from qimeng_attention.errors import EnvironmentMissing
 from qimeng_attention.judge.calling import Function, Wrong, call, framework_of, told
+from qimeng_attention.judge.confinement import confine
+
+MOST_FILE_BYTES = 1 << 30  # of what it writes: its outputs, and what it prints
 
 
 def main() -> None:
@@ -38,6 +41,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # it has nothing to read
     _limit(int(memory))
     sys.argv[1:] = []
+    confine(Path(folder))
     try:
         function = loaded(Path(file), name)
         framework = framework_of(function) if framework == "auto" else framework
@@ -64,6 +68,7 @@ def _limit(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         # NOTE: of data, not of addresses: libraries reserve far more addresses than they use.
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
 
 
 def loaded(path: Path, name: str) -> Function:

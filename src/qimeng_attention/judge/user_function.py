@@ -4,7 +4,8 @@
         ...
         return {"Out": out}            # outputs by name; a single output may come alone
 
-Arrays are float64. Whatever the function does wrong is a JudgeError that names it.
+Arrays are float64. Whatever the function does wrong is a JudgeError that names it. A function that was written beside a
+description serves too: its `q` is the program's Q, its `slopes` Slopes, and `out`, or `(out, lse)`, are Out and Lse.
 Not here: how it is called (calling.py, reference_process.py), what is done with its outputs (function.py), functions
 beside a description (own_function.py).
 """
@@ -20,9 +21,14 @@ import numpy as np
 
 from qimeng_attention.errors import JudgeError
 from qimeng_attention.judge.reference_process import Reference
+from qimeng_attention.named_tensors import kernel_name
 from qimeng_attention.tl.numerics import Array
 
 MAGNITUDE = "_magnitude"  # `Out_magnitude` beside `Out`: the sum of |terms| of each element, if it is known
+
+
+_FACE = ("Out", "Lse")  # outputs of attention: a description's function gives them by place, or without capitals
+_NAMES = {"0": "Out", "out": "Out", "1": "Lse", "lse": "Lse"}
 
 
 @dataclass
@@ -43,18 +49,21 @@ class Asked:
             JudgeError: it raises, changes its inputs, or gives something that is no set of outputs.
         """
         try:
-            result = self.function(**{name: given[name] for name in self._wanted(given)})
+            result = self.function(**{name: given[of] for name, of in self._wanted(given).items()})
         except JudgeError as error:
             raise JudgeError(f"{error.message} ({place})", hint=error.hint, field="reference") from error.__cause__
         return self._outputs(result, shapes, place)
 
-    def _wanted(self, given: Mapping[str, Any]) -> list[str]:
+    def _wanted(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Give the program's name of each argument that the function takes."""
         if self.takes_all:
-            return list(given)
-        wanted = []
+            return {name: name for name in given}
+        wanted = {}
         for name, p in self.parameters.items():
             if name in given:
-                wanted.append(name)
+                wanted[name] = name
+            elif kernel_name(name) in given and kernel_name(name) not in self.parameters:
+                wanted[name] = kernel_name(name)
             elif p.default is p.empty and p.kind is not p.VAR_POSITIONAL:
                 near = difflib.get_close_matches(name, given, n=1, cutoff=0.4)
                 raise JudgeError(
@@ -66,6 +75,8 @@ class Asked:
     def _outputs(
         self, result: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], place: str
     ) -> dict[str, Array]:
+        if set(shapes) <= set(_FACE) and len(result) <= len(_FACE):
+            result = {_NAMES.get(name, name): value for name, value in result.items()}
         if "0" in result:  # outputs without a name
             if len(shapes) > 1 or len(result) > 1:
                 names = ", ".join(f"'{n}': ..." for n in shapes)

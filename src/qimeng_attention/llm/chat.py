@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from qimeng_attention.errors import QimengError
 
+_TURN = re.compile(r"^[ \t]*\[(?:system|user|assistant)\][ \t]*$", re.MULTILINE)
 Role = Literal["system", "user", "assistant"]
 
 
@@ -46,7 +48,10 @@ class Request:
         """Give the conversation as one text, for programs and people that take one."""
         if len(self.messages) == 1:
             return self.messages[0].text
-        return "\n\n".join(f"[{m.role}]\n{m.text}" for m in self.messages) + "\n\n[assistant]\n"
+        # SAFETY: a line of a text that looks like the beginning of a turn is quoted.
+        quoted = ((m.role, _TURN.sub(r"> \g<0>", m.text)) for m in self.messages)
+        said = (f"[{role}]\n{text}" for role, text in quoted)
+        return "\n\n".join(said) + "\n\n[assistant]\n"
 
 
 @dataclass(frozen=True, slots=True)

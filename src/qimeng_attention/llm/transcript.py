@@ -193,6 +193,7 @@ class Transcript:
             os.close(self._file)
             raise
         self.earlier = tuple(record.calls)
+        self._notes = list(record.notes)
         self.calls = list(record.calls)
         if not record.date:
             self._write("run", format=FORMAT, words=words, facts=facts or {})
@@ -268,6 +269,16 @@ class Transcript:
         """Keep what became of an answer, or anything else worth keeping."""
         with self._lock:
             self._write("note", about=about, **facts)
+
+    def note_once(self, about: str, *, seconds: float | None = None, **facts: Any) -> None:
+        """Keep something, unless the transcript says it already: a run begun again passes the same gates again."""
+        told = json.loads(json.dumps({"about": about, **self._clean(facts)}, default=str))
+        with self._lock:
+            if any(all(n.get(name) == value for name, value in told.items()) for n in self._notes):
+                return
+            self._notes.append(told)
+            timed = {} if seconds is None else {"seconds": round(seconds, 3)}
+            self._write("note", **told, **timed)
 
     def _write(self, event: str, **fields: Any) -> None:
         """Add a line, whole and on the disk, or none."""

@@ -10,12 +10,12 @@ Not here: how it looks (terminal_page.py, html_page.py).
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qimeng_attention.errors import QimengError
+from qimeng_attention.plain_text import cleaned, plain
 from qimeng_attention.report.beside import Row, lines_of, pair
 from qimeng_attention.report.understood import Understood, understand
 from qimeng_attention.runtime import Contents
@@ -76,7 +76,7 @@ def page_of(contents: Contents) -> Page:
         judged=tuple(_judged(verdict)),
         speed=tuple(speed_of(_json(files, "speed.json"))),
         predicted=_predicted(files),
-        made_by=tuple(_flat(_cleaned(dict(manifest.provenance)))),
+        made_by=(*_flat(cleaned(dict(manifest.provenance))), *_written(_json(files, "reasons.json"))),
         tl=tuple(lines_of(tl)),
         cpp=tuple(lines_of(cpp)),
         rows=tuple(pair(tl, cpp)),
@@ -95,30 +95,13 @@ def _text(files: Mapping[str, bytes], name: str) -> str:
     return plain(files.get(name, b"").decode("utf-8", "replace").replace("\r\n", "\n").expandtabs(4))
 
 
-def plain(text: str) -> str:
-    """Give a text with a replacement sign for everything that is neither shown nor the end of a line."""
-    # SAFETY: escape sequences would reach the terminal, and signs of direction would show another program than it is.
-    hidden = ("Cc", "Cf", "Zl", "Zp")
-    return "".join(
-        c if c == "\n" or unicodedata.category(c) not in hidden else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-
-
 def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
         value = json.loads(files.get(name, b"{}"))
     except (ValueError, RecursionError):
         return {}
-    cleaned = _cleaned(value)
-    return cleaned if isinstance(cleaned, dict) else {}
-
-
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, str):
-        return plain(value)
-    if isinstance(value, list):
-        return [_cleaned(item) for item in value]
-    return {plain(str(n)): _cleaned(v) for n, v in value.items()} if isinstance(value, dict) else value
+    found = cleaned(value)
+    return found if isinstance(found, dict) else {}
 
 
 def _each(fields: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
@@ -174,6 +157,19 @@ def _reasons(files: Mapping[str, bytes]) -> Iterator[Reason]:
         predicted = isinstance(figures, dict) and figures.get("kind") == "prediction"
         parameter, value, why = (str(item.get(name, "")) for name in ("parameter", "value", "why"))
         yield Reason(parameter, value, why, predicted)
+
+
+def _written(reasons: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say of a program that a model wrote which of its lines are not the model's, and what was refused before."""
+    if isinstance(repairs := reasons.get("repairs"), int):
+        yield "repairs", str(repairs)
+    added = reasons.get("not the author's")
+    for line in added if isinstance(added, list) else ():
+        yield "not the author's", str(line)
+    for before in _each(reasons, "failed before"):
+        codes = before.get("codes")
+        told = f" ({', '.join(map(str, codes))})" if isinstance(codes, list) and codes else ""
+        yield "refused before", f"{before.get('stage')} by {before.get('gate')}{told}"
 
 
 def _all_resources(manifest: Manifest, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

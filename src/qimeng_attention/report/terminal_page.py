@@ -15,10 +15,12 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from qimeng_attention.plain_text import plain
 from qimeng_attention.report.mask_picture import MaskPicture
 from qimeng_attention.report.page import Page
 from qimeng_attention.report.tl_lexer import TlLexer
 from qimeng_attention.report.understood import Understood, Weights
+from qimeng_attention.workflow.observed import Observed
 
 _SIDE_BY_SIDE = 132  # columns that picture and example need beside each other
 _FULL, _PART, _NONE = "██", "▒▒", "··"
@@ -28,37 +30,54 @@ _VERDICTS = {"accepted": "bold green", "rejected": "bold red"}
 
 def show_understood(console: Console, understood: Understood) -> None:
     """Draw what was understood of a description."""
-    console.print(_understood(understood, console.width), soft_wrap=False)
+    console.print(understood_group(understood, console.width), soft_wrap=False)
+
+
+def show_observed(console: Console, meaning: str, observed: Observed) -> None:
+    """Draw what was understood of an operator that no description covers, and what its function shows when called."""
+    console.print(Text(plain(meaning)), soft_wrap=False)
+    console.print()
+    if observed.weights is None or observed.seen is None:
+        console.print(Text(plain(f"no picture: {observed.why}"), "dim"))
+        return
+    rows, columns = observed.seen.shape
+    cells = tuple(tuple(float(cell) for cell in row) for row in observed.seen)
+    picture = MaskPicture(cells, rows, columns, 1, 1, True, "by calling your function; head 0")
+    words = "head 0, Q and K from N(0, 1), by calling your function with unit vectors for values"
+    weights = Weights(observed.weights, observed.weights != 0, None, words)
+    console.print(_drawings(picture, weights, console.width), soft_wrap=False)
 
 
 def show_page(console: Console, page: Page, *, program: bool = True) -> None:
     """Draw everything about a bundle; `program` also draws TL beside C++."""
     console.print(Text.assemble((page.kernel, "bold"), f" for {page.target}"))
     if page.understood is not None:
-        _part(console, "what was asked for", _understood(page.understood, console.width))
-    _part(console, "why it is as it is", _reasons(page), empty=not page.reasons)
-    _part(console, "launch", _facts(page.launch), empty=not page.launch)
-    _part(console, "resources", _facts(page.resources), empty=not page.resources)
+        part(console, "what was asked for", understood_group(page.understood, console.width))
+    part(console, "why it is as it is", _reasons(page), empty=not page.reasons)
+    part(console, "launch", facts_table(page.launch), empty=not page.launch)
+    part(console, "resources", facts_table(page.resources), empty=not page.resources)
     verdict = Text(page.verdict if page.judged else "none: the kernel has not been judged")
     verdict.stylize(_VERDICTS.get(page.verdict, "bold yellow"))
-    _part(console, "verdict", Group(verdict, _facts(page.judged)))
+    part(console, "verdict", Group(verdict, facts_table(page.judged)))
     unmeasured = [("not measured", "`qimeng bench` times it on a GPU")]
     unmeasured += [("prediction", page.predicted)] if page.predicted else []
-    _part(console, "speed", _facts(page.speed or unmeasured))
-    _part(console, "made by", _facts(page.made_by), empty=not page.made_by)
+    part(console, "speed", facts_table(page.speed or unmeasured))
+    part(console, "made by", facts_table(page.made_by), empty=not page.made_by)
     if program:
         title = "scheduled TL, and the CuTe C++ it became" if any(page.tl) else "the kernel, written in CUDA"
-        _part(console, title, _beside(page, console.width))
+        part(console, title, _beside(page, console.width))
 
 
-def _part(console: Console, title: str, content: RenderableType, *, empty: bool = False) -> None:
+def part(console: Console, title: str, content: RenderableType, *, empty: bool = False) -> None:
+    """Draw a part of a page below its title, or nothing where it is empty."""
     if not empty:
         console.print()
         console.print(Rule(Text(title, "bold"), align="left", characters="─"))
         console.print(content, soft_wrap=False)
 
 
-def _facts(facts: Iterable[tuple[str, str]]) -> Table:
+def facts_table(facts: Iterable[tuple[str, str]]) -> Table:
+    """Draw names and values, a line each."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
@@ -67,20 +86,25 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _understood(understood: Understood, width: int) -> Group:
+def understood_group(understood: Understood, width: int) -> Group:
+    """Draw formula, assumptions, mask and example, side by side where there is room."""
     formula = Table.grid(padding=(0, 1))
     formula.add_column(justify="right", style="bold", no_wrap=True)
     formula.add_column(no_wrap=True)
     formula.add_column(overflow="fold")
     for what, how in understood.formula:
         formula.add_row(Text(what), "=" if what != "seen" else ":", Text(how))
-    picture, weights = _picture(understood.picture), _weights(understood.weights)
-    above = (formula, Text(""), _facts(understood.assumptions), Text(""))
+    drawings = _drawings(understood.picture, understood.weights, width)
+    return Group(formula, Text(""), facts_table(understood.assumptions), Text(""), drawings)
+
+
+def _drawings(seen: MaskPicture, example: Weights, width: int) -> RenderableType:
+    picture, weights = _picture(seen), _weights(example)
     if width < _SIDE_BY_SIDE:
-        return Group(*above, picture, Text(""), weights)
+        return Group(picture, Text(""), weights)
     drawings = Table.grid(padding=(0, 4))
     drawings.add_row(picture, weights)
-    return Group(*above, drawings)
+    return drawings
 
 
 def _picture(picture: MaskPicture) -> Group:
@@ -121,7 +145,7 @@ def _reasons(page: Page) -> Table:
 
 
 def _beside(page: Page, width: int) -> Table:
-    tl, cpp = _coloured(page.tl, TlLexer()), _coloured(page.cpp, CppLexer())
+    tl, cpp = coloured(page.tl, TlLexer()), coloured(page.cpp, CppLexer())
     number = len(str(max(len(tl), len(cpp), 1)))
     side = (width - 2 * number - 6) // 2
     table = Table.grid(padding=(0, 1))
@@ -144,6 +168,7 @@ def _cell(lines: list[Text], number: int, *, dim: bool = False) -> tuple[Text, T
     return Text(str(number), "dim"), line
 
 
-def _coloured(lines: tuple[str, ...], lexer: Lexer) -> list[Text]:
+def coloured(lines: tuple[str, ...], lexer: Lexer) -> list[Text]:
+    """Give the lines of a program in the terminal's own colours."""
     coloured = Syntax("", lexer, theme=_THEME, background_color="default").highlight("\n".join(lines))
     return list(coloured.split("\n", allow_blank=True))

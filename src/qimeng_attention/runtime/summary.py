@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qimeng_attention.plain_text import plain
 from qimeng_attention.runtime.expressions import show
 from qimeng_attention.runtime.manifest import GridAxis, Manifest
 
@@ -50,7 +51,10 @@ def describe(manifest: Manifest, files: Mapping[str, bytes]) -> str:
         ("speed", _join(_flat(_read(files, "speed.json")))),
         ("made by", _join(_flat(manifest.provenance))),
     ]
-    return "\n".join(f"{name if first else '':<10} {line}" for name, lines in parts for first, line in _marked(lines))
+    # SAFETY: a bundle may come from anywhere, and what is given here is printed.
+    return plain(
+        "\n".join(f"{name if first else '':<10} {line}" for name, lines in parts for first, line in _marked(lines))
+    )
 
 
 def _marked(lines: list[str]) -> Iterator[tuple[bool, str]]:

@@ -18,7 +18,8 @@ import numpy as np
 from qimeng_attention.errors import Diagnostic, Span
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.coordinates import copy_tensor
-from qimeng_attention.tl.evaluate import Environment, integer
+from qimeng_attention.tl.evaluate import Environment, Value, integer
+from qimeng_attention.tl.hidden import both, hiding
 from qimeng_attention.tl.interpreter import check_written, grid_points, grid_ranges, make_machine
 from qimeng_attention.tl.machine import Fault, Machine, Unfinished
 from qimeng_attention.tl.numerics import INTEGER_TYPES, Array
@@ -218,21 +219,28 @@ def _needed(machine: Machine, axis: str, extent: int, index: dict[str, int]) -> 
     undecided = np.zeros(extent, bool)
     if not rows or any(len(r) == 0 for r in rows.values()) or prod(map(len, rows.values())) * extent > MOST_ELEMENTS:
         return undecided
-    masks = [
-        n.condition for n in statements(checked.kernel.body) if isinstance(n, s.Mask) and axis in names_in(n.condition)
-    ]
-    visible: Array = np.ones(extent, bool) if not masks else np.zeros(extent, bool)
-    for condition in masks:
-        machine.spend(extent)
-        try:
-            value = Environment(ints, indices={**rows, axis: np.arange(extent)}).evaluate(condition)
-        except (KeyError, ZeroDivisionError):
+    groups = hiding(checked.kernel.body, axis)
+    environment = Environment(ints, indices={**rows, axis: np.arange(extent)})
+    visible: Array = np.ones(extent, bool) if not groups else np.zeros(extent, bool)
+    for group in groups:
+        machine.spend(extent * len(group))
+        alone = [(h, _value(h.condition, environment)) for h in group]
+        if any(h.written for h, value in alone if value is None):
             return undecided  # it reads a tensor or a loop variable: not decided here
+        known = [(h, value) for h, value in alone if value is not None]
+        value = known[0][1] if len(known) == 1 else environment.evaluate(both([h for h, _ in known]))
         data = np.asarray(value.data)
         if axis in value.axes:
             data = np.asarray(data.any(axis=tuple(i for i, a in enumerate(value.axes) if a != axis)))
         visible[:] |= np.broadcast_to(data, (extent,))
     return visible
+
+
+def _value(condition: s.Expr, environment: Environment) -> Value | None:
+    try:
+        return environment.evaluate(condition)
+    except (KeyError, ZeroDivisionError):
+        return None
 
 
 def _row_ranges(machine: Machine, ints: dict[str, int]) -> dict[str, Array]:

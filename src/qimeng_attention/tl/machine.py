@@ -278,7 +278,8 @@ class Reads:
     """What a Compute reads: all names, and those inside of each reduction."""
 
     names: frozenset[str]
-    reduced: tuple[tuple[str, frozenset[str]], ...]
+    reduced: tuple[tuple[s.Call, frozenset[str]], ...]
+    chooses: bool  # whether a where is in it
 
 
 @dataclass
@@ -308,14 +309,23 @@ class Machine:
         }
         self.named = {n: (a, self.checked.tensors[n].dtype) for n, a in self.tensors.items()}
         self._reads: dict[int, Reads] = {}  # by statement: a loop runs one many times
+        self._names: dict[int, frozenset[str]] = {}  # by expression
 
     def reads(self, n: s.Compute) -> Reads:
         """Give what a Compute reads, worked out once."""
         found = self._reads.get(id(n))
         if found is None:
             calls = [e for e in expressions(n.value) if isinstance(e, s.Call) and e.function in REDUCTIONS]
-            reduced = tuple((e.function, frozenset(names_in(e.args))) for e in calls)
-            found = self._reads[id(n)] = Reads(frozenset(names_in(n.value)), reduced)
+            reduced = tuple((e, frozenset(names_in(e.args))) for e in calls)
+            chooses = any(isinstance(e, s.Call) and e.function == "where" for e in expressions(n.value))
+            found = self._reads[id(n)] = Reads(frozenset(names_in(n.value)), reduced, chooses)
+        return found
+
+    def names(self, e: s.Expr) -> frozenset[str]:
+        """Give the names in a part of a Compute, worked out once."""
+        found = self._names.get(id(e))
+        if found is None:
+            found = self._names[id(e)] = frozenset(names_in(e))
         return found
 
     def spend(self, elements: int = 0) -> None:

@@ -18,12 +18,12 @@ from qimeng_attention.author.llm.answers import NoProgram, clean, program_of
 from qimeng_attention.author.llm.methods import Method, Stage
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.build import Cache
-from qimeng_attention.errors import SpecError
+from qimeng_attention.errors import QimengError, SpecError
 from qimeng_attention.judge import Verdict, judge_function, judge_program
 from qimeng_attention.llm.chat import Client, Message, Reply, Request
 from qimeng_attention.schedule import REWRITINGS
 from qimeng_attention.tl.parser import parse
-from qimeng_attention.workflow import stages
+from qimeng_attention.workflow import feedback, stages
 from qimeng_attention.workflow.attempts import Attempt, Gate, Truth, pass_gates
 from qimeng_attention.workflow.cuda import refuse_other_arguments, try_cuda
 from qimeng_attention.workflow.gpu import OnGpu
@@ -32,6 +32,7 @@ from qimeng_attention.workflow.stages import Results
 __all__ = ["REPAIRS", "Attempt", "Sample", "Truth", "try_answer", "try_meaning", "write_sample"]
 
 REPAIRS = 3
+MOST_SKETCH = 20_000  # characters of a text without a block that are passed on
 _PLAINEST = "\nSchedule\n    warps 4 along q  # the author left the schedule out\n"
 
 
@@ -43,6 +44,7 @@ class Sample:
     attempts: list[Attempt] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     sketch: str = ""
+    sketch_finding: str = ""  # what the parser says of a sketch that is no TL
     code: str = ""  # in TL, as the model wrote it, once it passed
     atoms: str = ""  # the instructions that a translation begins with
     results: Results | None = None
@@ -187,11 +189,27 @@ def _ask(sample: Sample, client: Client, prompt: str, stage: str, number: int) -
 def _keep(sample: Sample, stage: Stage, text: str) -> None:
     """Keep what later prompts hold of an answer."""
     if stage.name == "sketch":
-        sample.sketch = _block_of(text, stage.fence)
+        sample.sketch, sample.sketch_finding = _sketch_of(text)
     elif stage.name == "atoms":
         sample.atoms = _block_of(text, stage.fence, "cpp", "c++").replace("```", "")
     elif stage.name == "code":
         sample.code = text
+
+
+def _sketch_of(text: str) -> tuple[str, str]:
+    """Give the sketch of an answer, and what is wrong with it.
+
+    One that is no TL is passed on, with the parser's words: the method stays two-stage, and no repair is spent on what
+    the code's gates will see again. One without a block is passed on whole.
+    """
+    try:
+        sketch = program_of(text)
+        parse(sketch, "sketch.tl")
+    except NoProgram as none:
+        return clean(text)[:MOST_SKETCH], none.message
+    except QimengError as error:
+        return sketch[:MOST_SKETCH], feedback.of_error(error, sketch)
+    return sketch, ""
 
 
 def _block_of(text: str, *fences: str) -> str:
@@ -199,7 +217,7 @@ def _block_of(text: str, *fences: str) -> str:
     for fence in fences:
         with suppress(NoProgram):
             return program_of(text, fence)
-    return clean(text)
+    return clean(text)[:MOST_SKETCH]
 
 
 def _prompt(stage: Stage, wanted: Wanted, results: Results, sample: Sample, *, steps: bool = False) -> str:
@@ -213,7 +231,7 @@ def _prompt(stage: Stage, wanted: Wanted, results: Results, sample: Sample, *, s
         return render.translation_prompt(wanted, target, arch, sample.code, sample.atoms)
     if stage.language == "CUDA":
         return render.cuda_prompt(wanted, target, steps=steps)
-    return render.code_prompt(wanted, target, list(REWRITINGS.values()), sample.sketch)
+    return render.code_prompt(wanted, target, list(REWRITINGS.values()), sample.sketch, sample.sketch_finding)
 
 
 # ------------------------------------------------------------------ gates
@@ -264,9 +282,18 @@ def try_meaning(text: str, results: Results, truth: Truth, stage: str) -> tuple[
     return pass_gates(steps, stage, results)
 
 
+def with_schedule(program: str) -> tuple[str, bool]:
+    """Give a program with a schedule, and whether it is the plainest one, which was added.
+
+    Raises:
+        DiagnosticError: it does not parse.
+    """
+    plain = not any(k.schedule for k in parse(program, "code.tl").kernels)
+    return program + (_PLAINEST if plain else ""), plain
+
+
 def _parsed(attempt: Attempt, results: Results) -> tuple[Attempt, Results]:
-    plain = not any(k.schedule for k in parse(attempt.program, "code.tl").kernels)
-    code = attempt.program + (_PLAINEST if plain else "")
+    code, plain = with_schedule(attempt.program)
     made = replace(results, code=code, reasons={"author": "llm", "reasons": []})
     return replace(attempt, plain_schedule=plain), made
 

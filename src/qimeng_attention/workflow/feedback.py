@@ -10,12 +10,13 @@ import re
 from collections import Counter
 
 from qimeng_attention.build import CompileError
-from qimeng_attention.errors import Diagnostic, DiagnosticError, QimengError
+from qimeng_attention.errors import Diagnostic, DiagnosticError, JudgeError, QimengError
 from qimeng_attention.judge import Verdict
 from qimeng_attention.judge.rule import without_values
 
 _MOST_CASES = 6
 _MOST_DIAGNOSTICS = 8
+_RAISED = re.compile(r"( raises \w+): .*?( \([^()]*\))?$", re.DOTALL)
 _ELEMENT = re.compile(r"\[([\d, ]*)\] is (\S+?)[, ]")
 
 
@@ -29,7 +30,11 @@ def of_error(error: QimengError, source: str) -> str:
         return "\n".join(
             ["NVRTC refused the source:", *(_of_compiler(d) for d in error.diagnostics[:_MOST_DIAGNOSTICS])]
         )
-    return error.message + (f"\nhint: {error.hint}" if error.hint else "")
+    message = error.message
+    if isinstance(error, JudgeError):
+        # SAFETY: the words of an exception are the reference's: they may tell values that it expects, or anything.
+        message = _RAISED.sub(r"\1\2", message)
+    return message + (f"\nhint: {error.hint}" if error.hint else "")
 
 
 def _of_compiler(found: Diagnostic) -> str:

@@ -1,4 +1,4 @@
-"""From words, or a description, to a bundle whose program a language model wrote.
+"""From words, a function, or a description, to a bundle whose program a language model wrote.
 
 A run is a folder: `transcript.jsonl` holds everything said and what came of it, and a run begun again there asks
 nothing twice. The person who asked sees what the words were taken to mean before anything is made of them.
@@ -21,6 +21,7 @@ from qimeng_attention.spec import AttentionSpec
 from qimeng_attention.store import refuse_existing
 from qimeng_attention.workflow import stages
 from qimeng_attention.workflow.authoring import REPAIRS, Attempt, Sample, Truth, write_sample
+from qimeng_attention.workflow.from_function import FunctionAsked, understand_function
 from qimeng_attention.workflow.generate import Outcome, save
 from qimeng_attention.workflow.gpu import OnGpu
 from qimeng_attention.workflow.judgement import agreeing
@@ -30,10 +31,11 @@ from qimeng_attention.workflow.stages import Results
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person asks a model for: words or a description, and how it is to be made."""
+    """What a person asks a model for: words, a function or a description, and how it is to be made."""
 
     words: str = ""
     spec: AttentionSpec | None = None
+    function: FunctionAsked | None = None  # instead of words: it is also the reference
     target: str | None = None  # None: the words', else the GPU that is present
     arch: str | None = None
     reference: Place | None = None
@@ -116,6 +118,8 @@ def generate_with_model(
 
 
 def _understand(asked: Asked, client: Client) -> Understood:
+    if asked.function is not None:
+        return understand_function(asked.function, client)
     if asked.spec is None:
         return understand_words(asked.words, client)
     return Understood(asked.words, asked.spec, asked.target, "given as a description")
@@ -126,8 +130,9 @@ def _truth(asked: Asked, understood: Understood, stack: ExitStack) -> Truth:
     place = asked.reference if isinstance(asked.reference, str) else ""
     if understood.beyond:
         assert asked.reference is not None
+        function = stack.enter_context(open_reference(asked.reference, asked.framework))
         return Truth(
-            function=stack.enter_context(open_reference(asked.reference, asked.framework)),
+            function=function,
             place=place,
             framework=asked.framework,
         )
@@ -186,6 +191,7 @@ def _reasons(sample: Sample) -> dict[str, object]:
         **({"translated from": sample.code, "instructions": sample.atoms} if translated else {}),
         "repairs": sample.repairs,
         "not the author's": added,
+        **({"sketch": f"no TL: {sample.sketch_finding.splitlines()[0]}"} if sample.sketch_finding else {}),
         "reasons": [],
         "failed before": [
             {"stage": a.stage, "gate": a.failed, "codes": list(a.codes)} for a in sample.attempts if a.failed

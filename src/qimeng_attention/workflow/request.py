@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from qimeng_attention.author.llm import render, understanding
+from qimeng_attention.author.llm.quoting import in_a_line
 from qimeng_attention.author.llm.understanding import NotUnderstood, Understood
 from qimeng_attention.author.llm.wanted import Wanted
+from qimeng_attention.errors import SpecError
+from qimeng_attention.judge import Operator
 from qimeng_attention.llm.chat import Client, Message, Request
 
 TRIES = 3
@@ -27,13 +30,26 @@ def understand_words(words: str, client: Client, number: int = 0) -> Understood:
     for left in range(TRIES - 1, -1, -1):
         reply = client.complete(Request(messages, "understand", number))
         try:
-            return understanding.understood(reply.text, words)
+            return readable(understanding.understood(reply.text, words))
         except NotUnderstood as fault:
             if not left:
                 raise
-            again = render.template("again", {"message": fault.message, "hint": fault.hint})
+            again = render.template("again", {"message": in_a_line(fault.message), "hint": in_a_line(fault.hint)})
             messages = (*messages, Message("assistant", reply.text), Message("user", again))
     raise AssertionError("the loop returns or raises")
+
+
+def readable(found: Understood) -> Understood:
+    """Give a description whose mask and score a reference can read.
+
+    Raises:
+        NotUnderstood: it cannot; the model is told, and may mend it.
+    """
+    try:
+        Operator.of(found.spec)
+    except SpecError as error:
+        raise NotUnderstood(f"spec: {error.message}", hint=error.hint) from None
+    return found
 
 
 def wanted_of(found: Understood) -> Wanted:

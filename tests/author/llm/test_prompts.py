@@ -27,6 +27,10 @@ NAMELESS = Wanted("Causal attention.", "plain", (64, 32), "fp16", lse=True)
 LINES = list(REWRITINGS.values())
 SKETCH = "Copy Q from global to shared\n"
 MOST_TOKENS = {"understand": 1100, "sketch": 700, "code": 2900, "one_stage": 2900, "code_t4": 2900, "repair": 120}
+MOST_TOKENS |= {"understand_function": 1300}
+SOURCE = understanding.Source(
+    "attention", "def attention(q, k, v):\n    return v\n", ("q", "k", "v"), {"Hq": 8, "dtype": "bf16"}
+)
 MOST_TOKENS |= {"improve": 2500, "improve_a100": 2500, "improve_t4": 2500}
 MOST_TOKENS |= {"vanilla": 700, "cot": 700, "vanilla_t4": 700}
 MOST_TOKENS |= {"atoms": 800, "atoms_t4": 800, "atoms_h200": 1200, "translate": 2100, "translate_t4": 2100}
@@ -76,6 +80,7 @@ def prompts() -> dict[str, str]:
     a100, t4 = targets.get("A100"), targets.get("T4")
     return {
         "understand": understanding.prompt(WORDS),
+        "understand_function": understanding.prompt_of_function(SOURCE),
         "sketch": render.sketch_prompt(WANTED),
         "code": render.code_prompt(WANTED, a100, LINES, SKETCH),
         "one_stage": render.code_prompt(WANTED, a100, LINES, ""),

@@ -6,14 +6,14 @@ What a model says is data: it is never run, and nothing of it reaches a terminal
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from qimeng_attention.errors import QimengError
 
 MOST_CHARACTERS = 100_000
-_FENCE = re.compile(
-    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
-)
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSEEN = ("Cf", "Cs", "Zl", "Zp")  # also letters of no width, in which text can be hidden from a person
 
 
 class NoProgram(QimengError):
@@ -25,7 +25,20 @@ class NoProgram(QimengError):
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """Give the fenced blocks of a text: word behind the fence, content. One that never ends reaches to the end."""
-    return [(word.lower(), content) for _, word, content in _FENCE.findall(text.replace("\r\n", "\n"))]
+    # NOTE: line by line: one expression for a whole block takes quadratic time over a long run of backticks.
+    found: list[tuple[str, str]] = []
+    fence, word, content = "", "", list[str]()
+    *lines, last = (line + "\n" for line in text.replace("\r\n", "\n").split("\n"))
+    for line in [*lines, last[:-1]]:
+        opening = _FENCE.match(line) if not fence else None
+        if opening is not None and line.endswith("\n"):
+            fence, word, content = opening[1], opening[2].lower(), []
+        elif fence and line.strip(" \t\n") == fence:
+            found.append((word, "".join(content)))
+            fence = ""
+        elif fence:
+            content.append(line)
+    return [*found, (word, "".join(content))] if fence else found
 
 
 def program_of(text: str, fence: str = "tl") -> str:
@@ -55,5 +68,6 @@ def program_of(text: str, fence: str = "tl") -> str:
 
 
 def clean(text: str) -> str:
-    """Take out control characters, terminal escapes and marks that turn the direction of writing."""
-    return _CONTROL.sub("", text.replace("\r\n", "\n"))
+    """Take out control characters, terminal escapes, marks that turn the direction of writing, and what is not seen."""
+    text = _CONTROL.sub("", text.replace("\r\n", "\n"))
+    return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) not in _UNSEEN)

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from qimeng_attention.author.llm import cute
+from qimeng_attention.author.llm.answers import clean
 from qimeng_attention.author.llm.launch import signature
+from qimeng_attention.author.llm.quoting import as_data, fence_of, in_a_line, shortened
 from qimeng_attention.author.llm.wanted import Wanted
 from qimeng_attention.targets import Target
 from qimeng_attention.tl import functions
@@ -108,17 +110,24 @@ def schedule(target: Target, rewritings: Sequence[Rewriting]) -> str:
 def sketch_prompt(wanted: Wanted) -> str:
     """Ask for a sketch."""
     known = [f for f in functions.FUNCTIONS if f not in _NOT_WRITTEN and not f.startswith("Row")]
-    return template("sketch", {"request": wanted.words, "functions": known, "dtype": wanted.dtype})
+    return template("sketch", {"request": as_data(wanted.words), "functions": known, "dtype": wanted.dtype})
 
 
-def code_prompt(wanted: Wanted, target: Target, rewritings: Sequence[Rewriting], sketch: str) -> str:
-    """Ask for TL code; with a sketch to complete, or without one for all at once."""
+def code_prompt(wanted: Wanted, target: Target, rewritings: Sequence[Rewriting], sketch: str, finding: str = "") -> str:
+    """Ask for TL code; with a sketch to complete, or without one for all at once.
+
+    `finding` is what the parser says of a sketch that is no TL.
+    """
+    finding = shortened(finding)
     return template(
         "code",
         {
-            "request": wanted.words,
+            "request": as_data(wanted.words),
             "interface": wanted.interface(),
-            "sketch": sketch,
+            "sketch": clean(sketch),
+            "marks": fence_of(sketch),
+            "finding": finding,
+            "finding_marks": fence_of(finding),
             "language": language(target),
             "facts": facts(target),
             "schedule": schedule(target, rewritings),
@@ -128,7 +137,7 @@ def code_prompt(wanted: Wanted, target: Target, rewritings: Sequence[Rewriting],
 
 def cuda_prompt(wanted: Wanted, target: Target, *, steps: bool = False) -> str:
     """Ask for CUDA against the launcher's signature; with `steps`, to think step by step before."""
-    facts = {"request": wanted.words.strip(), "signature": signature(wanted), "target": target, "steps": steps}
+    facts = {"request": as_data(wanted.words.strip()), "signature": signature(wanted), "target": target, "steps": steps}
     return template("vanilla", facts)
 
 
@@ -142,7 +151,7 @@ def atoms_prompt(wanted: Wanted, target: Target, arch: str, code: str) -> str:
 
 def translation_prompt(wanted: Wanted, target: Target, arch: str, code: str, atoms: str) -> str:
     """Ask for CUDA that does what a program in TL says, by the instructions chosen for it."""
-    facts = {"request": wanted.words.strip(), "signature": signature(wanted), "target": target}
+    facts = {"request": as_data(wanted.words.strip()), "signature": signature(wanted), "target": target}
     mma, _ = cute.atom_lines(target, arch, wanted.dtype)
     said = {"code": code, "atoms": atoms, "mma": mma, "terms": cute.terms(target, wanted.dtype)}
     return template("translate", facts | said)
@@ -150,7 +159,8 @@ def translation_prompt(wanted: Wanted, target: Target, arch: str, code: str, ato
 
 def repair_prompt(gate: str, findings: str, fence: str = "tl") -> str:
     """Tell what a gate found, and ask for the whole again."""
-    return template("repair", {"gate": gate, "findings": findings, "fence": fence})
+    told = in_a_line(findings) if gate == "answer" else shortened(findings)
+    return template("repair", {"gate": gate, "findings": told, "fence": fence, "marks": fence_of(told)})
 
 
 def improve_prompt(facts: Mapping[str, Any], target: Target, rewritings: Sequence[Rewriting], *, roles: bool) -> str:

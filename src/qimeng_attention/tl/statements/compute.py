@@ -10,6 +10,7 @@ from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import align
 from qimeng_attention.tl.machine import Strand
 from qimeng_attention.tl.scope import Scope
+from qimeng_attention.tl.statements.ends import ends_of
 from qimeng_attention.tl.statements.gemm import unmasked
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.traverse import names_in
@@ -76,7 +77,10 @@ def _run(n: s.Compute, t: Strand) -> None:
     kept = {a.name for a in kind.axes}
     tiles = names & t.registers.keys()
     origin = {a: o for name in sorted(tiles) for a, o in t.registers[name].origin.items() if a in kept}
-    ends = {a: e for name in sorted(tiles) for a, e in t.registers[name].ends.items() if a in kept}
+    if t.machine.reads(n).chooses:
+        ends = {a: end for a, end in ends_of(n.value, t, n.span).items() if a in kept}
+    else:
+        ends = {a: end for name in sorted(tiles) for a, end in t.registers[name].ends.items() if a in kept}
     if n.out in t.registers and not tiles:
         origin = t.registers[n.out].origin
     _check_reductions(n, t)
@@ -92,11 +96,11 @@ def _run(n: s.Compute, t: Strand) -> None:
 
 
 def _check_reductions(n: s.Compute, t: Strand) -> None:
-    for function, names in t.machine.reads(n).reduced:
+    for call, names in t.machine.reads(n).reduced:
         for name in sorted(names & t.registers.keys()):
-            axes = t.machine.checked.tiles[name].axis_names
-            if len(axes) == 2 and axes[1] in t.registers[name].ends:
-                unmasked(name, axes[1], function, n.span, t)
+            axes, ragged = t.machine.checked.tiles[name].axis_names, t.registers[name].ends
+            if len(axes) == 2 and axes[1] in ragged and any(axes[1] in ends_of(x, t, n.span) for x in call.args):
+                unmasked(name, axes[1], call.function, n.span, t)
 
 
 def _check_apply(n: s.Apply, scope: Scope) -> None:

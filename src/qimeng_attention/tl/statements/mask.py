@@ -6,10 +6,10 @@ import numpy as np
 
 from qimeng_attention.tl import syntax as s
 from qimeng_attention.tl.evaluate import align
-from qimeng_attention.tl.machine import Outside, Register, Strand
-from qimeng_attention.tl.numerics import Array
+from qimeng_attention.tl.machine import Strand
 from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.scope import Scope, Type
+from qimeng_attention.tl.statements.ends import still_ragged
 from qimeng_attention.tl.statements.rule import Rule
 from qimeng_attention.tl.traverse import names_in
 from qimeng_attention.tl.types import TileType
@@ -70,31 +70,11 @@ def _run(n: s.Mask, t: Strand) -> None:
     environment = t.environment({n.tile} | names_in(n.condition) | names_in(n.fill), n.span)
     shape = tuple(a.size for a in kind.axes)
     keep = align(t.evaluate(n.condition, environment, n.span), kind.axis_names, shape)
-    register.ends = _still_ragged(keep, register, kind)
+    register.ends = still_ragged(keep, register, kind)
     if register.data is None:
         return
     fill = np.float32("-inf") if n.fill is None else align(environment.evaluate(n.fill), kind.axis_names, shape)
     t.write_register(n.tile, np.where(keep, register.data, fill), register.origin, n.span, register.ends)
-
-
-def _still_ragged(keep: Array, register: Register, kind: TileType) -> dict[str, Outside]:
-    """Give the axes along which the mask keeps an element past the end, in a row or column that exists."""
-    beyond = [
-        np.isin(np.arange(a.size) + register.origin.get(a.name, 0), list(register.ends.get(a.name, ())))
-        for a in kind.axes
-    ]
-    left: dict[str, Outside] = {}
-    for d, a in enumerate(kind.axes):
-        exists = keep
-        for e, past in enumerate(beyond):
-            wanted = past if e == d else ~past
-            exists = exists & wanted.reshape([-1 if x == e else 1 for x in range(len(beyond))])
-        if a.name in register.ends and np.any(exists):
-            left[a.name] = register.ends[a.name]
-    rows = {
-        a.name for a in kind.axes[:1]
-    } & register.ends.keys()  # a mask on columns leaves the rows as ragged as they were
-    return left | {name: register.ends[name] for name in rows}
 
 
 RULES = {

@@ -1,0 +1,117 @@
+"""Conditions under which a program's masks leave an element of a tile: what coverage takes for needed.
+
+Masks of one tile that stand behind each other, with the same fill, are one Mask with `and`: what the first hides stays
+hidden. `Compute where(cond, S, -inf) and get new S` is a Mask too, and so is `where(cond, P, 0)` where P becomes the
+operand of a product next.
+
+Not here: which rows and indices are looked at (coverage.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
+
+from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.printer import expression
+from qimeng_attention.tl.traverse import names_in, statements
+
+NEVER = "-inf"  # the fill of a plain Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Hiding:
+    """A statement that hides: of which tile, where not, and with what."""
+
+    tile: str
+    condition: s.Expr
+    fill: str
+    written: bool  # as a Mask; not as a where
+    under: str = ""  # the condition of the `if` it stands in: two under the same one are skipped together
+    afresh: bool = False  # the tile is made of other tiles here: what was hidden in it before is gone
+
+
+def hiding(body: tuple[s.Statement, ...], axis: str) -> list[list[Hiding]]:
+    """Give what hides along an axis, a group for each place where masks stand; within a group both must leave it.
+
+    Where there are Masks, a where only narrows them; where there is none, each where counts.
+    """
+    groups = [[h for h in chain if axis in names_in(h.condition)] for chain in _chains(body)]
+    masked = [group for group in groups if any(h.written for h in group)]
+    return masked or [group for group in groups if group]
+
+
+def both(group: list[Hiding]) -> s.Expr:
+    """Give the condition under which none of a group hides an element."""
+    always: s.Expr = s.Compare((s.Num(0), s.Num(0)), ("==",))
+    return reduce(lambda a, b: s.Binary("and", a, b), [h.condition for h in group], always)
+
+
+def _chains(body: tuple[s.Statement, ...]) -> list[list[Hiding]]:
+    """Give what hides, grouped: each group hides the same elements as one Mask would."""
+    found: list[list[Hiding]] = []
+    open_: dict[str, list[Hiding]] = {}
+    for place, n in enumerate(body):
+        hidings = _hidings(n, body[place + 1 :])
+        if hidings is None:
+            for name in _written(n):
+                open_.pop(name, None)
+            for inner in _blocks(n):
+                found += _chains(inner)
+            continue
+        for h in hidings:
+            chain = open_.get(h.tile)
+            if chain is None or h.afresh or (chain[-1].fill, chain[-1].under) != (h.fill, h.under):
+                chain = []
+                found.append(chain)
+                open_[h.tile] = chain
+            chain.append(h)
+    return found
+
+
+def _blocks(n: s.Statement) -> Iterator[tuple[s.Statement, ...]]:
+    if isinstance(n, s.For | s.If | s.Role):
+        yield n.body
+    if isinstance(n, s.If):
+        yield n.orelse
+
+
+def _hidings(n: s.Statement, after: tuple[s.Statement, ...]) -> list[Hiding] | None:
+    """Read a statement as what hides; None where it is something else."""
+    if isinstance(n, s.Mask):
+        return [Hiding(n.tile, n.condition, NEVER if n.fill is None else expression(n.fill), True)]
+    if isinstance(n, s.If) and n.body and not n.orelse and all(isinstance(x, s.Mask) for x in n.body):
+        return [replace(h, under=expression(n.condition)) for x in n.body for h in _hidings(x, ()) or ()]
+    if isinstance(n, s.Compute) and isinstance(n.value, s.Call) and n.value.function == "where":
+        return _where(n, n.value, after)
+    return None
+
+
+def _where(n: s.Compute, value: s.Call, after: tuple[s.Statement, ...]) -> list[Hiding] | None:
+    condition, taken, other = value.args
+    for kept, fill, where in ((taken, other, condition), (other, taken, s.Unary("not", condition))):
+        word = expression(fill)
+        if word == NEVER or (word in ("0", "0.0") and _is_operand(n.out, after)):
+            return [Hiding(n.out, where, word, False, afresh=kept != s.Name(n.out))]
+    return None
+
+
+def _is_operand(tile: str, after: tuple[s.Statement, ...]) -> bool:
+    """Tell whether a tile's next use is to become the operand of a product: a 0 in it then is a weight of 0."""
+    for n in after:
+        if isinstance(n, s.Reshape) and n.name == tile:
+            return True
+        if tile in names_in(n) or tile in _written(n) or any(tile in names_in(x) for x in statements((n,))):
+            return False
+    return False
+
+
+def _written(n: s.Statement) -> set[str]:
+    """Name what a statement, or one within it, may write."""
+    return {
+        name
+        for x in statements((n,))
+        for field in ("out", "tile", "name")
+        if isinstance(name := getattr(x, field, None), str)
+    }
