@@ -177,6 +177,24 @@ def study_round1() -> str:
     return study("study_round1")
 
 
+def study_kernels() -> str:
+    """Write what the kernels of a trial do on the GPU, by method, beside FlexAttention."""
+    found = results("study_kernels_h200").summary
+    names = list(dict.fromkeys(n for r in found["rows"] for n in [*r["verdict"], *r.get("tflops", {})]))
+    rows = []
+    for r in found["rows"]:
+        verdicts = ", ".join(f"{m} {v}" for m, v in r["verdict"].items() if v != "accepted") or "accepted"
+        rows.append([r["request"], r["stratum"], verdicts, *(_rate(r, n) for n in names)])
+    head = ["request", "stratum", "judge", *(f"{n}, TFLOP/s" for n in names)]
+    count = f"{found['accepted']} of {found['kernels']} kernels accepted"
+    return f"{table(head, rows)}\n\n{count}; {found['length']:,} keys, {found['tokens']:,} tokens."
+
+
+def _rate(row: dict[str, Any], name: str) -> str:
+    rate = row.get("tflops", {}).get(name)
+    return "" if rate is None else f"{rate:.0f}"
+
+
 def matrix() -> str:
     """Cells that the judge accepted, on the CPU and on the GPU; and what spills."""
     cells = [r for r in results("matrix").rows if isinstance(r, MatrixRow)]
@@ -250,7 +268,11 @@ TABLES: dict[str, tuple[Callable[[], str], str]] = {
 PAGES = {
     PAGE: TABLES,
     FLEX: {"flex_mods": (flex_mods, "flex_mods_h200")},
-    STUDY: {"study_round1": (study_round1, "study_round1"), "study": (study, "study")},
+    STUDY: {
+        "study_round1": (study_round1, "study_round1"),
+        "study_kernels": (study_kernels, "study_kernels_h200"),
+        "study": (study, "study"),
+    },
 }
 
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 REQUESTS = load_requests(ROOT / "benchmarks" / "study" / "requests")
 UNSEEN = [r for r in REQUESTS if r.stratum == "unseen"]
 WRITTEN = ("src", "docs", "examples", "tests", "benchmarks")
-TOLD = ("transcripts", "study", "study_kernels", "study_kernels_h200")  # what was said in a trial, and what tells of it
+# what was said in a trial, and what tells of it
+TOLD = ("transcripts", "study", "study_round1", "study_kernels", "study_kernels_h200")
 TEXTS = (".py", ".tl", ".md", ".yaml", ".txt", ".jinja", ".j2", ".json")
 
 
