@@ -171,3 +171,73 @@ def test_a_file_that_holds_no_function_is_a_judge_error(text: str, place: str, s
 
     assert says in caught.value.message
     assert caught.value.hint
+
+
+# ------------------------------------------------------------------ weights that the GPU's softplus loses
+
+SHARE = """
+Kernel softplus_share for l40s
+Size B, Sq, Sk, Hq, Hk, D = 64
+Tile BM = 64, BN = 64
+Scalar scale f32 > 0
+Grid block = 0 : ceildiv(Sq, BM), head = 0 : Hq, batch = 0 : B
+
+Allocate Q in global (B, Sq, Hq, D) bf16
+Allocate K in global (B, Sk, Hk, D) bf16
+Allocate V in global (B, Sk, Hk, D) bf16
+Allocate Out in global (B, Sq, Hq, D) bf16
+
+Let head_k = head // (Hq // Hk)
+
+Allocate L in register (BM q) f32 = 0
+Allocate O in register (BM q, D) f32 = 0
+
+Copy Q (BM, D) in coordinate [batch, q = block * BM, head] from global to shared
+
+for i = 0 : ceildiv(Sk, BN)
+    Copy K (BN, D) in coordinate [batch, k = i * BN, head_k] from global to shared
+    Copy V (BN, D) in coordinate [batch, k = i * BN, head_k] from global to shared
+    Compute GEMM Q, K.T and get S
+    Compute S * scale and get new S
+    Compute softplus(S) and get W
+    Compute Mask W where k < Sk else 0
+    Compute RowSum(W) and get R
+    Compute L + R and get new L
+    Reshape W from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) as bf16 and get P
+    Compute GEMM P, V and accumulate O
+
+Compute where(L > 0, O / L, 0) and get new O
+Copy O (BM, D) in coordinate [batch, q = block * BM, head] from register to global Out
+
+Schedule
+    warps 4 along q, 2 blocks an SM
+"""
+
+ONE_KEY = [{"B": 2, "Sq": 64, "Sk": 1, "Hq": 8, "Hk": 2}] * 4  # four scales are drawn; under 0.06 few scores reach -17
+
+
+def softplus_share(Q: Array, K: Array, V: Array, scale: float) -> dict[str, Array]:
+    """Every key weighs its share of the softplus of the scores."""
+    k, v = (np.repeat(a, Q.shape[2] // K.shape[2], axis=2) for a in (K, V))
+    weights = np.logaddexp(0, scale * np.einsum("bqhd,bkhd->bhqk", Q, k))
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    out, most = (np.einsum("bhqk,bkhd->bqhd", weights, a) for a in (v, np.abs(v)))
+    return {"Out": out, "Out_magnitude": most}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_share_of_softplus_that_the_gpu_rounds_to_nothing_is_rejected_here_too(seed: int) -> None:
+    verdict = judge_function(check_text(SHARE)[0], softplus_share, seed=seed, sizes=ONE_KEY)
+
+    assert verdict.verdict == "rejected"
+    assert "large first input" in verdict.reason
+    assert " is 0, expected " in verdict.reason
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_share_of_softplus_by_its_tail_is_accepted(seed: int) -> None:
+    text = edit(SHARE, ("Compute softplus(S)", "Compute where(S < -8, exp(S), softplus(S))"))
+
+    verdict = judge_function(check_text(text)[0], softplus_share, seed=seed)
+
+    assert verdict.verdict == "accepted", verdict.reason

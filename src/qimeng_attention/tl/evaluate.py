@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qimeng_attention.tl import syntax as s
+from qimeng_attention.tl.emitted import EMITTED, divide
 from qimeng_attention.tl.functions import CONSTANTS, FUNCTIONS, LANES_A_ROW, REDUCTIONS
 from qimeng_attention.tl.numerics import BOOL, INTEGER_TYPES, Array
 
@@ -109,7 +110,7 @@ class Environment:
     """What an expression may read: numbers of the block, tiles with their axes, index ranges, named tensors.
 
     `double` evaluates floating arithmetic in float64, as the judge's reference does; else it is float32, as in
-    registers.
+    registers. `emitted` computes functions and quotients by the steps of the generated code, as the interpreter does.
     """
 
     def __init__(
@@ -121,11 +122,14 @@ class Environment:
         tensors: Mapping[str, tuple[Array, str]] | None = None,
         *,
         double: bool = False,
+        emitted: bool = False,
     ) -> None:
         self.ints, self.scalars, self.tiles = ints, scalars or {}, tiles or {}
         self.indices, self.tensors = indices or {}, tensors or {}
         self.orders: Mapping[frozenset[str], tuple[str, ...]] = {}
         self.float: Any = np.float64 if double else np.float32
+        self.functions: Mapping[str, Any] = EMITTED if emitted else {}
+        self.divide: Any = divide if emitted else np.divide
 
     def evaluate(self, e: s.Expr) -> Value:
         """Evaluate to numbers over the axes that the expression's operands have."""
@@ -176,7 +180,7 @@ class Environment:
         if op in ("//", "%"):
             return self._apply(_safe_division(op), a, b)
         if op == "/":
-            return self._apply(np.divide, self._floating(a), self._floating(b))
+            return self._apply(self.divide, self._floating(a), self._floating(b))
         if _is_float(a) or _is_float(b):
             a, b = self._floating(a), self._floating(b)
         return self._apply(_INTEGER_OPS[op], a, b)
@@ -196,7 +200,7 @@ class Environment:
             values = args[1:] if function == "where" else args
             if any(_is_float(v) for v in values):
                 args = [*([args[0]] if function == "where" else []), *[self._floating(v) for v in values]]
-        return self._apply(f.meaning, *args)
+        return self._apply(self.functions.get(function, f.meaning), *args)
 
     def _apply(self, f: Any, *values: Value) -> Value:
         axes = self._joined(values)

@@ -43,14 +43,19 @@ EXP2_COEFFICIENTS = (0.69511679, 0.22764496, 0.07706707)
 
 
 def _exp2_fma(x: Array) -> Array:
-    """Compute 2^x by a polynomial and the exponent's bits, as the device does; below 2^-126 it is 0."""
+    """Compute 2^x by a polynomial and the exponent's bits, as the device does.
+
+    Below 2^-126 the exponent's bits are 0, which make the fraction stand alone: at most 2^-126, and 0 at 2^-127.
+    """
     held = np.maximum(np.asarray(x, np.float32), np.float32(-127))
     whole = np.floor(held)
     f = held - whole
     p = np.zeros_like(f)
     for c in reversed(EXP2_COEFFICIENTS):
         p = (p + np.float32(c)) * f
-    return np.where(held <= -126, np.float32(0), np.ldexp(p + np.float32(1), whole.astype(np.int32)))
+    p = p + np.float32(1)
+    below = whole < -126
+    return np.ldexp(np.where(below, p - 1, p), np.where(below, -126, whole).astype(np.int32))
 
 
 def _tanh_approx(x: Array) -> Array:

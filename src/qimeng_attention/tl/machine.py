@@ -187,7 +187,7 @@ class Strand:
             place = self._place_of(axis)
             if place is not None:
                 indices[axis.name] = place + np.arange(axis.size)
-        environment = Environment(self.ints, self.machine.scalars, tiles, indices, self.machine.named)
+        environment = Environment(self.ints, self.machine.scalars, tiles, indices, self.machine.named, emitted=True)
         environment.orders = self.machine.orders
         return environment
 
