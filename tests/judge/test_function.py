@@ -176,7 +176,7 @@ def test_a_file_that_holds_no_function_is_a_judge_error(text: str, place: str, s
 # ------------------------------------------------------------------ weights that the GPU's softplus loses
 
 SHARE = """
-Kernel softplus_share for l40s
+Kernel parts_of_softplus for l40s
 Size B, Sq, Sk, Hq, Hk, D = 64
 Tile BM = 64, BN = 64
 Scalar scale f32 > 0
@@ -216,8 +216,8 @@ Schedule
 ONE_KEY = [{"B": 2, "Sq": 64, "Sk": 1, "Hq": 8, "Hk": 2}] * 4  # four scales are drawn; under 0.06 few scores reach -17
 
 
-def softplus_share(Q: Array, K: Array, V: Array, scale: float) -> dict[str, Array]:
-    """Every key weighs its share of the softplus of the scores."""
+def parts_of_softplus(Q: Array, K: Array, V: Array, scale: float) -> dict[str, Array]:
+    """Every key weighs its part of the softplus sum of the scores."""
     k, v = (np.repeat(a, Q.shape[2] // K.shape[2], axis=2) for a in (K, V))
     weights = np.logaddexp(0, scale * np.einsum("bqhd,bkhd->bhqk", Q, k))
     weights = weights / weights.sum(axis=-1, keepdims=True)
@@ -227,7 +227,7 @@ def softplus_share(Q: Array, K: Array, V: Array, scale: float) -> dict[str, Arra
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_share_of_softplus_that_the_gpu_rounds_to_nothing_is_rejected_here_too(seed: int) -> None:
-    verdict = judge_function(check_text(SHARE)[0], softplus_share, seed=seed, sizes=ONE_KEY)
+    verdict = judge_function(check_text(SHARE)[0], parts_of_softplus, seed=seed, sizes=ONE_KEY)
 
     assert verdict.verdict == "rejected"
     assert "large first input" in verdict.reason
@@ -238,6 +238,6 @@ def test_a_share_of_softplus_that_the_gpu_rounds_to_nothing_is_rejected_here_too
 def test_a_share_of_softplus_by_its_tail_is_accepted(seed: int) -> None:
     text = edit(SHARE, ("Compute softplus(S)", "Compute where(S < -8, exp(S), softplus(S))"))
 
-    verdict = judge_function(check_text(text)[0], softplus_share, seed=seed)
+    verdict = judge_function(check_text(text)[0], parts_of_softplus, seed=seed)
 
     assert verdict.verdict == "accepted", verdict.reason
