@@ -19,14 +19,6 @@ NAMES = sorted(p.parent.name for p in FOLDER.glob("*/manifest.json")) if os.envi
 SHAPES = [(1, 0), (1, 1), (2, 127), (3, 128), (2, 129), (1, 4097), (1, 20000), (40, 700), (0, 50)]
 
 
-@pytest.fixture
-def torch() -> Any:
-    found = pytest.importorskip("torch", reason="needs PyTorch: pip install 'qimeng-attention[gpu]'")
-    if not found.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return found
-
-
 @pytest.fixture(params=NAMES or [None])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     if request.param is None:

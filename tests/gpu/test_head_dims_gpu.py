@@ -26,14 +26,6 @@ DIMS = [(d, d) for d in (32, 40, 72, 80, 96, 104, 136, 144, 192, 216, 248, 256)]
 CASES = [(t, *d, m, Hk) for t in ("A100", "H200") for d in DIMS for m, Hk in (("full", 4), ("causal", 2))]
 
 
-@pytest.fixture(scope="module")
-def torch() -> Any:
-    found = pytest.importorskip("torch", reason="needs PyTorch: pip install 'qimeng-attention[gpu]'")
-    if not found.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return found
-
-
 def spec_of(case: tuple[str, int, int, str, int]) -> AttentionSpec:
     _, dqk, dv, mask, heads = case
     dtype = "fp16" if dqk in (40, 104, 192) else "bf16"

@@ -32,14 +32,6 @@ TARGETS = [("A100", "sm_90"), ("H200", None), ("T4", "sm_90")]
 BATCH, QUERIES, KEYS = 2, 1100, 1500
 
 
-@pytest.fixture(scope="session")
-def torch() -> Any:
-    found = pytest.importorskip("torch", reason="needs PyTorch: pip install 'qimeng-attention[gpu]'")
-    if not found.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return found
-
-
 def made(torch: Any, spec: AttentionSpec, target: tuple[str, str | None], folder: Path) -> Bundle:
     name, arch = target
     if not runs_on("sm_90a", torch.cuda.get_device_capability()):

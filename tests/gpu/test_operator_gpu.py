@@ -19,14 +19,6 @@ VARIABLE = "QIMENG_TEST_BUNDLES"
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what a compiler warns of is not ours
 
 
-@pytest.fixture(scope="session")
-def torch() -> Any:
-    found = pytest.importorskip("torch", reason="needs PyTorch: pip install 'qimeng-attention[gpu]'")
-    if not found.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return found
-
-
 def folders() -> list[Path]:
     root = Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
     return sorted(path.parent for path in root.glob("*/manifest.json")) if root else []

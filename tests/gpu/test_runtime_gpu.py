@@ -26,14 +26,6 @@ TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2}  # of outputs of unit size, rounded onc
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="session")
-def torch() -> Any:
-    found = pytest.importorskip("torch", reason="needs PyTorch: pip install 'qimeng-attention[gpu]'")
-    if not found.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return found
-
-
 def folders() -> list[Path]:
     root = Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
     return sorted(path.parent for path in root.glob("*/manifest.json")) if root else []

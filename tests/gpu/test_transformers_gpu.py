@@ -25,14 +25,6 @@ TIMES_SDPA, FLOOR = 2.0, 1e-3
 
 
 @pytest.fixture(scope="session")
-def torch() -> Any:
-    found = pytest.importorskip("torch", reason="needs PyTorch: pip install 'qimeng-attention[gpu]'")
-    if not found.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return found
-
-
-@pytest.fixture(scope="session")
 def transformers(torch: Any) -> Any:
     return pytest.importorskip("transformers", reason="needs pip install 'qimeng-attention[transformers]'")
 

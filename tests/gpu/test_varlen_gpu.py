@@ -30,14 +30,6 @@ LENGTHS = [
 BAD = [[-300, 200, 400], [0, 100, 10**6], [400, 200, 0], [2**31 - 1, -(2**31), 7], [0, 300, 100], [90, 90, 90]]
 
 
-@pytest.fixture
-def torch() -> Any:
-    found = pytest.importorskip("torch", reason="needs PyTorch: pip install 'qimeng-attention[gpu]'")
-    if not found.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return found
-
-
 @pytest.fixture(params=NAMES or [None])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     if request.param is None:

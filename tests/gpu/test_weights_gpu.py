@@ -22,14 +22,6 @@ TARGETS = [("T4", "sm_90"), ("A100", "sm_90"), ("H200", None)]
 WORDS = ["softmax+sink", "softmax1", "sigmoid", "relu2"]
 
 
-@pytest.fixture(scope="session")
-def torch() -> Any:
-    found = pytest.importorskip("torch", reason="needs PyTorch: pip install 'qimeng-attention[gpu]'")
-    if not found.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return found
-
-
 def made(torch: Any, spec: AttentionSpec, target: tuple[str, str | None], folder: Path) -> Bundle:
     name, arch = target
     if not runs_on("sm_90a", torch.cuda.get_device_capability()):

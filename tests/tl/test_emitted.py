@@ -148,3 +148,12 @@ def test_the_steps_mean_the_function(name: str) -> None:
 
     np.testing.assert_allclose(EMITTED[name](x), FUNCTIONS[name].meaning(x), rtol=3e-6, atol=3e-7)
     assert np.isnan(EMITTED[name](f32(np.nan))).all()
+
+
+def test_the_way_round_a_lost_tail_is_as_near_as_its_page_says() -> None:
+    x = np.linspace(-80, 8, 1_000_001).astype(np.float32)
+
+    steps = np.where(x < -8, emitted.exp(x), emitted.softplus(x))
+
+    np.testing.assert_allclose(steps, np.logaddexp(0, x.astype(np.float64)), rtol=2e-4)
+    assert (emitted.softplus(x)[x < -17] == 0).all()

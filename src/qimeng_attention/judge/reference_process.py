@@ -22,6 +22,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -69,7 +70,7 @@ def open_reference(
     return InItsOwnProcess(Path(file), name, framework, timeout_s, memory_bytes)
 
 
-class Reference:
+class Reference(ABC):
     """A function to compare with; it has a signature, as Python's own functions do."""
 
     framework: str
@@ -84,9 +85,11 @@ class Reference:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @abstractmethod
     def stop(self) -> None:
         """End what was started for it."""
 
+    @abstractmethod
     def __call__(self, **given: Any) -> dict[str, Array]:
         """Call it; outputs come by their names, or by their places, `0` and on.
 
@@ -94,7 +97,6 @@ class Reference:
             JudgeError: it raises, changes its inputs, exits, hangs, or gives no arrays.
             EnvironmentMissing: it needs PyTorch, which is not there.
         """
-        raise NotImplementedError
 
     def wrong(self, what: str, hint: str) -> JudgeError:
         """Give the error that says what the function does."""
@@ -113,6 +115,9 @@ class InThisProcess(Reference):
         super().__init__(name, signature)
         self._function = function
         self.framework = framework_of(function) if framework == "auto" else framework
+
+    def stop(self) -> None:
+        """Nothing was started."""
 
     def __call__(self, **given: Any) -> dict[str, Array]:
         """Call it."""
