@@ -14,6 +14,7 @@ from qimeng_attention.errors import Diagnostic, DiagnosticError, JudgeError, Qim
 from qimeng_attention.judge import Verdict
 from qimeng_attention.judge.rule import without_values
 
+SCHEDULED = "scheduled.tl"  # a program behind its schedule, as stages name it
 _MOST_CASES = 6
 _MOST_DIAGNOSTICS = 8
 _RAISED = re.compile(r"( raises \w+): .*?( \([^()]*\))?$", re.DOTALL)
@@ -23,9 +24,13 @@ _ELEMENT = re.compile(r"\[([\d, ]*)\] is (\S+?)[, ]")
 def of_error(error: QimengError, source: str) -> str:
     """Write an error for a model: every finding with its line, or the sentence and the way out."""
     if isinstance(error, DiagnosticError):
-        shown = [d.render(source, "code.tl") for d in error.diagnostics[:_MOST_DIAGNOSTICS]]
+        # behind the schedule the lines are others: a finding of there is shown with the line that it speaks of
+        behind = error.file == SCHEDULED and bool(error.source)
+        text, file = (error.source, SCHEDULED) if behind else (source, "code.tl")
+        shown = [d.render(text, file) for d in error.diagnostics[:_MOST_DIAGNOSTICS]]
         more = len(error.diagnostics) - len(shown)
-        return "\n".join([*shown, *([f"and {more} more"] if more > 0 else [])])
+        said = [f"({SCHEDULED} is the program with its schedule written out.)"] if behind else []
+        return "\n".join([*said, *shown, *([f"and {more} more"] if more > 0 else [])])
     if isinstance(error, CompileError) and error.diagnostics:
         return "\n".join(
             ["NVRTC refused the source:", *(_of_compiler(d) for d in error.diagnostics[:_MOST_DIAGNOSTICS])]
