@@ -142,6 +142,40 @@ def test_a_target_without_the_instructions_is_refused() -> None:
     assert {d.code for d in caught.value.diagnostics} & {"TL504", "TL501", "TL701"}
 
 
+@pytest.mark.parametrize(("target", "roles"), [("a100", False), ("h100", True)])
+def test_a_program_that_no_line_divides_is_told_which_line_would(target: str, roles: bool) -> None:
+    text = re.sub(r"    warps .*\n", "", _planned(mask="full", Hq=8)).replace("for a100", f"for {target}")
+
+    with pytest.raises(DiagnosticError) as caught:
+        _translated(text)
+
+    (found,) = caught.value.diagnostics
+    assert found.code == "TL701"
+    assert found.message.endswith("run along q, which no line of the Schedule divides")
+    assert "`warps 4 along q`" in found.hint
+    assert ("roles producer" in found.hint) == roles
+
+
+def test_a_vector_in_shared_memory_is_told_to_lie_in_registers() -> None:
+    read = "Copy Gate (BN) in coordinate [batch, k = i * BN, head] from global to "
+    gated = "    Compute where(k < Sk, S * sigmoid(R), 0) and get new S\n    Reshape S"
+    text = (
+        _planned(mask="full", Hq=8)
+        .replace("Allocate Out in global", "Allocate Gate in global (B, Sk, Hq) f32\nAllocate Out in global")
+        .replace("    Reshape S", gated)
+    )
+    by_shared = f"    {read}shared\n    Copy Gate from shared to register R\n"
+    by_hint = f"    Allocate R in register (64 k) f32\n    {read}register R\n"
+
+    with pytest.raises(DiagnosticError) as caught:
+        _translated(text.replace(gated, by_shared + gated))
+
+    (found,) = caught.value.diagnostics
+    assert found.message == "the vector Gate (64 k) f32 lies in shared memory, where only tiles of rows do"
+    assert "`Allocate R in register (64 k) f32`, `Copy ... from global to register R`" in found.hint
+    assert "tl::load_columns" in _translated(text.replace(gated, by_hint + gated)).source
+
+
 def test_two_ranges_become_one_loop_over_steps() -> None:
     text = _planned(mask="full", Hq=8).replace("for i = 0 : ceildiv(Sk, BN)", "for i = 0 : 1, 1 : ceildiv(Sk, BN)")
     text = re.sub(r"    (ring|prefetch|guard).*\n", "", text)

@@ -123,6 +123,8 @@ class Lowering:
     def warp_rows(self, tile: TileType, n: s.Statement) -> int:
         """Give the rows of a register tile that one warp owns."""
         rows = tile.axes[0]
+        if not self.row_axis:
+            raise self._undivided(tile, n)
         if rows.name != self.row_axis:
             raise Refused(
                 n,
@@ -137,6 +139,16 @@ class Lowering:
                 "take fewer warps, or a taller tile",
             )
         return rows.size // self.checked.warps
+
+    def _undivided(self, tile: TileType, n: s.Statement) -> Refused:
+        """Make the refusal of a program that no schedule line gave warps."""
+        axis = tile.axes[0].name
+        roles = f"`roles producer (24 registers), consumer (2 along {axis}, 240 registers)` or "
+        return Refused(
+            n,
+            f"the rows of {tile.name} run along {axis}, which no line of the Schedule divides",
+            f"add {roles if 'wgmma' in self.target.capabilities else ''}`warps 4 along {axis}` to the Schedule",
+        )
 
     def row_at(self, tile: TileType, n: s.Statement) -> str:
         """Write the row of the block's tile that holds fragment row r."""

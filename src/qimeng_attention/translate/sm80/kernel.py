@@ -115,6 +115,13 @@ def shared_tiles(low: Lowering) -> None:
                 f"{tile.name} is a view, which this generation's lowering does not read",
                 "copy it as a tile of its own",
             )
+        if len(tile.axes) == 1:
+            raise Refused(
+                n,
+                f"the vector {tile.name} {tile.describe()} lies in shared memory, where only tiles of rows do",
+                f"copy it from global to a register tile: `Allocate R in register ({tile.axes[0].size} "
+                f"{tile.axes[0].name}) {tile.dtype}`, `Copy ... from global to register R`",
+            )
         if len(tile.axes) != 2 or tile.swizzle not in PIECES or tile.axes[-1].size % ROWS_A_FRAGMENT:
             raise Refused(
                 n,
