@@ -61,6 +61,50 @@ def test_a_where_that_keeps_it_does_not(made: str) -> None:
     assert codes(WHOLE.replace(MASK, lines(f"Compute {made} and get new S"))) == {"TL205"}
 
 
+GATED = WHOLE.replace("Allocate Out in", "Allocate Gate in global (B, Sk, H) f32\nAllocate Out in")
+READ_GATE = (
+    "Allocate Dim in register (BN k) f32",
+    "Copy Gate (BN) in coordinate [batch, k = i * BN, head] from global to register Dim",
+)
+WEIGHTS = ("Compute max(m, RowMax(S)) and get m_new", "Compute exp2(S - m_new) and get new S")
+
+
+def gated(gate: str, product: str = "S * G") -> str:
+    """Write a program whose weights are multiplied by a vector over the keys."""
+    body = (f"Compute Mask S where {SEEN} and {IN}", *WEIGHTS, *READ_GATE, f"Compute {gate} and get G")
+    return GATED.replace(MASK + SOFTMAX, lines(*body, f"Compute {product} and get new S"))
+
+
+def test_a_where_hides_the_end_of_a_vector_over_the_keys() -> None:
+    assert codes(gated(f"where({IN}, sigmoid(Dim), 0)")) == set()
+    assert codes(gated(f"where({IN}, sigmoid(Dim), 0)", "G * S")) == set()
+    assert codes(gated("sigmoid(Dim)", f"where({IN}, S * G, 0)")) == set()
+
+
+@pytest.mark.parametrize(
+    "gate",
+    ["sigmoid(Dim)", "where(k <= Sk, sigmoid(Dim), 0)", "where(k >= Sk, sigmoid(Dim), 0)", "where(k > 3, Dim, 0)"],
+)
+def test_a_vector_that_keeps_the_end_does_not_pass(gate: str) -> None:
+    assert codes(gated(gate)) == {"TL205"}
+
+
+def hint(text: str) -> str:
+    with pytest.raises(DiagnosticError) as caught:
+        check_text(text, target="A100")
+    return next(d.hint for d in caught.value.diagnostics if d.code == "TL205")
+
+
+def test_the_hint_for_a_product_hides_the_product() -> None:
+    whole = f"where({IN}, S * G, 0)"
+
+    assert hint(gated("sigmoid(Dim)")) == f"hide the product itself: Compute {whole} and get new S"
+    assert codes(gated("sigmoid(Dim)", whole)) == set()  # what it says works
+    assert hint(WHOLE.replace(MASK, "")) == f"add `{IN}` to a Mask above this line"
+    masked_wrong = lines("Compute S * scale and get new S", "Compute Mask S where k <= Sk else 0")
+    assert hint(WHOLE.replace(MASK + SOFTMAX, masked_wrong)) == f"add `{IN}` to a Mask above this line"
+
+
 def test_a_where_within_a_reduction_counts_too() -> None:
     assert codes(WHOLE.replace(MASK, lines(f"Compute RowSum(where({IN}, S, 0)) and get r") + MASK)) == set()
     assert codes(WHOLE.replace(MASK, lines("Compute RowSum(where(k <= Sk, S, 0)) and get r") + MASK)) == {"TL205"}
@@ -106,6 +150,54 @@ def test_what_one_mask_hides_stays_hidden_behind_the_next(masks: tuple[str, ...]
 )
 def test_a_loop_that_skips_what_no_mask_hides_is_found(masks: tuple[str, ...]) -> None:
     assert codes(CAUSAL.replace(MASK, lines(*masks))) == {"TL302"}
+
+
+PARITY = "(q + Sk - Sq - k) % 2 == 0"
+TWICE = "Compute 2 * W - S and get new S"
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        WEIGHTS,
+        (SOFTMAX.strip(),),
+        ("Compute exp2(scale * S * 2) and get new S",),
+        ("Compute exp(S) and get new S",),
+    ],
+)
+def test_a_copy_of_a_masked_tile_is_hidden_by_its_mask(weights: tuple[str, ...]) -> None:
+    masked = (f"Compute Mask S where {SEEN} and {IN}", *weights, "Compute S and get W")
+    text = CAUSAL.replace(MASK + SOFTMAX, lines(*masked, f"Compute Mask W where {PARITY} else 0", TWICE))
+
+    assert codes(text) == set()
+
+
+def test_a_copy_keeps_the_fill_where_nothing_computes_between() -> None:
+    masked = (f"Compute Mask S where {SEEN} and {IN}", "Compute S and get W", f"Compute Mask W where {PARITY}")
+
+    assert codes(CAUSAL.replace(MASK, lines(*masked, "Compute W and get new S"))) == set()
+
+
+@pytest.mark.parametrize(
+    ("mask", "between"),
+    [
+        (IN, (*WEIGHTS, "Compute S and get W")),  # no mask hides what the loop skips
+        ("k <= q + 40 + Sk - Sq and k < Sk", (*WEIGHTS, "Compute S and get W")),
+        (f"{SEEN} and {IN}", (*WEIGHTS, "Compute S + 1 and get W")),
+        (f"{SEEN} and {IN}", (*WEIGHTS, "Compute S and get W", "Compute W + 1 and get new W")),
+        (f"{SEEN} and {IN}", ("Compute max(S, 1) and get new S", "Compute S and get W")),
+        (f"{SEEN} and {IN}", ("Compute exp2(-S) and get new S", "Compute S and get W")),
+        (f"{SEEN} and {IN}", ("Compute exp2(S * -1) and get new S", "Compute S and get W")),
+        (f"{SEEN} and {IN}", ("Compute exp2(1 - S) and get new S", "Compute S and get W")),
+        (f"{SEEN} and {IN}", ("Compute exp2(S - S) and get new S", "Compute S and get W")),
+        (f"{SEEN} and {IN}", ("Compute S and get W",)),  # a 0 among scores of -inf is none
+        (f"{SEEN} and {IN} else 1", (*WEIGHTS, "Compute S and get W")),
+    ],
+)
+def test_a_tile_that_is_no_copy_of_what_is_hidden_is_not(mask: str, between: tuple[str, ...]) -> None:
+    body = (f"Compute Mask S where {mask}", *between, f"Compute Mask W where {PARITY} else 0", TWICE)
+
+    assert codes(CAUSAL.replace(MASK + SOFTMAX, lines(*body))) == {"TL302"}
 
 
 def test_weights_of_0_hide_where_they_become_the_operand() -> None:

@@ -2,7 +2,7 @@
 
 Masks of one tile that stand behind each other, with the same fill, are one Mask with `and`: what the first hides stays
 hidden. `Compute where(cond, S, -inf) and get new S` is a Mask too, and so is `where(cond, P, 0)` where P becomes the
-operand of a product next.
+operand of a product next. `Compute S and get W` gives W what hides S, also behind `exp2(S - m)`: it makes 0 of the -inf.
 
 Not here: which rows and indices are looked at (coverage.py).
 """
@@ -18,6 +18,7 @@ from qimeng_attention.tl.printer import expression
 from qimeng_attention.tl.traverse import names_in, statements
 
 NEVER = "-inf"  # the fill of a plain Mask
+_EXPONENTIALS = ("exp", "exp2", "exp2_fma")  # 0 at -inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,10 @@ def _chains(body: tuple[s.Statement, ...]) -> list[list[Hiding]]:
     open_: dict[str, list[Hiding]] = {}
     for place, n in enumerate(body):
         hidings = _hidings(n, body[place + 1 :])
+        kept = _kept(n, open_)
+        if kept:
+            open_[kept[0].tile] = kept  # the masks themselves are in `found`; these only wait for the next one
+            continue
         if hidings is None:
             for name in _written(n):
                 open_.pop(name, None)
@@ -63,11 +68,52 @@ def _chains(body: tuple[s.Statement, ...]) -> list[list[Hiding]]:
         for h in hidings:
             chain = open_.get(h.tile)
             if chain is None or h.afresh or (chain[-1].fill, chain[-1].under) != (h.fill, h.under):
-                chain = []
+                chain = open_[h.tile] = []
+            if not any(chain is known for known in found):
                 found.append(chain)
-                open_[h.tile] = chain
             chain.append(h)
     return found
+
+
+def _kept(n: s.Statement, open_: dict[str, list[Hiding]]) -> list[Hiding]:
+    """Give what still hides in the tile that a Compute makes of a hidden one: of its copy, and of its exponentials."""
+    if not isinstance(n, s.Compute):
+        return []
+    if isinstance(n.value, s.Name):
+        return [replace(h, tile=n.out) for h in open_.get(n.value.id, ())]
+    chain = open_.get(n.out, [])
+    if chain and chain[-1].fill == NEVER and _exponential_of(n.value, n.out):
+        return [replace(h, fill="0") for h in chain]
+    return []
+
+
+def _exponential_of(value: s.Expr, tile: str) -> bool:
+    """Tell whether a value is exp2 of a tile, times or minus what lacks it: `exp2(S * c - m * c)`."""
+    match value:
+        case s.Call(function, (s.Binary("-", exponent, less),)) if function in _EXPONENTIALS:
+            return tile not in names_in(less) and _multiple(exponent, tile)
+        case s.Call(function, (exponent,)) if function in _EXPONENTIALS:
+            return _multiple(exponent, tile)
+    return False
+
+
+def _multiple(e: s.Expr, tile: str) -> bool:
+    """Tell whether a value is a tile times what is written without a sign: the scale of scores is positive."""
+    if isinstance(e, s.Binary) and e.op == "*":
+        a, b = e.left, e.right
+        return (_multiple(a, tile) and _unsigned(b, tile)) or (_unsigned(a, tile) and _multiple(b, tile))
+    return e == s.Name(tile)
+
+
+def _unsigned(e: s.Expr, tile: str) -> bool:
+    match e:
+        case s.Name(id):
+            return id != tile
+        case s.Num(value):
+            return value > 0
+        case s.Binary("*" | "/", a, b):
+            return _unsigned(a, tile) and _unsigned(b, tile)
+    return False
 
 
 def _blocks(n: s.Statement) -> Iterator[tuple[s.Statement, ...]]:

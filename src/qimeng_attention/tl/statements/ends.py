@@ -89,7 +89,6 @@ def still_ragged(keep: Array, register: Register, kind: TileType) -> Ends:
             exists = exists & wanted.reshape([-1 if x == e else 1 for x in range(len(beyond))])
         if a.name in register.ends and np.any(exists):
             left[a.name] = register.ends[a.name]
-    rows = {
-        a.name for a in kind.axes[:1]
-    } & register.ends.keys()  # a mask on columns leaves the rows as ragged as they were
+    # a mask on columns leaves a tile's rows as ragged as they were; a vector's one axis is what the mask decides on
+    rows = {a.name for a in kind.axes[:-1]} & register.ends.keys()
     return left | {name: register.ends[name] for name in rows}

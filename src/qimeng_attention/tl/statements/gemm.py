@@ -411,12 +411,32 @@ def _issue(n: s.Gemm, slots: list[Slot], t: Strand) -> None:
 
 def unmasked(name: str, axis: str, what: str, span: Span, t: Strand) -> None:
     """Raise TL205: columns past the tensor's end reach something that sums or compares them."""
+    condition = f"{axis} < {_limit(axis, t)}"
+    hint = f"add `{condition}` to a Mask above this line"
+    made = _made_by(name, span, t)
+    # a Mask above does not reach a factor that comes later; a 0 in the product does, where nothing takes its greatest
+    if made is not None and isinstance(made.value, s.Binary) and made.value.op == "*" and what != "RowMax":
+        whole = f"where({condition}, {expression(made.value)}, 0)"
+        hint = f"hide the product itself: Compute {whole} and get {'new ' * made.new}{made.out}"
     raise Fault(
         "TL205",
         span,
         f"{name} holds columns past the end along {axis} that no mask removes before {what}",
-        f"add `{axis} < {_limit(axis, t)}` to a Mask above this line",
+        hint,
     )
+
+
+def _made_by(name: str, span: Span, t: Strand) -> s.Compute | None:
+    """Give the Compute that made a tile as it is at a line; None where something else wrote it last."""
+    above = [n for n in statements(t.machine.checked.kernel.body) if n.span < span]
+    for n in reversed(above):
+        if isinstance(n, s.Reshape) and (n.out or n.name) == name:
+            name = n.name
+        elif isinstance(n, s.Compute) and n.out == name:
+            return n
+        elif name in (getattr(n, "out", None), getattr(n, "tile", None)):
+            return None
+    return None
 
 
 def _limit(axis: str, t: Strand) -> str:
