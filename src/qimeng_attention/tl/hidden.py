@@ -2,7 +2,8 @@
 
 Masks of one tile that stand behind each other, with the same fill, are one Mask with `and`: what the first hides stays
 hidden. `Compute where(cond, S, -inf) and get new S` is a Mask too, and so is `where(cond, P, 0)` where P becomes the
-operand of a product next. `Compute S and get W` gives W what hides S, also behind `exp2(S - m)`: it makes 0 of the -inf.
+operand of a product next. `Compute S and get W` gives W what hides S, also behind `exp2(S - m)`, which makes 0 of the
+-inf.
 
 Not here: which rows and indices are looked at (coverage.py).
 """

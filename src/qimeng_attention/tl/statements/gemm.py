@@ -412,17 +412,21 @@ def _issue(n: s.Gemm, slots: list[Slot], t: Strand) -> None:
 def unmasked(name: str, axis: str, what: str, span: Span, t: Strand) -> None:
     """Raise TL205: columns past the tensor's end reach something that sums or compares them."""
     condition = f"{axis} < {_limit(axis, t)}"
-    hint = f"add `{condition}` to a Mask above this line"
     made = _made_by(name, span, t)
     # a Mask above does not reach a factor that comes later; a 0 in the product does, where nothing takes its greatest
     if made is not None and isinstance(made.value, s.Binary) and made.value.op == "*" and what != "RowMax":
-        whole = f"where({condition}, {expression(made.value)}, 0)"
-        hint = f"hide the product itself: Compute {whole} and get {'new ' * made.new}{made.out}"
+        product, out = expression(made.value), "new " * made.new + made.out
+        raise Fault(
+            "TL205",
+            span,
+            f"{name} holds columns past the end along {axis} that no mask removes before {what}",
+            f"hide the product itself: Compute where({condition}, {product}, 0) and get {out}",
+        )
     raise Fault(
         "TL205",
         span,
         f"{name} holds columns past the end along {axis} that no mask removes before {what}",
-        hint,
+        f"add `{condition}` to a Mask above this line",
     )
 
 
