@@ -104,6 +104,10 @@ struct ColVector {
 
   __device__ float& operator()(int c) { return data[c]; }
   __device__ float operator()(int c) const { return data[c]; }
+  __device__ void fill(float value) {
+#pragma unroll
+    for (int c = 0; c < kC; ++c) data[c] = value;
+  }
 };
 
 /// fp32 tile of one warp, (kRows, kCols), laid out as the C operand of mma.m16n8k16. A lane holds
