@@ -30,7 +30,8 @@ from qimeng_attention.study.requests import StudyRequest, load_requests
 
 TOKENS, LENGTH = 16384, 4096
 MOST_DIFFERENCE = 2e-2  # relative, of two 16-bit results
-WINDOWS = {"window": 72, "tanh_window": 80}  # keys that a query sees; others here are causal, or full
+# keys that a query sees, of heads in turn; the other requests are causal, or full
+WINDOWS = {"window": (72,), "tanh_window": (80,), "widening_window": (6, 24, 96)}
 FULL = ("softplus_share",)
 Score = Callable[..., torch.Tensor]
 Wanted = list[tuple[StudyRequest, dict[str, Path]]]  # requests, and a bundle a method
@@ -51,28 +52,33 @@ def scores(heads: int, named: dict[str, torch.Tensor]) -> dict[str, Score | None
     def soft_cap(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
         return 20.0 * torch.tanh(score / 20.0)
 
+    def log_of_count(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+        return score * torch.log(q + 2.0)  # q + 1 keys are seen where Sq = Sk
+
     return {
         "alibi": alibi,
+        "log_of_count": log_of_count,
         "power_law": power_law,
         "signed_square": signed_square,
         "soft_cap": soft_cap,
         "causal_gqa": None,
         "window": None,
+        "widening_window": None,
     }
 
 
 def seen(name: str) -> Score:
     """Give the mask of a request, for Sq = Sk."""
-    wide = WINDOWS.get(name, 1 << 30)
-    return lambda b, h, q, k: (k <= q) & (q - k < wide)
+    wide = torch.tensor(WINDOWS.get(name, (1 << 30,)), device="cuda")
+    return lambda b, h, q, k: (k <= q) & (q - k < wide[h % len(wide)])
 
 
 def pairs(name: str) -> float:
-    """Count the pairs of query and key that are visible, of one head."""
+    """Count the pairs of query and key that are visible, of one head on average."""
     if name in FULL:
         return float(LENGTH * LENGTH)
-    wide = min(WINDOWS.get(name, LENGTH), LENGTH)
-    return wide * (wide + 1) / 2 + (LENGTH - wide) * wide
+    windows = [min(w, LENGTH) for w in WINDOWS.get(name, (LENGTH,))]
+    return sum(w * (w + 1) / 2 + (LENGTH - w) * w for w in windows) / len(windows)
 
 
 def ours(folder: Path, request: StudyRequest, x: dict[str, torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
@@ -101,7 +107,8 @@ def inputs(request: StudyRequest) -> dict[str, torch.Tensor]:
         "V": (hk, request.head_dims["Dv"]),
     }
     found = {n: torch.randn((batch, LENGTH, *d), device="cuda", dtype=dtype) for n, d in dims.items()}
-    return found | {n: torch.randn(hq, device="cuda") for n in request.tensors}
+    known = {"B": batch, "Sq": LENGTH, "Sk": LENGTH, "Hq": hq, "Hk": hk}
+    return found | {n: torch.randn([known[d] for d in t.dims], device="cuda") for n, t in request.tensors.items()}
 
 
 def timed(folders: dict[str, Path], request: StudyRequest, rounds: int) -> dict[str, Any]:
