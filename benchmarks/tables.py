@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,9 @@ def study_round1() -> str:
     return study("study_round1")
 
 
-def study_kernels() -> str:
+def study_kernels(name: str = "study_kernels_h200") -> str:
     """Write what the kernels of a trial do on the GPU, by method, beside FlexAttention."""
-    found = results("study_kernels_h200").summary
+    found = results(name).summary
     names = list(dict.fromkeys(n for r in found["rows"] for n in [*r["verdict"], *r.get("tflops", {})]))
     rows = []
     for r in found["rows"]:
@@ -272,6 +273,7 @@ PAGES = {
         "study_round1": (study_round1, "study_round1"),
         "study_kernels": (study_kernels, "study_kernels_h200"),
         "study": (study, "study"),
+        "study_kernels_round2": (partial(study_kernels, "study_kernels_round2_h200"), "study_kernels_round2_h200"),
     },
 }
 

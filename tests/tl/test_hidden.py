@@ -178,6 +178,19 @@ def test_a_copy_keeps_the_fill_where_nothing_computes_between() -> None:
     assert codes(CAUSAL.replace(MASK, lines(*masked, "Compute W and get new S"))) == set()
 
 
+@pytest.mark.parametrize("product", ["S * G", "G * S", "2 * (S * G)"])
+def test_a_product_of_hidden_weights_is_hidden(product: str) -> None:
+    text = gated("sigmoid(Dim)", product)
+    causal = text.replace(
+        "for i = 0 : ceildiv(Sk, BN)", "for i = 0 : ceildiv(clamp((block + 1) * BM + Sk - Sq, 0, Sk), BN)"
+    )
+    assert causal != text
+    again = causal.replace("    Reshape S", f"    Compute Mask S where {IN} else 0\n    Reshape S")
+
+    assert codes(again) == set()
+    assert codes(again.replace(product + " and get", "S + G and get")) == {"TL302"}  # a sum of it is not
+
+
 @pytest.mark.parametrize(
     ("mask", "between"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 from qimeng_attention import targets
 from qimeng_attention.author.planner import plan
+from qimeng_attention.build import Cache, build
 from qimeng_attention.errors import DiagnosticError
 from qimeng_attention.schedule import schedule
 from qimeng_attention.spec import AttentionSpec
@@ -174,6 +175,23 @@ def test_a_vector_in_shared_memory_is_told_to_lie_in_registers() -> None:
     assert found.message == "the vector Gate (64 k) f32 lies in shared memory, where only tiles of rows do"
     assert "`Allocate R in register (64 k) f32`, `Copy ... from global to register R`" in found.hint
     assert "tl::load_columns" in _translated(text.replace(gated, by_hint + gated)).source
+
+
+@pytest.mark.cuda
+def test_a_vector_over_the_keys_may_have_a_first_value(tmp_path: Path) -> None:
+    read = "    Copy Gate (BN) in coordinate [batch, k = i * BN, head] from global to register R\n"
+    gated = "    Compute where(k < Sk, S * sigmoid(R), 0) and get new S\n    Reshape S"
+    text = (
+        _planned(mask="full", Hq=8)
+        .replace("Allocate Out in global", "Allocate Gate in global (B, Sk, Hq) f32\nAllocate Out in global")
+        .replace("\nfor i", "\nAllocate R in register (64 k) f32 = 0\nfor i")
+        .replace("    Reshape S", read + gated)
+    )
+    made = _translated(text)
+
+    assert "rR.fill(0.0f);" in made.source
+    arguments = {"arch": "sm_80", "threads": 128, "shared_bytes": 65536, "target": targets.get("A100")}
+    assert build(made.source, name="mha_full_d128_bf16", cache=Cache.open(tmp_path / "cache"), **arguments).cubin
 
 
 def test_two_ranges_become_one_loop_over_steps() -> None:

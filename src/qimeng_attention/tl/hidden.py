@@ -3,7 +3,7 @@
 Masks of one tile that stand behind each other, with the same fill, are one Mask with `and`: what the first hides stays
 hidden. `Compute where(cond, S, -inf) and get new S` is a Mask too, and so is `where(cond, P, 0)` where P becomes the
 operand of a product next. `Compute S and get W` gives W what hides S, also behind `exp2(S - m)`, which makes 0 of the
--inf.
+-inf, and behind a product with what is 0.
 
 Not here: which rows and indices are looked at (coverage.py).
 """
@@ -85,7 +85,16 @@ def _kept(n: s.Statement, open_: dict[str, list[Hiding]]) -> list[Hiding]:
     chain = open_.get(n.out, [])
     if chain and chain[-1].fill == NEVER and _exponential_of(n.value, n.out):
         return [replace(h, fill="0") for h in chain]
+    if chain and chain[-1].fill == "0" and _product_of(n.value, n.out):
+        return list(chain)
     return []
+
+
+def _product_of(value: s.Expr, tile: str) -> bool:
+    """Tell whether a value is a product that has a tile as a factor: where that is 0, so is the product."""
+    if isinstance(value, s.Binary) and value.op == "*":
+        return any(side == s.Name(tile) or _product_of(side, tile) for side in (value.left, value.right))
+    return False
 
 
 def _exponential_of(value: s.Expr, tile: str) -> bool:
