@@ -19,7 +19,7 @@ REQUESTS = load_requests(ROOT / "benchmarks" / "study" / "requests")
 UNSEEN = [r for r in REQUESTS if r.stratum == "unseen"]
 WRITTEN = ("src", "docs", "examples", "tests", "benchmarks")
 # what was said in a trial, and what tells of it
-TOLD = ("transcripts", "study", "study_round1", "study_kernels", "study_kernels_h200")
+TOLD = ("transcripts", "study", "study_round1", "study_kernels", "study_kernels_h200", "study_kernels_round2_h200")
 TEXTS = (".py", ".tl", ".md", ".yaml", ".txt", ".jinja", ".j2", ".json")
 
 
