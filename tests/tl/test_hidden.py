@@ -201,6 +201,7 @@ def test_a_product_of_hidden_weights_is_hidden(product: str) -> None:
         (f"{SEEN} and {IN}", ("Compute max(S, 1) and get new S", "Compute S and get W")),
         (f"{SEEN} and {IN}", ("Compute exp2(-S) and get new S", "Compute S and get W")),
         (f"{SEEN} and {IN}", ("Compute exp2(S * -1) and get new S", "Compute S and get W")),
+        (f"{SEEN} and {IN}", ("Compute exp2(S * m) and get new S", "Compute S and get W")),  # m may be negative
         (f"{SEEN} and {IN}", ("Compute exp2(1 - S) and get new S", "Compute S and get W")),
         (f"{SEEN} and {IN}", ("Compute exp2(S - S) and get new S", "Compute S and get W")),
         (f"{SEEN} and {IN}", ("Compute S and get W",)),  # a 0 among scores of -inf is none

@@ -157,37 +157,34 @@ def test_a_program_that_no_line_divides_is_told_which_line_would(target: str, ro
     assert ("roles producer" in found.hint) == roles
 
 
-def test_a_vector_in_shared_memory_is_told_to_lie_in_registers() -> None:
-    read = "Copy Gate (BN) in coordinate [batch, k = i * BN, head] from global to "
-    gated = "    Compute where(k < Sk, S * sigmoid(R), 0) and get new S\n    Reshape S"
-    text = (
+READ_GATE = "    Copy Gate (BN) in coordinate [batch, k = i * BN, head] from global to "
+
+
+def _gated(read: str) -> str:
+    """Write a program whose weights are multiplied by R, a vector over the keys that some lines read."""
+    weights = "    Compute where(k < Sk, S * sigmoid(R), 0) and get new S\n"
+    return (
         _planned(mask="full", Hq=8)
         .replace("Allocate Out in global", "Allocate Gate in global (B, Sk, Hq) f32\nAllocate Out in global")
-        .replace("    Reshape S", gated)
+        .replace("    Reshape S", f"{read}{weights}    Reshape S")
     )
-    by_shared = f"    {read}shared\n    Copy Gate from shared to register R\n"
-    by_hint = f"    Allocate R in register (64 k) f32\n    {read}register R\n"
 
+
+def test_a_vector_in_shared_memory_is_told_to_lie_in_registers() -> None:
     with pytest.raises(DiagnosticError) as caught:
-        _translated(text.replace(gated, by_shared + gated))
+        _translated(_gated(f"{READ_GATE}shared\n    Copy Gate from shared to register R\n"))
 
     (found,) = caught.value.diagnostics
     assert found.message == "the vector Gate (64 k) f32 lies in shared memory, where only tiles of rows do"
     assert "`Allocate R in register (64 k) f32`, `Copy ... from global to register R`" in found.hint
-    assert "tl::load_columns" in _translated(text.replace(gated, by_hint + gated)).source
+    hinted = _gated(f"    Allocate R in register (64 k) f32\n{READ_GATE}register R\n")
+    assert "tl::load_columns" in _translated(hinted).source
 
 
 @pytest.mark.cuda
 def test_a_vector_over_the_keys_may_have_a_first_value(tmp_path: Path) -> None:
-    read = "    Copy Gate (BN) in coordinate [batch, k = i * BN, head] from global to register R\n"
-    gated = "    Compute where(k < Sk, S * sigmoid(R), 0) and get new S\n    Reshape S"
-    text = (
-        _planned(mask="full", Hq=8)
-        .replace("Allocate Out in global", "Allocate Gate in global (B, Sk, Hq) f32\nAllocate Out in global")
-        .replace("\nfor i", "\nAllocate R in register (64 k) f32 = 0\nfor i")
-        .replace("    Reshape S", read + gated)
-    )
-    made = _translated(text)
+    text = _gated(f"{READ_GATE}register R\n")
+    made = _translated(text.replace("\nfor i", "\nAllocate R in register (64 k) f32 = 0\nfor i"))
 
     assert "rR.fill(0.0f);" in made.source
     arguments = {"arch": "sm_80", "threads": 128, "shared_bytes": 65536, "target": targets.get("A100")}

@@ -61,8 +61,9 @@ def _matplotlib() -> Any:
 def _places(summary: Mapping[str, Any]) -> tuple[list[str], list[tuple[float, str, Mapping[str, Any]]]]:
     """Give the methods, and each cell's place on an axis of methods."""
     methods: list[str] = [m for m in METHODS if m in summary]
-    shift = {"known": -0.2, "unseen": 0.2}
-    return methods, [(methods.index(m) + shift[s], s, c) for m, s, c in cells(summary)]
+    found = cells(summary)
+    shift = {"known": -0.2, "unseen": 0.2} if len({s for _, s, _ in found}) > 1 else {"known": 0.0, "unseen": 0.0}
+    return methods, [(methods.index(m) + shift[s], s, c) for m, s, c in found]
 
 
 def _methods(ax: Any, methods: list[str]) -> None:

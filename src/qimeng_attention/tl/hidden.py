@@ -39,7 +39,7 @@ def hiding(body: tuple[s.Statement, ...], axis: str) -> list[list[Hiding]]:
 
     Where there are Masks, a where only narrows them; where there is none, each where counts.
     """
-    groups = [[h for h in chain if axis in names_in(h.condition)] for chain in _chains(body)]
+    groups = [[h for h in chain if axis in names_in(h.condition)] for chain in _chains(body, _positive(body))]
     masked = [group for group in groups if any(h.written for h in group)]
     return masked or [group for group in groups if group]
 
@@ -50,13 +50,20 @@ def both(group: list[Hiding]) -> s.Expr:
     return reduce(lambda a, b: s.Binary("and", a, b), [h.condition for h in group], always)
 
 
-def _chains(body: tuple[s.Statement, ...]) -> list[list[Hiding]]:
+def _positive(body: tuple[s.Statement, ...]) -> frozenset[str]:
+    """Name the numbers that are more than 0 in every call: constants, and scalars that the launcher finds so."""
+    scalars = (n for n in body if isinstance(n, s.Scalar))
+    found = {n.name for n in scalars if n.op == ">" and isinstance(n.bound, s.Num) and n.bound.value >= 0}
+    return frozenset(found | {"log2e", "ln2"})
+
+
+def _chains(body: tuple[s.Statement, ...], positive: frozenset[str]) -> list[list[Hiding]]:
     """Give what hides, grouped: each group hides the same elements as one Mask would."""
     found: list[list[Hiding]] = []
     open_: dict[str, list[Hiding]] = {}
     for place, n in enumerate(body):
         hidings = _hidings(n, body[place + 1 :])
-        kept = _kept(n, open_)
+        kept = _kept(n, open_, positive)
         if kept:
             open_[kept[0].tile] = kept  # the masks themselves are in `found`; these only wait for the next one
             continue
@@ -64,7 +71,7 @@ def _chains(body: tuple[s.Statement, ...]) -> list[list[Hiding]]:
             for name in _written(n):
                 open_.pop(name, None)
             for inner in _blocks(n):
-                found += _chains(inner)
+                found += _chains(inner, positive)
             continue
         for h in hidings:
             chain = open_.get(h.tile)
@@ -76,14 +83,14 @@ def _chains(body: tuple[s.Statement, ...]) -> list[list[Hiding]]:
     return found
 
 
-def _kept(n: s.Statement, open_: dict[str, list[Hiding]]) -> list[Hiding]:
-    """Give what still hides in the tile that a Compute makes of a hidden one: of its copy, and of its exponentials."""
+def _kept(n: s.Statement, open_: dict[str, list[Hiding]], positive: frozenset[str]) -> list[Hiding]:
+    """Give what still hides in the tile that a Compute makes of a hidden one: a copy, exponentials or a product."""
     if not isinstance(n, s.Compute):
         return []
     if isinstance(n.value, s.Name):
         return [replace(h, tile=n.out) for h in open_.get(n.value.id, ())]
     chain = open_.get(n.out, [])
-    if chain and chain[-1].fill == NEVER and _exponential_of(n.value, n.out):
+    if chain and chain[-1].fill == NEVER and _exponential_of(n.value, n.out, positive):
         return [replace(h, fill="0") for h in chain]
     if chain and chain[-1].fill == "0" and _product_of(n.value, n.out):
         return list(chain)
@@ -97,32 +104,34 @@ def _product_of(value: s.Expr, tile: str) -> bool:
     return False
 
 
-def _exponential_of(value: s.Expr, tile: str) -> bool:
+def _exponential_of(value: s.Expr, tile: str, positive: frozenset[str]) -> bool:
     """Tell whether a value is exp2 of a tile, times or minus what lacks it: `exp2(S * c - m * c)`."""
     match value:
         case s.Call(function, (s.Binary("-", exponent, less),)) if function in _EXPONENTIALS:
-            return tile not in names_in(less) and _multiple(exponent, tile)
+            return tile not in names_in(less) and _multiple(exponent, tile, positive)
         case s.Call(function, (exponent,)) if function in _EXPONENTIALS:
-            return _multiple(exponent, tile)
+            return _multiple(exponent, tile, positive)
     return False
 
 
-def _multiple(e: s.Expr, tile: str) -> bool:
-    """Tell whether a value is a tile times what is written without a sign: the scale of scores is positive."""
+def _multiple(e: s.Expr, tile: str, positive: frozenset[str]) -> bool:
+    """Tell whether a value is a tile times what is more than 0: where the tile is -inf, so is the value."""
     if isinstance(e, s.Binary) and e.op == "*":
-        a, b = e.left, e.right
-        return (_multiple(a, tile) and _unsigned(b, tile)) or (_unsigned(a, tile) and _multiple(b, tile))
+        return any(
+            _multiple(a, tile, positive) and _is_positive(b, positive)
+            for a, b in ((e.left, e.right), (e.right, e.left))
+        )
     return e == s.Name(tile)
 
 
-def _unsigned(e: s.Expr, tile: str) -> bool:
+def _is_positive(e: s.Expr, positive: frozenset[str]) -> bool:
     match e:
         case s.Name(id):
-            return id != tile
+            return id in positive
         case s.Num(value):
             return value > 0
         case s.Binary("*" | "/", a, b):
-            return _unsigned(a, tile) and _unsigned(b, tile)
+            return _is_positive(a, positive) and _is_positive(b, positive)
     return False
 
 
